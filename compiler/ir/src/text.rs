@@ -1,0 +1,1 @@
+//! The `.air` text form: parse ∘ print = identity.

@@ -1,0 +1,325 @@
+//! The weight store: names of tensors and how to get their values, one tensor at a time.
+//!
+//! A compile needs memory for its largest tensor, not for the model: entries point into a mapped checkpoint or
+//! at other entries (derived weights are computed when read), and codes chosen by a pass are spilled to an
+//! unnamed temporary file.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::Elem;
+use attar_format::Encoded;
+use indexmap::IndexMap;
+use std::sync::Arc;
+
+/// Name of a weight tensor, as the checkpoint or the pass that made it spells it.
+pub type WeightName = Arc<str>;
+
+/// Reads one tensor of a checkpoint as f32. Implemented by the importer over a mapped file.
+pub trait WeightReader: Send + Sync {
+    /// All elements, row-major, converted to f32.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Weight`] when the bytes cannot be read or decoded.
+    fn read_f32(&self) -> Result<Vec<f32>>;
+
+    /// The type the checkpoint stores, for reports: `bf16`, `q4_1`, …
+    fn stored_as(&self) -> String;
+}
+
+/// What is known of a weight without reading it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightInfo {
+    /// `[N, K]` for matrices, `[D]` for vectors.
+    pub shape: Vec<usize>,
+    /// Plain f32 until a pass encodes it.
+    pub elem: Elem,
+    /// The type in the checkpoint, or how the weight was derived.
+    pub stored_as: String,
+}
+
+enum Source {
+    Reader(Arc<dyn WeightReader>),
+    /// Values in memory (small tensors, tests, constant folding).
+    Values(Arc<Vec<f32>>),
+    /// Rows of several weights stacked along N.
+    ConcatRows(Vec<WeightName>),
+    /// Columns of `base` `[N, K]` multiplied by the vector `by` `[K]`.
+    ScaleColumns {
+        base: WeightName,
+        by: WeightName,
+    },
+    /// Codes chosen by a pass, in the spill file.
+    Encoded(spill::Handle),
+}
+
+struct Entry {
+    info: WeightInfo,
+    source: Source,
+}
+
+/// All weights of a model by name, in insertion order.
+#[derive(Default)]
+pub struct WeightStore {
+    entries: IndexMap<WeightName, Entry>,
+    spill: spill::SpillFile,
+}
+
+impl std::fmt::Debug for WeightStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.entries.iter().map(|(n, e)| (n, &e.info))).finish()
+    }
+}
+
+impl WeightStore {
+    pub fn new() -> WeightStore {
+        WeightStore::default()
+    }
+
+    /// Adds a tensor of a checkpoint. Replaces an entry of the same name.
+    pub fn add_reader(&mut self, name: &str, shape: &[usize], reader: Arc<dyn WeightReader>) -> WeightName {
+        let stored_as = reader.stored_as();
+        self.insert(name, shape, Elem::F32, stored_as, Source::Reader(reader))
+    }
+
+    /// Adds a tensor held in memory.
+    pub fn add_values(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> WeightName {
+        self.insert(name, shape, Elem::F32, "f32".to_owned(), Source::Values(Arc::new(values)))
+    }
+
+    /// Adds the rows of `parts` stacked along N. Parts are all uncompressed, or all coded in one format with one
+    /// table.
+    ///
+    /// # Errors
+    /// When a part is missing, or parts do not fit together.
+    pub fn add_concat_rows(&mut self, name: &str, parts: &[WeightName]) -> Result<WeightName> {
+        let infos = parts.iter().map(|p| self.info(p)).collect::<Result<Vec<_>>>()?;
+        let Some(first) = infos.first() else {
+            return Err(weight_error(name, "nothing to stack"));
+        };
+        let (elem, tail) = (first.elem, first.shape[1..].to_vec());
+        if infos.iter().any(|i| i.elem != elem || i.shape[1..] != tail[..]) {
+            return Err(weight_error(name, "rows to be stacked differ in format or width"));
+        }
+        let mut shape = vec![infos.iter().map(|i| i.shape[0]).sum()];
+        shape.extend(tail);
+        if let Elem::Coded(_) = elem {
+            let coded = parts.iter().map(|p| self.read_encoded(p)).collect::<Result<Vec<_>>>()?;
+            let joined = Encoded::concat_rows(&coded.iter().collect::<Vec<_>>())
+                .map_err(|e| weight_error(name, &e.to_string()))?;
+            return self.set_encoded(name, &joined);
+        }
+        Ok(self.insert(name, &shape, elem, "stacked rows".to_owned(), Source::ConcatRows(parts.to_vec())))
+    }
+
+    /// Adds `base` `[N, K]` with its columns multiplied by `by` `[K]`; both uncompressed.
+    ///
+    /// # Errors
+    /// When one is missing, coded, or K differs.
+    pub fn add_scaled_columns(
+        &mut self,
+        name: &str,
+        base: &WeightName,
+        by: &WeightName,
+    ) -> Result<WeightName> {
+        let (b, s) = (self.info(base)?, self.info(by)?);
+        if b.elem != Elem::F32 || s.elem != Elem::F32 {
+            return Err(weight_error(name, "only uncompressed weights can be rescaled"));
+        }
+        if b.shape.len() != 2 || s.shape != [b.shape[1]] {
+            return Err(weight_error(
+                name,
+                &format!("columns of {:?} cannot be scaled by {:?}", b.shape, s.shape),
+            ));
+        }
+        let shape = b.shape.clone();
+        let source = Source::ScaleColumns { base: base.clone(), by: by.clone() };
+        Ok(self.insert(name, &shape, Elem::F32, "rescaled columns".to_owned(), source))
+    }
+
+    /// Adds or replaces a weight by codes a pass has chosen; the codes go to the spill file.
+    ///
+    /// # Errors
+    /// When the spill file cannot be written.
+    pub fn set_encoded(&mut self, name: &str, encoded: &Encoded) -> Result<WeightName> {
+        let handle =
+            self.spill.write(encoded).map_err(|e| weight_error(name, &format!("spill file: {e}")))?;
+        let elem = Elem::Coded(encoded.format);
+        Ok(self.insert(
+            name,
+            &[encoded.n, encoded.k],
+            elem,
+            encoded.format.name.to_owned(),
+            Source::Encoded(handle),
+        ))
+    }
+
+    fn insert(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        elem: Elem,
+        stored_as: String,
+        source: Source,
+    ) -> WeightName {
+        let name: WeightName = Arc::from(name);
+        let info = WeightInfo { shape: shape.to_vec(), elem, stored_as };
+        self.entries.insert(name.clone(), Entry { info, source });
+        name
+    }
+
+    /// Shape and element of a weight.
+    ///
+    /// # Errors
+    /// When the store does not hold it.
+    pub fn info(&self, name: &str) -> Result<&WeightInfo> {
+        Ok(&self.entry(name)?.info)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// All names, in insertion order.
+    pub fn names(&self) -> impl Iterator<Item = &WeightName> {
+        self.entries.keys()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| weight_error(name, "the weight store holds no such tensor"))
+    }
+
+    /// Decoded values, row-major. Costs memory for this tensor only.
+    ///
+    /// # Errors
+    /// When the tensor is missing or its bytes cannot be read.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        let values = match &entry.source {
+            Source::Reader(r) => r.read_f32().map_err(|e| e.at_tensor(name))?,
+            Source::Values(v) => v.as_ref().clone(),
+            Source::ConcatRows(parts) => {
+                let mut all = Vec::with_capacity(entry.info.shape.iter().product());
+                for p in parts {
+                    all.extend(self.read_f32(p)?);
+                }
+                all
+            }
+            Source::ScaleColumns { base, by } => {
+                let mut w = self.read_f32(base)?;
+                let s = self.read_f32(by)?;
+                for row in w.chunks_exact_mut(s.len()) {
+                    row.iter_mut().zip(&s).for_each(|(w, s)| *w *= s);
+                }
+                w
+            }
+            Source::Encoded(h) => {
+                self.spill.read(h).map_err(|e| weight_error(name, &format!("spill file: {e}")))?.decode()
+            }
+        };
+        let expected: usize = entry.info.shape.iter().product();
+        if values.len() != expected {
+            let problem =
+                format!("shape {:?} needs {expected} values, got {}", entry.info.shape, values.len());
+            return Err(weight_error(name, &problem));
+        }
+        Ok(values)
+    }
+
+    /// The codes of a coded weight, or an uncompressed matrix in format `f32`.
+    ///
+    /// # Errors
+    /// When the tensor is missing, unreadable, or not a matrix.
+    pub fn read_encoded(&self, name: &str) -> Result<Encoded> {
+        let entry = self.entry(name)?;
+        if let Source::Encoded(h) = &entry.source {
+            return self.spill.read(h).map_err(|e| weight_error(name, &format!("spill file: {e}")));
+        }
+        let [n, k] = entry.info.shape[..] else {
+            return Err(weight_error(name, &format!("expected a matrix, got shape {:?}", entry.info.shape)));
+        };
+        Encoded::from_f32(&attar_format::formats::F32, n, k, &self.read_f32(name)?)
+            .map_err(|e| weight_error(name, &e.to_string()))
+    }
+}
+
+fn weight_error(name: &str, problem: &str) -> Error {
+    Error::new(ErrorKind::Weight { problem: problem.to_owned() }).at_tensor(name)
+}
+
+/// Codes written once to an unnamed temporary file and read back when needed.
+mod spill {
+    use attar_format::{Encoded, FormatRef};
+    use std::fs::File;
+    use std::io::{self, Read, Seek, SeekFrom, Write};
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    pub(super) struct SpillFile {
+        file: Mutex<Option<File>>,
+    }
+
+    /// Where one matrix stands in the file, and what the file does not say.
+    pub(super) struct Handle {
+        offset: u64,
+        format: FormatRef,
+        n: usize,
+        k: usize,
+        table: [i8; 16],
+        shift: i8,
+        row_scales: usize,
+        fields: usize,
+        codes: usize,
+    }
+
+    impl SpillFile {
+        pub(super) fn write(&self, e: &Encoded) -> io::Result<Handle> {
+            let mut guard = self.file.lock().map_err(|_| io::Error::other("poisoned"))?;
+            if guard.is_none() {
+                *guard = Some(tempfile::tempfile()?);
+            }
+            let Some(file) = guard.as_mut() else { return Err(io::Error::other("no file")) };
+            let offset = file.seek(SeekFrom::End(0))?;
+            let mut head = Vec::with_capacity(e.row_scale.len() * 4 + e.field.len() * 2);
+            head.extend(e.row_scale.iter().flat_map(|v| v.to_le_bytes()));
+            head.extend(e.field.iter().flat_map(|v| v.to_le_bytes()));
+            file.write_all(&head)?;
+            file.write_all(&e.codes)?;
+            Ok(Handle {
+                offset,
+                format: e.format,
+                n: e.n,
+                k: e.k,
+                table: e.table,
+                shift: e.shift,
+                row_scales: e.row_scale.len(),
+                fields: e.field.len(),
+                codes: e.codes.len(),
+            })
+        }
+
+        pub(super) fn read(&self, h: &Handle) -> io::Result<Encoded> {
+            let mut head = vec![0u8; h.row_scales * 4 + h.fields * 2];
+            let mut codes = vec![0u8; h.codes];
+            {
+                let mut guard = self.file.lock().map_err(|_| io::Error::other("poisoned"))?;
+                let Some(file) = guard.as_mut() else { return Err(io::Error::other("nothing was written")) };
+                file.seek(SeekFrom::Start(h.offset))?;
+                file.read_exact(&mut head)?;
+                file.read_exact(&mut codes)?;
+            }
+            let (rows, fields) = head.split_at(h.row_scales * 4);
+            Ok(Encoded {
+                format: h.format,
+                n: h.n,
+                k: h.k,
+                table: h.table,
+                shift: h.shift,
+                row_scale: rows
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect(),
+                field: fields.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect(),
+                codes,
+            })
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The specs: what each kernel computes, its arguments in order, and its grid.
+//!
+//! Matrices of activations are row-major f32 `[T, width]` unless said otherwise. "grid T" means item `t` is token `t`.
+//! Kernels must not depend on how the grid is cut, and a row's result must not depend on the other rows: every row
+//! is accumulated in the same order whatever the number of rows.
+
+use attar_artifact::manifest::KvType;
+use attar_format::{CHANNELS, FormatRef};
+
+/// One kernel, completely described.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KernelSpec {
+    /// `out[t, :] = table[tokens[t], :]`. Args: tokens i32, packed table, out f32. Grid T.
+    Embed { format: FormatRef, vocab: usize, dim: usize },
+    /// RMSNorm of each row. Args: x f32, gain f32 (only with `gain`), out. Grid: rows.
+    RmsNorm { dim: usize, eps: f32, gain: bool, out: Activation },
+    /// LayerNorm of each row. Args: x, gain, bias, out f32. Grid: rows.
+    LayerNorm { dim: usize, eps: f32 },
+    /// f32 rows to int8 rows. Args: x f32, out int8 rows. Grid: rows.
+    Quantize { dim: usize },
+    /// Matrix product with a packed weight and an epilogue.
+    Linear(LinearSpec),
+    /// Rotates heads. Args: x f32 `[T, heads * head_dim]`, rope f32 `[T, head_dim]` (cosines, then sines), out. Grid T.
+    Rope { heads: usize, head_dim: usize },
+    /// Stores keys and values. Args: k f32, v f32, positions, seqs, block tables, table stride, keys, values. Grid T.
+    KvWrite { kv_heads: usize, head_dim: usize, kv: KvType, page_len: usize },
+    /// Causal attention over pages, online softmax. Args: q f32 `[T, H, Dh]`, positions, seqs, block tables, table
+    /// stride, keys, values, out f32 `[T, H, Dh]`. Grid T * kv_heads: item `t * kv_heads + h`.
+    Attention {
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        scale: f32,
+        window: Option<usize>,
+        kv: KvType,
+        page_len: usize,
+    },
+    /// Elementwise over rows. Args: a, (b for the binary ones), out. Grid: rows.
+    Elementwise { op: Elementwise, dim: usize },
+    /// Softmax of each row. Args: x, out. Grid: rows.
+    Softmax { dim: usize },
+    /// `out[r, :] = x[rows[r], :]`. Args: x f32, rows i32, out f32. Grid R.
+    GatherRows { dim: usize },
+    /// `out[t, i] = x[t, start + i]`. Args: x, out. Grid: rows.
+    Slice { dim: usize, start: usize, len: usize },
+}
+
+/// How a kernel hands activations on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    F32,
+    /// Rows laid out as [`ActInt8Layout`].
+    Int8,
+}
+
+/// Elementwise operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elementwise {
+    Add,
+    Mul,
+    Silu,
+    Gelu,
+}
+
+/// Rows handled together by a matrix kernel: each weight is decoded once per tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowTile {
+    /// Exactly one row.
+    One,
+    /// 1 to 16 rows, the weights of a block decoded once for all of them.
+    Small,
+    /// Any number of rows.
+    Many,
+}
+
+/// `y[m, n] = sum_k x[m, k] w[n, k]`, then the epilogue.
+///
+/// Args: x (f32 rows of width K, or int8 rows when the format wants them), packed weight, then the epilogue's, then
+/// `M` (number of rows) as a number. The grid runs over channels, see [`LinearSpec::items`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearSpec {
+    pub format: FormatRef,
+    /// Output channels of the weight as packed.
+    pub n: usize,
+    pub k: usize,
+    pub rows: RowTile,
+    /// Adds a bias f32 `[N]` (in packed channel order) first; its address comes right after the weight's.
+    pub bias: bool,
+    pub epilogue: Epilogue,
+}
+
+/// What happens to the sums before they are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Epilogue {
+    /// Args: out f32 `[M, N]`. Item: a block of 16 channels.
+    Store,
+    /// `out = r + y`. Args: r f32 `[M, N]`, out f32 `[M, N]` (may be r itself). Item: a block of 16 channels.
+    Residual,
+    /// Blocks alternate: 16 gate channels, then the 16 up channels that belong to them. `out[m, f] = silu(gate) * up`.
+    /// Args: out f32 `[M, N / 2]`. Item: a pair of blocks. N / 2 is the padded F; the true F is in `width`.
+    Swiglu { width: usize },
+    /// See [`QkvEpilogue`].
+    Qkv(QkvEpilogue),
+}
+
+/// Heads come as whole multiples of `head_dim` channels (a multiple of 16): H query heads, Hk key heads, Hk value heads.
+/// Optional per-head RMSNorm of q and k, rotary embedding of q and k, store of k and v in the cache.
+///
+/// Args: (q gain f32 `[Dh]`, k gain f32 `[Dh]` with `qk_norm`), rope f32 `[M, Dh]`, positions, seqs, block tables, table
+/// stride, keys, values, out q f32 `[M, H, Dh]`. Item: a head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QkvEpilogue {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Eps of the head norms.
+    pub qk_norm: Option<f32>,
+    pub kv: KvType,
+    pub page_len: usize,
+}
+
+impl LinearSpec {
+    /// Grid items of one launch.
+    pub fn items(&self) -> usize {
+        match &self.epilogue {
+            Epilogue::Store | Epilogue::Residual => self.n.div_ceil(CHANNELS),
+            Epilogue::Swiglu { .. } => self.n.div_ceil(2 * CHANNELS),
+            Epilogue::Qkv(q) => q.heads + 2 * q.kv_heads,
+        }
+    }
+}
+
+/// A row of activations quantized to int8 in groups of 32: codes, one f32 scale per group, one i32 sum of the codes per
+/// group. `x[k] ~ scale[k / 32] * code[k]`; scale is `amax / 127`, codes round to nearest even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActInt8Layout {
+    pub k: usize,
+    pub groups: usize,
+    /// Offset of the scales; the codes stand at 0.
+    pub scales_offset: usize,
+    /// Offset of the sums.
+    pub sums_offset: usize,
+    /// Bytes from one row to the next; a multiple of 64.
+    pub stride: usize,
+}
+
+impl ActInt8Layout {
+    /// Weights and activations share their groups.
+    pub const GROUP: usize = 32;
+
+    /// Layout for rows of `k` values, a multiple of 32.
+    pub fn new(k: usize) -> ActInt8Layout {
+        let groups = k / Self::GROUP;
+        let scales_offset = k.next_multiple_of(64);
+        let sums_offset = scales_offset + groups * 4;
+        let stride = (sums_offset + groups * 4).next_multiple_of(64);
+        ActInt8Layout { k, groups, scales_offset, sums_offset, stride }
+    }
+}
+
+impl KernelSpec {
+    /// Name in entry tables; equal specs have equal names and different specs different ones.
+    pub fn name(&self) -> String {
+        match self {
+            KernelSpec::Embed { format, vocab, dim } => format!("embed_{}_{vocab}x{dim}", format.name),
+            KernelSpec::RmsNorm { dim, eps, gain, out } => {
+                format!(
+                    "rms_norm_{dim}_e{:08x}{}_{}",
+                    eps.to_bits(),
+                    if *gain { "_g" } else { "" },
+                    out.name()
+                )
+            }
+            KernelSpec::LayerNorm { dim, eps } => format!("layer_norm_{dim}_e{:08x}", eps.to_bits()),
+            KernelSpec::Quantize { dim } => format!("quantize_{dim}"),
+            KernelSpec::Linear(l) => l.name(),
+            KernelSpec::Rope { heads, head_dim } => format!("rope_{heads}x{head_dim}"),
+            KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len } => {
+                format!("kv_write_{kv_heads}x{head_dim}_{}_p{page_len}", kv_name(*kv))
+            }
+            KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len } => {
+                let window = window.map_or(String::new(), |w| format!("_w{w}"));
+                let scale = scale.to_bits();
+                format!(
+                    "attention_{heads}_{kv_heads}x{head_dim}_s{scale:08x}{window}_{}_p{page_len}",
+                    kv_name(*kv)
+                )
+            }
+            KernelSpec::Elementwise { op, dim } => format!("{}_{dim}", op.name()),
+            KernelSpec::Softmax { dim } => format!("softmax_{dim}"),
+            KernelSpec::GatherRows { dim } => format!("gather_rows_{dim}"),
+            KernelSpec::Slice { dim, start, len } => format!("slice_{dim}_{start}_{len}"),
+        }
+    }
+}
+
+impl LinearSpec {
+    fn name(&self) -> String {
+        let rows = match self.rows {
+            RowTile::One => "r1",
+            RowTile::Small => "r16",
+            RowTile::Many => "rn",
+        };
+        let bias = if self.bias { "_bias" } else { "" };
+        let epilogue = match &self.epilogue {
+            Epilogue::Store => String::new(),
+            Epilogue::Residual => "_residual".to_owned(),
+            Epilogue::Swiglu { width } => format!("_swiglu{width}"),
+            Epilogue::Qkv(q) => {
+                let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
+                let kv = kv_name(q.kv);
+                format!("_qkv{}_{}x{}{norm}_{kv}_p{}", q.heads, q.kv_heads, q.head_dim, q.page_len)
+            }
+        };
+        format!("linear_{}_{}x{}_{rows}{bias}{epilogue}", self.format.name, self.n, self.k)
+    }
+}
+
+impl Activation {
+    fn name(self) -> &'static str {
+        match self {
+            Activation::F32 => "f32",
+            Activation::Int8 => "i8",
+        }
+    }
+}
+
+impl Elementwise {
+    fn name(self) -> &'static str {
+        match self {
+            Elementwise::Add => "add",
+            Elementwise::Mul => "mul",
+            Elementwise::Silu => "silu",
+            Elementwise::Gelu => "gelu",
+        }
+    }
+}
+
+fn kv_name(kv: KvType) -> &'static str {
+    match kv {
+        KvType::F32 => "kvf32",
+        KvType::F16 => "kvf16",
+    }
+}

@@ -1,0 +1,140 @@
+//! The manifest: what the runtime must know about a model and where its sections stand.
+
+use crate::program::Entry;
+use serde::{Deserialize, Serialize};
+
+/// Everything about the file that is not bulk data. Unknown fields are ignored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// `attar` and its version.
+    pub generator: String,
+    pub model: Model,
+    pub sections: Vec<Section>,
+    /// Weight tensors as packed, in file order.
+    pub tensors: Vec<TensorEntry>,
+}
+
+/// The model as the runtime sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// Name for people.
+    pub name: String,
+    /// `llama`, `qwen3`, …
+    pub architecture: String,
+    pub layers: u32,
+    pub hidden: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    /// Rows of the logits.
+    pub vocab: u32,
+    /// Longest context the model was made for, in tokens.
+    pub context_length: u32,
+    pub parameters: u64,
+    pub rope: Vec<RopeTable>,
+    pub kv: KvSpec,
+    /// Generation stops at any of these.
+    pub eos: Vec<u32>,
+    /// Put before a text when the tokenizer asks for it.
+    pub bos: Option<u32>,
+}
+
+/// Angles of one rotary embedding: `angle[i] = position * inv_freq[i]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RopeTable {
+    pub inv_freq: Vec<f64>,
+    /// Factor on cosine and sine.
+    pub mscale: f64,
+}
+
+/// How keys and values are cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvSpec {
+    /// `f32` or `f16`.
+    pub dtype: KvType,
+    /// Tokens of one page.
+    pub page_len: u32,
+}
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvType {
+    F32,
+    F16,
+}
+
+impl KvType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+        }
+    }
+}
+
+/// What a section holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum SectionKind {
+    /// All packed tensors.
+    Weights,
+    /// Machine code for one target: a flat position-independent image.
+    Code {
+        /// `x86-64-v3`, `aarch64+dotprod`, …
+        target: String,
+        /// CPU features the code uses, as the loader probes them.
+        features: Vec<String>,
+        entries: Vec<Entry>,
+    },
+    /// JSON list of [`crate::program::Program`] for a device class.
+    Programs {
+        /// `cpu`, `cuda`.
+        device: String,
+    },
+    /// `tokenizer.json` as the `tokenizers` crate reads it.
+    Tokenizer,
+    /// The chat template (Jinja).
+    ChatTemplate,
+    /// `.air` text of the final graph.
+    Graph,
+    /// The resolved recipe (TOML) with the hashes of all inputs.
+    Recipe,
+    /// The measured quality certificate (JSON).
+    Certificate,
+    /// A kind this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One section of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Section {
+    #[serde(flatten)]
+    pub kind: SectionKind,
+    /// From the start of the file; a multiple of the page size 4096.
+    pub offset: u64,
+    pub len: u64,
+    /// BLAKE3 of the section's bytes, hexadecimal.
+    pub hash: String,
+    /// BLAKE3 of each 1 MiB chunk, hexadecimal; only for large sections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<String>,
+    /// A reader that does not know the kind must refuse the file.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// A packed weight tensor within the weights section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorEntry {
+    pub name: String,
+    /// Name of the weight format; vectors are plain `f32`.
+    pub format: String,
+    /// `[N, K]`, or `[D]`.
+    pub shape: Vec<u64>,
+    /// From the start of the weights section; a multiple of 64.
+    pub offset: u64,
+    pub len: u64,
+}

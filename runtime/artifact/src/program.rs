@@ -1,0 +1,135 @@
+//! Programs: ordered lists of kernel launches over a planned activation arena.
+//!
+//! Lowering makes one program per kind of step; the runtime resolves arguments once per step and runs the launches
+//! in order, with a barrier after each. Nothing here is specific to an instruction set: kernels are named, and each
+//! code section supplies an entry for every name.
+
+use serde::{Deserialize, Serialize};
+
+/// `base + per_token * T + per_row * R`, in bytes or items.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub base: u64,
+    /// Times the tokens of the step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub per_token: u64,
+    /// Times the rows whose logits are wanted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub per_row: u64,
+}
+
+fn is_zero(v: &u64) -> bool {
+    *v == 0
+}
+
+impl Extent {
+    pub fn fixed(base: u64) -> Extent {
+        Extent { base, ..Extent::default() }
+    }
+
+    pub fn per_token(per_token: u64) -> Extent {
+        Extent { per_token, ..Extent::default() }
+    }
+
+    pub fn per_row(per_row: u64) -> Extent {
+        Extent { per_row, ..Extent::default() }
+    }
+
+    /// Value for a step of `tokens` tokens and `rows` logit rows; `None` on overflow.
+    pub fn at(&self, tokens: u64, rows: u64) -> Option<u64> {
+        let t = self.per_token.checked_mul(tokens)?;
+        let r = self.per_row.checked_mul(rows)?;
+        self.base.checked_add(t)?.checked_add(r)
+    }
+}
+
+/// What kind of step a program serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgramKind {
+    /// One token.
+    Decode,
+    /// 2 to 16 tokens: batched decode and verification of drafts.
+    SmallBatch,
+    /// Any number of tokens up to the program's limit.
+    Prefill,
+}
+
+/// What a launch is given at an argument slot. Every argument becomes one u64: an address or a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arg {
+    /// Address in the activation arena; the kernel touches at most `len` bytes from it.
+    Arena { offset: Extent, len: Extent },
+    /// Address in the weights section.
+    Weight { offset: u64, len: u64 },
+    /// Address of the step's input or output.
+    Step(StepBuffer),
+    /// Address of a layer's keys (`[pages, Hk, page_len, Dh]`).
+    Keys { layer: u32 },
+    /// Address of a layer's values, laid out as the keys.
+    Values { layer: u32 },
+    /// A number that does not depend on the step.
+    Imm(u64),
+    /// A number that does.
+    Count(Extent),
+    /// Entries of one row of the block tables.
+    BlockTableStride,
+}
+
+/// Buffers the runtime provides for a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepBuffer {
+    /// i32 `[T]`: token ids.
+    Tokens,
+    /// i32 `[T]`: position of each token in its sequence.
+    Positions,
+    /// i32 `[T]`: row of the block tables of each token's sequence.
+    Seqs,
+    /// i32 `[R]`: tokens whose logits are wanted.
+    Rows,
+    /// u32 `[sequences, stride]`: KV pages of each sequence in order of position.
+    BlockTables,
+    /// f32 `[T, Dh]`: per token `mscale * cos` of its Dh/2 angles, then `mscale * sin`, for rotary table `table`.
+    Rope { table: u32 },
+    /// f32 `[R, V]`: written by the last launch.
+    Logits,
+}
+
+/// One kernel call: the grid's items are shared out among threads in chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Name of the kernel in the code section's entry table.
+    pub kernel: String,
+    pub args: Vec<Arg>,
+    /// Work items.
+    pub grid: Extent,
+    /// Bytes of weights the whole launch reads, for profiles.
+    #[serde(default)]
+    pub weight_bytes: u64,
+    /// What it computes, e.g. `layers.3 gate_up_swiglu`.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// An ordered list of launches and the arena they need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    pub kind: ProgramKind,
+    /// Most tokens of one step.
+    pub max_tokens: u32,
+    /// Size of the activation arena.
+    pub arena: Extent,
+    pub launches: Vec<Launch>,
+}
+
+/// Address of a kernel in a code section: `extern "C" fn(args: *const u64, begin: u64, end: u64)`, which computes the
+/// grid items `begin..end`. Kernels keep no state, call nothing and never unwind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub kernel: String,
+    /// From the start of the section; a multiple of 64.
+    pub offset: u64,
+    pub len: u64,
+}

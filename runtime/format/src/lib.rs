@@ -1,0 +1,17 @@
+//! Element types and weight formats of Attar.
+//!
+//! A [`Format`] is a value, not a code path: it says how many bits a code has, how many weights along K share
+//! a scale, and how the scale is stored. From it follow the packed size ([`PackedLayout`]), the reference
+//! encoder and decoder ([`Encoded`]) and, in other crates, the kernels.
+//!
+//! Shapes follow PyTorch: a weight matrix is `[N, K]`, N output channels by K inputs, row-major.
+
+mod dtype;
+mod encoded;
+pub mod formats;
+mod packed;
+
+pub use dtype::DType;
+pub use encoded::{Encoded, FormatError};
+pub use formats::{Format, FormatRef, Scale, Value, by_name};
+pub use packed::{CHANNELS, PackedLayout};
