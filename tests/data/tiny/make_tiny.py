@@ -189,9 +189,19 @@ def v4_spelling(config):
 
 
 def write_json(path, value):
-    """One key per line, lists in one line."""
-    rows = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items()]
-    path.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    """One key per line, one line per entry of a list or map of records, other lists in one line."""
+
+    def text(v):
+        return json.dumps(v, ensure_ascii=False)
+
+    def entry(v):
+        if isinstance(v, list) and v and isinstance(v[0], dict):
+            return "[\n  " + ",\n  ".join(text(e) for e in v) + "\n ]"
+        if isinstance(v, dict) and v and all(isinstance(e, dict) for e in v.values()):
+            return "{\n  " + ",\n  ".join(f"{text(k)}: {text(e)}" for k, e in v.items()) + "\n }"
+        return text(v)
+
+    path.write_text("{\n" + ",\n".join(f" {text(k)}: {entry(v)}" for k, v in value.items()) + "\n}\n")
 
 
 def make(out, name):
