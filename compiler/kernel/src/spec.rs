@@ -97,7 +97,7 @@ pub enum Epilogue {
     /// `out = r + y`. Args: r f32 `[M, N]`, out f32 `[M, N]` (may be r itself). Item: a block of 16 channels.
     Residual,
     /// Blocks alternate: 16 gate channels, then the 16 up channels that belong to them. `out[m, f] = silu(gate) * up`.
-    /// Args: out f32 `[M, N / 2]`. Item: a pair of blocks. N / 2 is the padded F; the true F is in `width`.
+    /// Args: out f32 `[M, width]`. Item: a pair of blocks. N / 2 is F padded to 16 and `out` has `width` columns, the true F.
     Swiglu { width: usize },
     /// See [`QkvEpilogue`].
     Qkv(QkvEpilogue),
