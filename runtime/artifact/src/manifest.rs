@@ -12,6 +12,9 @@ pub struct Manifest {
     pub sections: Vec<Section>,
     /// Weight tensors as packed, in file order.
     pub tensors: Vec<TensorEntry>,
+    /// Names of abilities beyond this version's that a reader must have; it refuses the file when it lacks one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<String>,
 }
 
 /// The model as the runtime sees it.
@@ -33,9 +36,9 @@ pub struct Model {
     pub parameters: u64,
     pub rope: Vec<RopeTable>,
     pub kv: KvSpec,
-    /// Generation stops at any of these.
+    /// Generation stops at any of these; the first is the chat template's `eos_token`.
     pub eos: Vec<u32>,
-    /// Put before a text when the tokenizer asks for it.
+    /// The chat template's `bos_token`. Whether it is put before a plain text is the tokenizer's affair.
     pub bos: Option<u32>,
 }
 
@@ -108,6 +111,28 @@ pub enum SectionKind {
     Unknown,
 }
 
+impl SectionKind {
+    /// Name for messages: the kind, and what tells sections of one kind apart.
+    pub fn name(&self) -> String {
+        match self {
+            SectionKind::Weights => "weights".to_owned(),
+            SectionKind::Code { target, .. } => format!("code {target}"),
+            SectionKind::Programs { device } => format!("programs {device}"),
+            SectionKind::Tokenizer => "tokenizer".to_owned(),
+            SectionKind::ChatTemplate => "chat_template".to_owned(),
+            SectionKind::Graph => "graph".to_owned(),
+            SectionKind::Recipe => "recipe".to_owned(),
+            SectionKind::Certificate => "certificate".to_owned(),
+            SectionKind::Unknown => "of unknown kind".to_owned(),
+        }
+    }
+}
+
+/// The device class whose programs a code target runs: `cuda` for `cuda:sm_90a` and its like, else `cpu`.
+pub fn device_of_target(target: &str) -> &'static str {
+    if target == "cuda" || target.starts_with("cuda:") { "cuda" } else { "cpu" }
+}
+
 /// One section of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Section {
@@ -122,7 +147,7 @@ pub struct Section {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chunks: Vec<String>,
     /// A reader that does not know the kind must refuse the file.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub required: bool,
 }
 
@@ -137,4 +162,8 @@ pub struct TensorEntry {
     /// From the start of the weights section; a multiple of 64.
     pub offset: u64,
     pub len: u64,
+}
+
+fn is_false(b: &bool) -> bool {
+    !*b
 }
