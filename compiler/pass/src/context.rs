@@ -1,0 +1,188 @@
+//! The pass trait, and what a pass may use while it runs.
+
+use crate::decl::{Numerics, PassDecl, Phase};
+use crate::error::Result;
+use crate::globs::TensorGlobs;
+use crate::metrics::{Metric, MetricValue};
+use attar_ir::{Graph, NodeId, OpKind, WeightName, WeightStore};
+
+/// A change of a graph and its weights.
+///
+/// A pass is deterministic: the same graph, weights, options and seed give the same result on any number of
+/// threads. It verifies, prints and times nothing; the [`Manager`](crate::Manager) does.
+pub trait Pass: Send + Sync {
+    /// The declaration the pass was made from.
+    fn decl(&self) -> &'static PassDecl;
+
+    fn name(&self) -> &'static str {
+        self.decl().name
+    }
+
+    fn summary(&self) -> &'static str {
+        self.decl().summary
+    }
+
+    fn phase(&self) -> Phase {
+        self.decl().phase
+    }
+
+    fn numerics(&self) -> Numerics {
+        self.decl().numerics
+    }
+
+    /// Changes the graph. Every rewrite is asked for with [`PassCx::rewrite`] first.
+    ///
+    /// # Errors
+    /// When a weight cannot be read or does not suit, or the graph refuses a node (a bug of the pass).
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed>;
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// Rewrites carried out; none means that graph and weights are as they were.
+    pub rewrites: u64,
+}
+
+/// How many rewrites are still allowed: halving it finds the one that breaks a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fuel {
+    left: Option<u64>,
+}
+
+impl Fuel {
+    pub const UNLIMITED: Fuel = Fuel { left: None };
+
+    pub fn limited(rewrites: u64) -> Fuel {
+        Fuel { left: Some(rewrites) }
+    }
+
+    fn burn(&mut self) -> bool {
+        match &mut self.left {
+            None => true,
+            Some(0) => false,
+            Some(n) => {
+                *n -= 1;
+                true
+            }
+        }
+    }
+}
+
+/// A weight a pass is asked to look at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subject {
+    pub name: WeightName,
+    /// Weight nodes that refer to it, by id.
+    pub nodes: Vec<NodeId>,
+    /// Named one by one, not caught by a wildcard.
+    pub explicit: bool,
+}
+
+/// What a pass may use.
+pub struct PassCx<'a> {
+    /// The tensors behind the graph's `weight` nodes.
+    pub weights: &'a mut WeightStore,
+    /// Which of them the recipe means.
+    pub tensors: &'a TensorGlobs,
+    /// For passes that draw random numbers: differs between steps, not between runs.
+    pub seed: u64,
+    pass: &'static str,
+    fuel: &'a mut Fuel,
+    metrics: &'a mut Vec<Metric>,
+    progress: &'a mut dyn FnMut(&str, u64, u64),
+    rewrites: u64,
+    last_rewrite: Option<String>,
+}
+
+impl<'a> PassCx<'a> {
+    /// A context for one run of one pass. `progress` is told what is being done, and how many of how many are
+    /// done.
+    pub fn new(
+        decl: &'static PassDecl,
+        weights: &'a mut WeightStore,
+        tensors: &'a TensorGlobs,
+        fuel: &'a mut Fuel,
+        metrics: &'a mut Vec<Metric>,
+        progress: &'a mut dyn FnMut(&str, u64, u64),
+        seed: u64,
+    ) -> PassCx<'a> {
+        PassCx {
+            weights,
+            tensors,
+            seed,
+            pass: decl.name,
+            fuel,
+            metrics,
+            progress,
+            rewrites: 0,
+            last_rewrite: None,
+        }
+    }
+
+    /// Asks leave for a rewrite and counts it. `site` says in a few words what is rewritten. When the answer is
+    /// no (the fuel is spent), the pass leaves that site alone.
+    #[must_use]
+    pub fn rewrite(&mut self, site: &str) -> bool {
+        let yes = self.fuel.burn();
+        if yes {
+            self.rewrites += 1;
+            self.last_rewrite = Some(site.to_owned());
+        }
+        yes
+    }
+
+    /// What a pass returns: all rewrites it asked for and got.
+    pub fn changed(&self) -> Changed {
+        Changed { rewrites: self.rewrites }
+    }
+
+    /// The rewrite counted last.
+    pub fn last_rewrite(&self) -> Option<&str> {
+        self.last_rewrite.as_deref()
+    }
+
+    /// Records measured values.
+    pub fn metric<const N: usize>(&mut self, subject: &str, values: [(&'static str, MetricValue); N]) {
+        self.metrics.push(Metric {
+            pass: self.pass.to_owned(),
+            subject: subject.to_owned(),
+            values: values.into_iter().collect(),
+        });
+    }
+
+    /// Records why something was not done.
+    pub fn refused(&mut self, subject: &str, reason: &str) {
+        self.metric(subject, [("refused", reason.into())]);
+    }
+
+    /// Tells the user how far the pass is: `done` of `total`, now at `what`.
+    pub fn progress(&mut self, what: &str, done: u64, total: u64) {
+        (self.progress)(what, done, total);
+    }
+
+    /// The graph's weights the recipe means, by first use.
+    pub fn subjects(&self, graph: &Graph) -> Vec<Subject> {
+        let mut subjects = graph_weights(graph);
+        subjects.retain(|s| self.tensors.matches(&s.name));
+        for s in &mut subjects {
+            s.explicit = self.tensors.names_exactly(&s.name);
+        }
+        subjects
+    }
+}
+
+/// The weights a graph uses, in topological order of their first node.
+pub fn graph_weights(graph: &Graph) -> Vec<Subject> {
+    let mut at = std::collections::BTreeMap::new();
+    let mut subjects: Vec<Subject> = Vec::new();
+    for id in graph.topo() {
+        let OpKind::Weight(w) = graph.op(id) else { continue };
+        let index = *at.entry(w.name.clone()).or_insert(subjects.len());
+        match subjects.get_mut(index) {
+            Some(s) => s.nodes.push(id),
+            None => subjects.push(Subject { name: w.name.clone(), nodes: vec![id], explicit: false }),
+        }
+    }
+    subjects
+}
