@@ -1,5 +1,13 @@
 //! CPU code generation: kernels through Cranelift, and lowering of graphs to programs.
 
+mod blob;
+mod emit;
+mod error;
+pub mod exec;
+mod isa;
+mod lanes;
 mod target;
 
+pub use blob::{CodeBlob, compile_blob, cranelift_ir, disassemble};
+pub use error::{Error, ErrorKind};
 pub use target::Target;
