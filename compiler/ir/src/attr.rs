@@ -2,6 +2,9 @@
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Largest integer attribute, so that sums and products of a few of them can be checked in 64 bits.
+const MAX_INT: i64 = 1 << 40;
+
 /// One attribute value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attr {
@@ -52,11 +55,11 @@ impl Attrs {
         })
     }
 
-    /// Takes a positive integer.
+    /// Takes a non-negative integer.
     pub fn take_usize(&mut self, name: &str) -> Result<usize> {
         match self.take(name) {
-            Some(Attr::Int(v)) if v >= 0 => Ok(v as usize),
-            Some(_) => Err(self.error(name, "expected a non-negative integer")),
+            Some(Attr::Int(v)) if (0..=MAX_INT).contains(&v) => Ok(v as usize),
+            Some(_) => Err(self.error(name, "expected an integer from 0 to 2^40")),
             None => Err(self.error(name, "missing")),
         }
     }
@@ -98,6 +101,10 @@ impl Attrs {
     pub fn take_floats(&mut self, name: &str) -> Result<Vec<f64>> {
         match self.take(name) {
             Some(Attr::Floats(v)) => Ok(v),
+            // `[1, 2]` reads as a shape: the text form cannot know which is meant.
+            Some(Attr::Dims(d)) if d.iter().all(|d| d.fixed().is_some()) => {
+                Ok(d.into_iter().filter_map(|d| d.fixed()).map(|n| n as f64).collect())
+            }
             Some(_) => Err(self.error(name, "expected a list of numbers")),
             None => Err(self.error(name, "missing")),
         }

@@ -9,7 +9,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error {
     pub kind: ErrorKind,
-    pub at: Site,
+    /// Boxed, because every result carries room for it.
+    pub at: Box<Site>,
 }
 
 /// Where an error belongs.
@@ -52,13 +53,27 @@ pub enum ErrorKind {
 impl Error {
     /// An error with no place yet.
     pub fn new(kind: ErrorKind) -> Error {
-        Error { kind, at: Site::default() }
+        Error { kind, at: Box::default() }
     }
 
     /// The same error at a node, unless it already has one.
     #[must_use]
     pub fn at_node(mut self, node: impl Into<String>) -> Error {
         self.at.node.get_or_insert_with(|| node.into());
+        self
+    }
+
+    /// The same error in a function, unless it already has one.
+    #[must_use]
+    pub fn at_func(mut self, func: impl Into<String>) -> Error {
+        self.at.func.get_or_insert_with(|| func.into());
+        self
+    }
+
+    /// The same error at a line and column of a text, unless it already has them.
+    #[must_use]
+    pub fn at_line(mut self, line: u32, column: u32) -> Error {
+        self.at.line.get_or_insert((line, column));
         self
     }
 

@@ -10,7 +10,7 @@ use crate::weights::WeightName;
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node of one graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,7 +27,7 @@ pub struct ValueId {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub op: OpKind,
-    /// Printed as `%name`; unique in the graph. Nodes with several outputs print `%name.0, %name.1`.
+    /// Printed as `%name`; unique in the graph. Nodes with several outputs print `%name#0, %name#1`.
     pub name: String,
     pub outputs: Vec<TensorType>,
 }
@@ -46,6 +46,8 @@ pub struct Graph {
     nodes: StableDiGraph<Node, Edge>,
     inputs: Vec<NodeId>,
     outputs: Vec<ValueId>,
+    /// Node of every name in use. Ordered rather than hashed: names may come from hostile text.
+    names: BTreeMap<String, NodeId>,
     next_name: u32,
 }
 
@@ -64,8 +66,16 @@ impl Graph {
 
     /// Adds a reference to a weight. The type's shape is fixed.
     pub fn add_weight(&mut self, weight: &WeightName, ty: TensorType) -> ValueId {
+        ValueId { node: self.push_weight(weight, ty, None), slot: 0 }
+    }
+
+    pub(crate) fn add_weight_named(&mut self, weight: &WeightName, ty: TensorType, name: &str) -> NodeId {
+        self.push_weight(weight, ty, Some(name))
+    }
+
+    fn push_weight(&mut self, weight: &WeightName, ty: TensorType, name: Option<&str>) -> NodeId {
         let op = OpKind::Weight(Weight { name: weight.clone(), ty: ty.clone() });
-        ValueId { node: self.push(op, None, vec![ty]), slot: 0 }
+        self.push(op, name, vec![ty])
     }
 
     /// Adds a node; its output types are inferred and its rules checked.
@@ -88,7 +98,10 @@ impl Graph {
     ) -> Result<NodeId> {
         let op = op.into();
         let types = inputs.iter().map(|v| self.try_ty(*v).cloned()).collect::<Result<Vec<_>>>()?;
-        let outputs = op.infer(&types).map_err(|e| e.at_node(op.name()))?;
+        let outputs = op.infer(&types).map_err(|e| e.at_node(site(name, &op)))?;
+        if let Some(ty) = outputs.iter().find(|ty| !ty.is_bounded()) {
+            return Err(unbounded(ty).at_node(site(name, &op)));
+        }
         let node = self.push(op, name, outputs);
         for (slot, v) in inputs.iter().enumerate() {
             self.connect(*v, node, slot as u16);
@@ -105,24 +118,52 @@ impl Graph {
     }
 
     fn push(&mut self, op: OpKind, name: Option<&str>, outputs: Vec<TensorType>) -> NodeId {
-        let name = match name {
-            Some(n) if !self.nodes.node_weights().any(|x| x.name == n) => n.to_owned(),
+        let name = match name.map(spelled) {
+            Some(n) if !self.names.contains_key(&n) => n,
             _ => self.fresh_name(),
         };
-        NodeId(self.nodes.add_node(Node { op, name, outputs }).index() as u32)
+        let id = NodeId(self.nodes.add_node(Node { op, name: name.clone(), outputs }).index() as u32);
+        self.names.insert(name, id);
+        id
     }
 
     fn fresh_name(&mut self) -> String {
         loop {
             let name = self.next_name.to_string();
             self.next_name += 1;
-            if !self.nodes.node_weights().any(|x| x.name == name) {
+            if !self.names.contains_key(&name) {
                 return name;
             }
         }
     }
 
-    fn connect(&mut self, from: ValueId, to: NodeId, to_slot: u16) {
+    /// The node of that name.
+    pub fn by_name(&self, name: &str) -> Option<NodeId> {
+        self.names.get(name).copied()
+    }
+
+    /// Gives a node another name, unless that is taken.
+    pub fn rename(&mut self, id: NodeId, name: &str) {
+        let name = spelled(name);
+        if !self.names.contains_key(&name) {
+            let old = std::mem::replace(&mut self.nodes[ix(id)].name, name.clone());
+            self.names.remove(&old);
+            self.names.insert(name, id);
+        }
+    }
+
+    /// How errors and dumps call a node: `%q = linear`.
+    pub fn describe(&self, id: NodeId) -> String {
+        let node = self.node(id);
+        site(Some(&node.name), &node.op)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[ix(id)]
+    }
+
+    pub(crate) fn connect(&mut self, from: ValueId, to: NodeId, to_slot: u16) {
         self.nodes.add_edge(ix(from.node), ix(to), Edge { from_slot: from.slot, to_slot });
     }
 
@@ -153,13 +194,18 @@ impl Graph {
 
     /// Values a node takes, in slot order.
     pub fn inputs_of(&self, id: NodeId) -> Vec<ValueId> {
+        self.input_slots(id).into_iter().map(|(_, v)| v).collect()
+    }
+
+    /// Input edges with the slots they fill, in slot order.
+    pub(crate) fn input_slots(&self, id: NodeId) -> Vec<(u16, ValueId)> {
         let mut ins: Vec<(u16, ValueId)> = self
             .nodes
             .edges_directed(ix(id), Direction::Incoming)
             .map(|e| (e.weight().to_slot, ValueId { node: id_of(e.source()), slot: e.weight().from_slot }))
             .collect();
-        ins.sort_unstable_by_key(|(slot, _)| *slot);
-        ins.into_iter().map(|(_, v)| v).collect()
+        ins.sort_unstable();
+        ins
     }
 
     /// Nodes that take a value, with the slot they take it in, by id. Function outputs are not among them.
@@ -214,6 +260,9 @@ impl Graph {
             .filter(|e| e.weight().from_slot == old.slot)
             .map(|e| (e.id(), e.target(), *e.weight()))
             .collect();
+        if old == new {
+            return Ok(());
+        }
         for (edge, target, slots) in edges {
             self.nodes.remove_edge(edge);
             self.connect(new, id_of(target), slots.to_slot);
@@ -256,8 +305,55 @@ impl Graph {
             let problem = format!("%{} is still used", self.node(id).name);
             return Err(Error::new(ErrorKind::Structure { rule: "G6", problem }));
         }
-        self.nodes.remove_node(ix(id));
+        if let Some(node) = self.nodes.remove_node(ix(id)) {
+            self.names.remove(&node.name);
+        }
         Ok(())
+    }
+
+    /// Puts values in the place of a node: output `i` becomes `with[i]`, and the node is removed. When all come from
+    /// one node that was added without a name, it inherits the name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Structure`] (`G4`) when counts or types differ.
+    pub fn replace(&mut self, old: NodeId, with: &[ValueId]) -> Result<()> {
+        let node = self.node(old);
+        if with.len() != node.outputs.len() {
+            let problem = format!("%{} has {} outputs, not {}", node.name, node.outputs.len(), with.len());
+            return Err(Error::new(ErrorKind::Structure { rule: "G4", problem }));
+        }
+        let name = node.name.clone();
+        for (slot, new) in with.iter().enumerate() {
+            self.replace_uses(ValueId { node: old, slot: slot as u16 }, *new)?;
+        }
+        self.remove(old)?;
+        if let Some(first) = with.first() {
+            let is_auto = self.node(first.node).name.bytes().all(|b| b.is_ascii_digit());
+            if is_auto && with.iter().all(|v| v.node == first.node) {
+                self.rename(first.node, &name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces a fused node by its decomposition into core ops; `false` when the op is a core op.
+    ///
+    /// # Errors
+    /// When the decomposition breaks a rule, which is a bug in the op.
+    pub fn expand(&mut self, id: NodeId) -> Result<bool> {
+        let (op, inputs) = (self.op(id).clone(), self.inputs_of(id));
+        match op.decompose(self, &inputs)? {
+            Some(values) => self.replace(id, &values).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Weight nodes in id order, with the names of their tensors.
+    pub fn weights(&self) -> impl Iterator<Item = (NodeId, &Weight)> {
+        self.ids().filter_map(|id| match self.op(id) {
+            OpKind::Weight(w) => Some((id, w)),
+            _ => None,
+        })
     }
 
     /// All nodes, each after its inputs, ties by id. Nodes on a cycle are left out (the verifier reports them).
@@ -301,6 +397,58 @@ impl Graph {
     pub fn ids(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.node_indices().map(id_of)
     }
+}
+
+impl PartialEq for Graph {
+    /// Whether both are the same function written the same way: ids may differ, order, names and types may not.
+    fn eq(&self, other: &Graph) -> bool {
+        let value = |g: &Graph, v: &ValueId| (g.node(v.node).name.clone(), v.slot);
+        let key = |g: &Graph, id: &NodeId| g.inputs_of(*id).iter().map(|v| value(g, v)).collect::<Vec<_>>();
+        let (a, b) = (self.topo(), other.topo());
+        self.name == other.name
+            && self.len() == other.len()
+            && a.len() == b.len()
+            && a.iter().zip(&b).all(|(x, y)| self.node(*x) == other.node(*y) && key(self, x) == key(other, y))
+            && self
+                .inputs
+                .iter()
+                .map(|i| &self.node(*i).name)
+                .eq(other.inputs.iter().map(|i| &other.node(*i).name))
+            && self.outputs.iter().map(|v| value(self, v)).eq(other.outputs.iter().map(|v| value(other, v)))
+    }
+}
+
+/// Longest name of a node, in bytes.
+const MAX_NAME: usize = 200;
+
+/// Whether a name can stand after `%` as it is.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'.';
+    !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(plain)
+}
+
+/// The name with what the text form cannot spell replaced by `_`.
+fn spelled(name: &str) -> String {
+    if is_plain_name(name) {
+        return name.to_owned();
+    }
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' };
+    let short: String = name.chars().take(MAX_NAME).map(plain).collect();
+    if short.is_empty() { "_".to_owned() } else { short }
+}
+
+fn site(name: Option<&str>, op: &OpKind) -> String {
+    match name {
+        Some(name) => format!("%{name} = {}", op.name()),
+        None => op.name().to_owned(),
+    }
+}
+
+/// The error for a type that breaks the verifier's rule G8.
+pub(crate) fn unbounded(ty: &TensorType) -> Error {
+    let (rank, most) = (TensorType::MAX_RANK, TensorType::MAX_ELEMENTS);
+    let problem = format!("{ty} has a zero dimension, a rank above {rank}, or more than {most} elements");
+    Error::new(ErrorKind::Structure { rule: "G8", problem })
 }
 
 fn ix(id: NodeId) -> NodeIndex {

@@ -14,7 +14,24 @@ pub enum TensorData {
     Int(Vec<i32>),
 }
 
+impl TensorData {
+    /// `real` or `i32`, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            TensorData::Real(_) => "real",
+            TensorData::Int(_) => "i32",
+        }
+    }
+}
+
 impl Tensor {
+    /// Rounds real elements to the nearest f32.
+    pub(crate) fn round_to_f32(&mut self) {
+        if let TensorData::Real(values) = &mut self.data {
+            values.iter_mut().for_each(|v| *v = f64::from(*v as f32));
+        }
+    }
+
     pub fn real(shape: impl Into<Vec<usize>>, data: Vec<f64>) -> Tensor {
         let shape = shape.into();
         debug_assert_eq!(shape.iter().product::<usize>(), data.len());
@@ -25,6 +42,22 @@ impl Tensor {
         let shape = shape.into();
         debug_assert_eq!(shape.iter().product::<usize>(), data.len());
         Tensor { shape, data: TensorData::Int(data) }
+    }
+
+    /// The same shape with `f` of every real element.
+    pub(crate) fn map(&self, f: impl Fn(f64) -> f64) -> Tensor {
+        Tensor::real(self.shape.clone(), self.as_real().iter().map(|x| f(*x)).collect())
+    }
+
+    /// The same shape with `f` of the real elements of both.
+    pub(crate) fn zip(&self, other: &Tensor, f: impl Fn(f64, f64) -> f64) -> Tensor {
+        let data = self.as_real().iter().zip(other.as_real()).map(|(a, b)| f(*a, *b)).collect();
+        Tensor::real(self.shape.clone(), data)
+    }
+
+    /// Real elements along the innermost dimension, row by row.
+    pub(crate) fn rows(&self) -> std::slice::ChunksExact<'_, f64> {
+        self.as_real().chunks_exact(self.last().max(1))
     }
 
     /// Number of elements.

@@ -34,6 +34,13 @@ pub enum Dim {
     Sym(Sym),
 }
 
+impl Sym {
+    /// The symbol of that letter.
+    pub fn by_letter(letter: &str) -> Option<Sym> {
+        Sym::ALL.into_iter().find(|s| s.letter() == letter)
+    }
+}
+
 impl Dim {
     pub const T: Dim = Dim::Sym(Sym::T);
     pub const R: Dim = Dim::Sym(Sym::R);
@@ -109,6 +116,22 @@ impl TensorType {
 
     pub fn i32(shape: impl IntoIterator<Item = Dim>) -> TensorType {
         TensorType::new(Elem::I32, shape)
+    }
+
+    /// Largest rank of any value: bounds what hostile text can make a graph hold.
+    pub const MAX_RANK: usize = 8;
+
+    /// Most elements of a value whose symbols are 1; sizes in bytes can then be computed in 64 bits.
+    pub const MAX_ELEMENTS: usize = 1 << 48;
+
+    /// Whether rank and size are within the bounds and no dimension is zero.
+    pub fn is_bounded(&self) -> bool {
+        let fixed = self.shape.iter().filter_map(|d| d.fixed());
+        self.rank() <= Self::MAX_RANK
+            && fixed
+                .into_iter()
+                .try_fold(1usize, |n, d| n.checked_mul(d).filter(|n| (1..=Self::MAX_ELEMENTS).contains(n)))
+                .is_some()
     }
 
     pub fn rank(&self) -> usize {

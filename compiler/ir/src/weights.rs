@@ -95,19 +95,22 @@ impl WeightStore {
         let Some(first) = infos.first() else {
             return Err(weight_error(name, "nothing to stack"));
         };
-        let (elem, tail) = (first.elem, first.shape[1..].to_vec());
-        if infos.iter().any(|i| i.elem != elem || i.shape[1..] != tail[..]) {
-            return Err(weight_error(name, "rows to be stacked differ in format or width"));
+        let elem = first.elem;
+        let mut shape = vec![0];
+        shape.extend(first.shape.iter().skip(1));
+        for info in &infos {
+            match info.shape.split_first() {
+                Some((rows, tail)) if info.elem == elem && *tail == shape[1..] => shape[0] += rows,
+                _ => return Err(weight_error(name, "rows to be stacked differ in format or width")),
+            }
         }
-        let mut shape = vec![infos.iter().map(|i| i.shape[0]).sum()];
-        shape.extend(tail);
         if let Elem::Coded(_) = elem {
             let coded = parts.iter().map(|p| self.read_encoded(p)).collect::<Result<Vec<_>>>()?;
             let joined = Encoded::concat_rows(&coded.iter().collect::<Vec<_>>())
                 .map_err(|e| weight_error(name, &e.to_string()))?;
             return self.set_encoded(name, &joined);
         }
-        Ok(self.insert(name, &shape, elem, "stacked rows".to_owned(), Source::ConcatRows(parts.to_vec())))
+        self.insert_derived(name, &shape, "stacked rows", Source::ConcatRows(parts.to_vec()))
     }
 
     /// Adds `base` `[N, K]` with its columns multiplied by `by` `[K]`; both uncompressed.
@@ -132,7 +135,29 @@ impl WeightStore {
         }
         let shape = b.shape.clone();
         let source = Source::ScaleColumns { base: base.clone(), by: by.clone() };
-        Ok(self.insert(name, &shape, Elem::F32, "rescaled columns".to_owned(), source))
+        self.insert_derived(name, &shape, "rescaled columns", source)
+    }
+
+    /// Adds an entry that is computed from others. It cannot take the place of a different entry, so that no entry
+    /// can come to be computed from itself.
+    fn insert_derived(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        stored_as: &str,
+        source: Source,
+    ) -> Result<WeightName> {
+        if let Some((name, held)) = self.entries.get_key_value(name) {
+            let same = match (&held.source, &source) {
+                (Source::ConcatRows(a), Source::ConcatRows(b)) => a == b,
+                (Source::ScaleColumns { base: a, by: b }, Source::ScaleColumns { base: c, by: d }) => {
+                    a == c && b == d
+                }
+                _ => false,
+            };
+            return if same { Ok(name.clone()) } else { Err(weight_error(name, "the name is taken")) };
+        }
+        Ok(self.insert(name, shape, Elem::F32, stored_as.to_owned(), source))
     }
 
     /// Adds or replaces a weight by codes a pass has chosen; the codes go to the spill file.

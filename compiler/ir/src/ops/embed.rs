@@ -4,7 +4,7 @@
 //! Rules    (C1) `tokens` is i32 of rank 1   (C2) `table` is real of rank 2   Result: f32 `[T, D]`.
 //! Numerics exact. An id outside 0..V is an error.
 
-use super::{Op, arity, require, require_real};
+use super::{Op, arity, pick_rows, require, require_real};
 use crate::attr::Attrs;
 use crate::error::Result;
 use crate::interp::EvalCx;
@@ -38,8 +38,7 @@ impl Op for Embed {
         Attrs::new("embed")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![pick_rows("embed", &inputs[1], &inputs[0])?])
     }
 }

@@ -2,7 +2,7 @@
 //! Inputs   (I1) `x`: real `[T, D]`   (I2) `rows`: i32 `[R]`   Rules (C1) `x` real of rank 2 (C2) `rows` i32 of rank 1.
 //! Numerics exact. Result: f32 `[R, D]`. A row outside 0..T is an error.
 
-use super::{Op, arity, require, require_real};
+use super::{Op, arity, pick_rows, require, require_real};
 use crate::attr::Attrs;
 use crate::error::Result;
 use crate::interp::EvalCx;
@@ -37,8 +37,7 @@ impl Op for GatherRows {
         Attrs::new("gather_rows")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![pick_rows("gather_rows", &inputs[0], &inputs[1])?])
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{Op, arity};
 use crate::attr::Attrs;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::interp::EvalCx;
 use crate::tensor::Tensor;
 use crate::types::TensorType;
@@ -16,7 +16,7 @@ pub struct Input {
 
 impl Input {
     pub(crate) fn from_attrs(mut attrs: Attrs) -> Result<Input> {
-        Err(crate::Error::new(crate::ErrorKind::Attribute { op: std::mem::take(&mut attrs.op), name: "input".into(), problem: "inputs are declared in the signature".into() }))
+        Err(Error::new(ErrorKind::Attribute { op: std::mem::take(&mut attrs.op), name: "input".into(), problem: "inputs are declared in the signature".into() }))
     }
 }
 
@@ -34,8 +34,9 @@ impl Op for Input {
         Attrs::new("input")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        // The interpreter binds inputs before it evaluates anything; reaching this means it was asked for one by itself.
+        let expected = format!("a value for the input of type {}", self.ty);
+        Err(Error::new(ErrorKind::Input { expected, got: format!("{} values", inputs.len()) }))
     }
 }

@@ -45,8 +45,32 @@ impl Op for Linear {
         Attrs::new("linear")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, w) = (&inputs[0], &inputs[1]);
+        let bias = inputs.get(2).map(Tensor::as_real);
+        let mut shape = x.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = w.shape[0];
+        }
+        let mut out = Vec::with_capacity(shape.iter().product());
+        for row in x.rows() {
+            for (n, channel) in w.rows().enumerate() {
+                out.push(dot(row, channel) + bias.map_or(0.0, |b| b[n]));
+            }
+        }
+        Ok(vec![Tensor::real(shape, out)])
     }
+}
+
+/// `sum_k a[k] b[k]`, in eight interleaved partial sums: the order is fixed, and a debug build stays bearable.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut partial = [0.0; 8];
+    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for i in 0..8 {
+            partial[i] += a[i] * b[i];
+        }
+    }
+    partial.iter().sum::<f64>() + tail
 }

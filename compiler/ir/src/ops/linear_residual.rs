@@ -2,7 +2,7 @@
 //! Inputs   `x`: real `[T, K]`, `w`: `[N, K]`, `b`: `[N]` when `bias`, `r`: real `[T, N]`   Attributes  flag `bias`
 //! Rules    those of `linear` and `add`.   Numerics rounding. Result: f32 `[T, N]`.   Decomposes into `linear`, `add`.
 
-use super::{Op, arity};
+use super::{Op, arity, missing};
 use crate::attr::Attrs;
 use crate::error::Result;
 use crate::graph::{Graph, ValueId};
@@ -32,7 +32,7 @@ impl Op for LinearResidual {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
         let count = 3 + usize::from(self.bias);
         arity("linear_residual", count..=count, inputs.len())?;
-        let (r, linear) = inputs.split_last().expect("counted above");
+        let (r, linear) = inputs.split_last().ok_or_else(|| missing("linear_residual"))?;
         let y = super::Linear {}.infer(linear)?;
         super::Add {}.infer(&[y[0].clone(), r.clone()])
     }
@@ -42,12 +42,14 @@ impl Op for LinearResidual {
     }
 
     fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+        let (r, linear) = inputs.split_last().ok_or_else(|| missing("linear_residual"))?;
+        let y = super::Linear {}.eval(cx, linear)?;
+        Ok(vec![y[0].zip(r, |y, r| y + r)])
     }
 
     fn decompose(&self, graph: &mut Graph, inputs: &[ValueId]) -> Result<Option<Vec<ValueId>>> {
-        let _ = (graph, inputs);
-        Ok(None)
+        let (r, linear) = inputs.split_last().ok_or_else(|| missing("linear_residual"))?;
+        let y = graph.add1(super::Linear {}, linear)?;
+        Ok(Some(vec![graph.add1(super::Add {}, &[y, *r])?]))
     }
 }

@@ -110,10 +110,39 @@ ops! {
     LinearResidual = linear_residual "linear_residual",
 }
 
-/// The op name closest to `name`, if one is close.
+/// The op name closest to `name`, if one is close enough to be meant.
 fn nearest(name: &str) -> Option<&'static str> {
-    let close = |n: &&&'static str| n.starts_with(name) || name.starts_with(**n) || n.contains(name);
-    NAMES.iter().find(close).copied()
+    // Comparing costs the product of the lengths, and no typing error makes a name twice as long.
+    if name.len() > 40 {
+        return None;
+    }
+    let distance = |n: &str| strsim::osa_distance(n, name);
+    let best = NAMES.iter().copied().min_by_key(|n| distance(n))?;
+    (distance(best) <= best.len().max(3) / 3).then_some(best)
+}
+
+/// An input is missing although the arity has been checked: the graph was changed behind its own back.
+pub(crate) fn missing(op: &'static str) -> Error {
+    Error::new(ErrorKind::Arity { op, expected: "one more".to_owned(), got: 0 })
+}
+
+/// Checks the small constant under a square root.
+pub(crate) fn require_eps(op: &'static str, rule: &'static str, eps: f64) -> Result<()> {
+    require(op, rule, eps.is_finite() && eps >= 0.0, "a finite eps of 0 or more", eps)
+}
+
+/// `table[ids[i], :]` for every i.
+pub(crate) fn pick_rows(op: &'static str, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let (count, width) = (table.shape[0], table.last());
+    let mut out = Vec::with_capacity(ids.len() * width);
+    for id in ids.as_int() {
+        let row = usize::try_from(*id).ok().filter(|r| *r < count).ok_or_else(|| {
+            let expected = format!("{op} indices below {count}");
+            Error::new(ErrorKind::Input { expected, got: id.to_string() })
+        })?;
+        out.extend_from_slice(&table.as_real()[row * width..(row + 1) * width]);
+    }
+    Ok(Tensor::real([ids.len(), width], out))
 }
 
 /// Checks the number of inputs.

@@ -37,8 +37,7 @@ impl Op for Mul {
         Attrs::new("mul")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].zip(&inputs[1], |a, b| a * b)])
     }
 }

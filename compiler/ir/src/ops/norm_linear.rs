@@ -56,12 +56,16 @@ impl Op for NormLinear {
     }
 
     fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+        let (norm, linear) = self.split(inputs);
+        let mut rest = super::RmsNorm { eps: self.eps }.eval(cx, &norm)?;
+        rest.extend(linear);
+        super::Linear {}.eval(cx, &rest)
     }
 
     fn decompose(&self, graph: &mut Graph, inputs: &[ValueId]) -> Result<Option<Vec<ValueId>>> {
-        let _ = (graph, inputs);
-        Ok(None)
+        let (norm, linear) = self.split(inputs);
+        let mut rest = vec![graph.add1(super::RmsNorm { eps: self.eps }, &norm)?];
+        rest.extend(linear);
+        Ok(Some(vec![graph.add1(super::Linear {}, &rest)?]))
     }
 }

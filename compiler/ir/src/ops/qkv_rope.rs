@@ -5,11 +5,12 @@
 //!          `gq`, `gk`: `[Dh]` when `qk_norm` is given, `positions`: i32 `[T]`
 //! Attributes  `heads`, `kv_heads`, `head_dim`; `inv_freq`, `mscale` as in `rope`; `eps`: the input norm's, absent
 //!          means none; `qk_norm`: eps of the head norms, absent means none; flags `gain`, `bias`
-//! Rules    those of the parts; (C1) `w.dim(0) == (H + 2 Hk) Dh`
+//! Rules    those of the parts; (C1) `w.dim(0) == (H + 2 Hk) Dh`   (C2) `gain` only with `eps`   (C3) Hk >= 1 divides H
+//!          (C4) `x` has rank 2
 //! Numerics rounding. Results: q f32 `[T, H, Dh]`, k f32 `[T, Hk, Dh]`, v f32 `[T, Hk, Dh]`.
 //! Decomposes into `rms_norm`, `linear`, `slice`, `reshape`, `rope`.
 
-use super::{Op, arity, require};
+use super::{Op, arity, missing, require};
 use crate::attr::{Attr, Attrs};
 use crate::error::Result;
 use crate::graph::{Graph, ValueId};
@@ -42,8 +43,49 @@ impl QkvRope {
             if attrs.list.iter().any(|(n, _)| n == "qk_norm") { Some(attrs.take_f64("qk_norm")?) } else { None };
         let (gain, bias) = (attrs.take_flag("gain")?, attrs.take_flag("bias")?);
         attrs.finish()?;
-        Ok(QkvRope { heads, kv_heads, head_dim, inv_freq, mscale, eps, qk_norm, gain: gain && eps.is_some(), bias })
+        Ok(QkvRope { heads, kv_heads, head_dim, inv_freq, mscale, eps, qk_norm, gain, bias })
     }
+}
+
+impl QkvRope {
+    /// Rows of the stacked projection; `None` on overflow.
+    fn width(&self) -> Option<usize> {
+        self.kv_heads.checked_mul(2)?.checked_add(self.heads)?.checked_mul(self.head_dim)
+    }
+
+    /// The inputs by role.
+    fn roles<V: Clone>(&self, inputs: &[V]) -> Result<Roles<V>> {
+        let mut rest = inputs.iter().cloned();
+        let mut next = || rest.next().ok_or_else(|| missing("qkv_rope"));
+        let mut norm = vec![next()?];
+        if self.gain {
+            norm.push(next()?);
+        }
+        let mut linear = vec![next()?];
+        if self.bias {
+            linear.push(next()?);
+        }
+        let head_gains = match self.qk_norm {
+            Some(eps) => Some((eps, [next()?, next()?])),
+            None => None,
+        };
+        Ok(Roles { norm, linear, head_gains, positions: next()? })
+    }
+
+    fn rope(&self) -> super::Rope {
+        super::Rope { inv_freq: self.inv_freq.clone(), mscale: self.mscale }
+    }
+}
+
+/// Inputs of [`QkvRope`], taken apart.
+struct Roles<V> {
+    /// `x`, and `g` if there is one.
+    norm: Vec<V>,
+    /// `w`, and `b` if there is one.
+    linear: Vec<V>,
+    /// Eps of the head norms, and their gains for q and k.
+    head_gains: Option<(f64, [V; 2])>,
+    positions: V,
 }
 
 impl Op for QkvRope {
@@ -52,35 +94,33 @@ impl Op for QkvRope {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>> {
+        require("qkv_rope", "C2", self.eps.is_some() || !self.gain, "eps beside gain", "gain alone")?;
+        let grouped = self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads);
+        let heads = format!("{} and {}", self.heads, self.kv_heads);
+        require("qkv_rope", "C3", grouped, "heads to be a positive multiple of kv_heads", heads)?;
         let count =
             3 + usize::from(self.gain) + usize::from(self.bias) + 2 * usize::from(self.qk_norm.is_some());
         arity("qkv_rope", count..=count, inputs.len())?;
-        let mut at = 1 + usize::from(self.gain);
-        let mut x = inputs[0].clone();
-        if let Some(eps) = self.eps {
-            x = super::RmsNorm { eps }.infer(&inputs[..at])?.remove(0);
-        }
-        let w = &inputs[at];
-        let mut linear = vec![x, w.clone()];
-        at += 1;
-        if self.bias {
-            linear.push(inputs[at].clone());
-            at += 1;
-        }
-        let y = super::Linear {}.infer(&linear)?;
-        let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
-        require("qkv_rope", "C1", w.shape[0] == Dim::Fixed(width), format!("{width} rows"), w)?;
-        let positions = &inputs[count - 1];
+        let Roles { norm, linear, head_gains, positions } = self.roles(inputs)?;
+        let w = &linear[0];
+        let x = match self.eps {
+            Some(eps) => super::RmsNorm { eps }.infer(&norm)?.remove(0),
+            None => norm[0].clone(),
+        };
+        // The results have one row per token, so x cannot have further axes.
+        require("qkv_rope", "C4", x.rank() == 2, "x of rank 2", &x)?;
+        let y = super::Linear {}.infer(&[&[x], &linear[..]].concat())?;
+        let width = self.width();
+        let rows = width.map_or("fewer heads".to_owned(), |n| format!("{n} rows"));
+        require("qkv_rope", "C1", width.map(Dim::Fixed) == Some(w.shape[0]), rows, w)?;
         let t = y[0].shape[0];
-        let rope = super::Rope { inv_freq: self.inv_freq.clone(), mscale: self.mscale };
         let mut out = Vec::with_capacity(3);
-        for heads in [self.heads, self.kv_heads] {
+        for (i, heads) in [self.heads, self.kv_heads].into_iter().enumerate() {
             let mut v = TensorType::f32([t, heads.into(), self.head_dim.into()]);
-            if let Some(eps) = self.qk_norm {
-                let gain = inputs[at + out.len()].clone();
-                v = super::RmsNorm { eps }.infer(&[v, gain])?.remove(0);
+            if let Some((eps, gains)) = &head_gains {
+                v = super::RmsNorm { eps: *eps }.infer(&[v, gains[i].clone()])?.remove(0);
             }
-            out.extend(rope.infer(&[v, positions.clone()])?);
+            out.extend(self.rope().infer(&[v, positions.clone()])?);
         }
         out.push(out[1].clone());
         Ok(out)
@@ -103,12 +143,55 @@ impl Op for QkvRope {
     }
 
     fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+        let Roles { norm, linear, head_gains, positions } = self.roles(inputs)?;
+        let n = match self.eps {
+            Some(eps) => super::RmsNorm { eps }.eval(cx, &norm)?.remove(0),
+            None => norm[0].clone(),
+        };
+        let y = super::Linear {}.eval(cx, &[&[n], &linear[..]].concat())?.remove(0);
+        let tokens = y.shape[0];
+        let mut start = 0;
+        let mut out = Vec::with_capacity(3);
+        for (i, heads) in [self.heads, self.kv_heads, self.kv_heads].into_iter().enumerate() {
+            let width = heads * self.head_dim;
+            let part = y.rows().flat_map(|row| row[start..start + width].iter().copied()).collect();
+            start += width;
+            let mut v = Tensor::real([tokens, heads, self.head_dim], part);
+            if i < 2 {
+                if let Some((eps, gains)) = &head_gains {
+                    v = super::RmsNorm { eps: *eps }.eval(cx, &[v, gains[i].clone()])?.remove(0);
+                }
+                v = self.rope().eval(cx, &[v, positions.clone()])?.remove(0);
+            }
+            out.push(v);
+        }
+        Ok(out)
     }
 
     fn decompose(&self, graph: &mut Graph, inputs: &[ValueId]) -> Result<Option<Vec<ValueId>>> {
-        let _ = (graph, inputs);
-        Ok(None)
+        let Roles { norm, linear, head_gains, positions } = self.roles(inputs)?;
+        let n = match self.eps {
+            Some(eps) => graph.add1(super::RmsNorm { eps }, &norm)?,
+            None => norm[0],
+        };
+        let y = graph.add1(super::Linear {}, &[&[n], &linear[..]].concat())?;
+        let tokens = graph.ty(y).shape[0];
+        let mut start = 0;
+        let mut out = Vec::with_capacity(3);
+        for (i, heads) in [self.heads, self.kv_heads, self.kv_heads].into_iter().enumerate() {
+            let len = heads * self.head_dim;
+            let part = graph.add1(super::Slice { start, len }, &[y])?;
+            start += len;
+            let shape = vec![tokens, heads.into(), self.head_dim.into()];
+            let mut v = graph.add1(super::Reshape { shape }, &[part])?;
+            if i < 2 {
+                if let Some((eps, gains)) = &head_gains {
+                    v = graph.add1(super::RmsNorm { eps: *eps }, &[v, gains[i]])?;
+                }
+                v = graph.add1(self.rope(), &[v, positions])?;
+            }
+            out.push(v);
+        }
+        Ok(Some(out))
     }
 }

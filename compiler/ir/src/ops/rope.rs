@@ -3,6 +3,7 @@
 //! Inputs   (I1) `x`: real `[T, H, Dh]`   (I2) `positions`: i32 `[T]`
 //! Attributes  `inv_freq`: Dh/2 numbers (any context scaling is folded into them); `mscale`: factor on both, usually 1
 //! Rules    (C1) `x` real of rank 3, Dh fixed and even   (C2) `positions` i32 `[T]`   (C3) `inv_freq` has Dh/2 entries
+//!          (C4) all of them and `mscale` finite
 //! Numerics rounding (angles in f64).   Source: Su et al. 2021, arXiv:2104.09864.
 
 use super::{Op, arity, require, require_real};
@@ -41,6 +42,8 @@ impl Op for Rope {
         require("rope", "C2", p.elem == Elem::I32 && p.shape == x.shape[..1], "i32 positions, one per token", p)?;
         let got = self.inv_freq.len();
         require("rope", "C3", x.last() == Some(2 * got), format!("{} frequencies", x.last().unwrap_or(0) / 2), got)?;
+        let finite = self.mscale.is_finite() && self.inv_freq.iter().all(|f| f.is_finite());
+        require("rope", "C4", finite, "finite frequencies and mscale", "one that is not")?;
         Ok(vec![TensorType::new(Elem::F32, x.shape.clone())])
     }
 
@@ -48,8 +51,20 @@ impl Op for Rope {
         Attrs::new("rope").with("inv_freq", Attr::Floats(self.inv_freq.clone())).with("mscale", Attr::Float(self.mscale))
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, positions) = (&inputs[0], inputs[1].as_int());
+        let (heads, half) = (x.shape[1], self.inv_freq.len());
+        let mut out = x.as_real().to_vec();
+        for (t, token) in out.chunks_exact_mut((heads * 2 * half).max(1)).enumerate() {
+            for (i, freq) in self.inv_freq.iter().enumerate() {
+                let (sin, cos) = (f64::from(positions[t]) * freq).sin_cos();
+                for head in token.chunks_exact_mut(2 * half) {
+                    let (a, b) = (head[i], head[half + i]);
+                    head[i] = self.mscale * (a * cos - b * sin);
+                    head[half + i] = self.mscale * (b * cos + a * sin);
+                }
+            }
+        }
+        Ok(vec![Tensor::real(x.shape.clone(), out)])
     }
 }

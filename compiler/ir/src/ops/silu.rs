@@ -34,8 +34,7 @@ impl Op for Silu {
         Attrs::new("silu")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].map(|x| x / (1.0 + (-x).exp()))])
     }
 }

@@ -34,6 +34,7 @@ impl Op for Slice {
         arity("slice", 1..=1, inputs.len())?;
         let x = &inputs[0];
         require_real("slice", "C1", x, None)?;
+        require("slice", "C1", x.last().is_some(), "a fixed last dimension", x)?;
         let d = x.last().unwrap_or(0);
         let fits = self.len >= 1 && self.start.checked_add(self.len).is_some_and(|end| end <= d);
         require("slice", "C2", fits, format!("a range within {d}"), format!("{}+{}", self.start, self.len))?;
@@ -44,8 +45,13 @@ impl Op for Slice {
         Attrs::new("slice").with("start", Attr::Int(self.start as i64)).with("len", Attr::Int(self.len as i64))
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let x = &inputs[0];
+        let mut shape = x.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = self.len;
+        }
+        let out = x.rows().flat_map(|row| row[self.start..self.start + self.len].iter().copied()).collect();
+        Ok(vec![Tensor::real(shape, out)])
     }
 }

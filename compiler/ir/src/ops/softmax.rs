@@ -35,8 +35,14 @@ impl Op for Softmax {
         Attrs::new("softmax")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, _cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let mut out = Vec::with_capacity(inputs[0].len());
+        for row in inputs[0].rows() {
+            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let powers: Vec<f64> = row.iter().map(|x| (x - largest).exp()).collect();
+            let total: f64 = powers.iter().sum();
+            out.extend(powers.iter().map(|p| p / total));
+        }
+        Ok(vec![Tensor::real(inputs[0].shape.clone(), out)])
     }
 }

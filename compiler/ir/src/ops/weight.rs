@@ -3,7 +3,7 @@
 
 use super::{Op, arity, require};
 use crate::attr::Attrs;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::interp::EvalCx;
 use crate::tensor::Tensor;
 use crate::types::TensorType;
@@ -17,7 +17,7 @@ pub struct Weight {
 
 impl Weight {
     pub(crate) fn from_attrs(mut attrs: Attrs) -> Result<Weight> {
-        Err(crate::Error::new(crate::ErrorKind::Attribute { op: std::mem::take(&mut attrs.op), name: "weight".into(), problem: "weights are written `weight @name : type`".into() }))
+        Err(Error::new(ErrorKind::Attribute { op: std::mem::take(&mut attrs.op), name: "weight".into(), problem: "weights are written `weight @name : type`".into() }))
     }
 }
 
@@ -36,8 +36,14 @@ impl Op for Weight {
         Attrs::new("weight")
     }
 
-    fn eval(&self, cx: &mut EvalCx<'_>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let _ = (cx, inputs);
-        Ok(Vec::new())
+    fn eval(&self, cx: &mut EvalCx<'_>, _inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let shape: Vec<usize> = self.ty.shape.iter().filter_map(|d| d.fixed()).collect();
+        let values = cx.weights.read_f32(&self.name)?;
+        let expected = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        if expected != Some(values.len()) {
+            let problem = format!("the graph declares {}, the store holds {} values", self.ty, values.len());
+            return Err(Error::new(ErrorKind::Weight { problem }).at_tensor(&*self.name));
+        }
+        Ok(vec![Tensor::real(shape, values.into_iter().map(f64::from).collect())])
     }
 }
