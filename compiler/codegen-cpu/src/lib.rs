@@ -6,6 +6,8 @@ mod error;
 pub mod exec;
 mod isa;
 mod lanes;
+pub mod lower;
+pub mod pack;
 mod target;
 
 pub use blob::{CodeBlob, compile_blob, cranelift_ir, disassemble};
