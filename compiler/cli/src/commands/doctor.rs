@@ -1,0 +1,257 @@
+//! `attar doctor`: what this machine supports, and what stands in the way.
+
+use crate::failure::Result;
+use crate::fetch::http::{self, Patience};
+use crate::fetch::hub;
+use crate::home::Home;
+use crate::terminal::{Terminal, bytes_text};
+use attar_codegen_cpu::Target;
+use clap::Args;
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  attar doctor
+  attar doctor --online
+  attar doctor --json")]
+pub struct Doctor {
+    /// Also ask the hub whether it can be reached
+    #[arg(long)]
+    online: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    os: &'static str,
+    arch: &'static str,
+    cpu: String,
+    /// Of the names that targets ask for, those this CPU has.
+    features: Vec<&'static str>,
+    targets: Vec<TargetReport>,
+    /// What `--target native` means here.
+    native: Option<&'static str>,
+    threads: usize,
+    memory_bytes: Option<u64>,
+    memory_available_bytes: Option<u64>,
+    /// State of transparent huge pages, as the kernel spells it.
+    huge_pages: Option<String>,
+    cache: Option<PathBuf>,
+    cache_writable: bool,
+    pulled: Vec<String>,
+    hub: String,
+    hub_token: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hub_reachable: Option<bool>,
+    /// Emulators and cross linkers the tests of other targets use.
+    cross_tools: Vec<CrossTool>,
+}
+
+#[derive(Serialize)]
+struct TargetReport {
+    name: &'static str,
+    runs_here: bool,
+    /// Features the CPU lacks, or the other architecture.
+    missing: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct CrossTool {
+    name: &'static str,
+    path: Option<PathBuf>,
+}
+
+const CROSS_TOOLS: [&str; 4] =
+    ["aarch64-linux-gnu-gcc", "qemu-aarch64", "riscv64-linux-gnu-gcc", "qemu-riscv64"];
+
+impl Doctor {
+    /// Looks around and reports.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn run(&self, terminal: Terminal) -> Result<()> {
+        let report = self.examine();
+        if self.json {
+            return terminal.json(&report);
+        }
+        terminal.line(render(&report))
+    }
+
+    fn examine(&self) -> Report {
+        let targets: Vec<TargetReport> = Target::ALL.into_iter().map(target_report).collect();
+        let mut features: Vec<&'static str> =
+            Target::ALL.iter().flat_map(|t| t.features()).copied().filter(|f| cpu_has(f)).collect();
+        features.sort_unstable();
+        features.dedup();
+        let home = Home::from_env().ok();
+        let pulled = home.iter().flat_map(Home::all).map(|(_, p)| p.name).collect();
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Report {
+            version: env!("CARGO_PKG_VERSION"),
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+            cpu: cpu_name(),
+            features,
+            native: Target::ALL.into_iter().rfind(|t| target_report(*t).runs_here).map(Target::name),
+            targets,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: meminfo(&memory, "MemTotal"),
+            memory_available_bytes: meminfo(&memory, "MemAvailable"),
+            huge_pages: huge_pages(),
+            cache_writable: home.as_ref().is_some_and(|h| writable(&h.root)),
+            cache: home.map(|h| h.root),
+            pulled,
+            hub: hub::endpoint(),
+            hub_token: hub::token().is_some(),
+            hub_reachable: self.online.then(hub_answers),
+            cross_tools: CROSS_TOOLS.map(|name| CrossTool { name, path: which(name) }).into(),
+        }
+    }
+}
+
+fn render(r: &Report) -> String {
+    let mut out = format!("attar {} on {} {}, {}\n", r.version, r.os, r.arch, r.cpu);
+    let mut say = |label: &str, text: String| out.push_str(&format!("{label:<12} {text}\n"));
+    let memory = r.memory_bytes.map_or("unknown".to_owned(), bytes_text);
+    let available = r.memory_available_bytes.map(|b| format!(", {} available", bytes_text(b)));
+    say("machine", format!("{} threads, memory {memory}{}", r.threads, available.unwrap_or_default()));
+    say("features", if r.features.is_empty() { "none known".to_owned() } else { r.features.join(" ") });
+    for t in &r.targets {
+        let state = match (t.runs_here, r.native == Some(t.name)) {
+            (true, true) => "runs here; this is `native`".to_owned(),
+            (true, false) => "runs here".to_owned(),
+            _ => format!("cross-compile only (needs {})", t.missing.join(", ")),
+        };
+        say("target", format!("{:<18} {state}", t.name));
+    }
+    say("huge pages", r.huge_pages.clone().unwrap_or_else(|| "not known on this system".to_owned()));
+    match &r.cache {
+        Some(path) => {
+            let state = if r.cache_writable { "" } else { " — NOT WRITABLE: set ATTAR_HOME" };
+            say("cache", format!("{}{state}", path.display()));
+        }
+        None => say("cache", "none: set ATTAR_HOME".to_owned()),
+    }
+    say("pulled", if r.pulled.is_empty() { "nothing yet".to_owned() } else { r.pulled.join(", ") });
+    let reachable = match r.hub_reachable {
+        Some(true) => ", reachable",
+        Some(false) => ", NOT REACHABLE (set HF_ENDPOINT, or pull a catalogue name)",
+        None => "",
+    };
+    let token = if r.hub_token { ", with HF_TOKEN" } else { "" };
+    say("hub", format!("{}{token}{reachable}", r.hub));
+    for tool in &r.cross_tools {
+        let state = tool
+            .path
+            .as_ref()
+            .map_or("missing (tests of that target are skipped)".to_owned(), |p| p.display().to_string());
+        say("cross tool", format!("{:<22} {state}", tool.name));
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+fn target_report(target: Target) -> TargetReport {
+    let arch = match target {
+        Target::X86_64V2 | Target::X86_64V3 => "x86_64",
+        Target::Aarch64 | Target::Aarch64Dotprod => "aarch64",
+        Target::Riscv64 => "riscv64",
+    };
+    let missing: Vec<&'static str> = if std::env::consts::ARCH == arch {
+        target.features().iter().copied().filter(|f| !cpu_has(f)).collect()
+    } else {
+        vec![arch]
+    };
+    TargetReport { name: target.name(), runs_here: missing.is_empty(), missing }
+}
+
+/// Whether this CPU has a feature a target asks for. A name this list does not know counts as missing.
+fn cpu_has(feature: &str) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = match feature {
+        "sse3" => is_x86_feature_detected!("sse3"),
+        "ssse3" => is_x86_feature_detected!("ssse3"),
+        "sse4.1" => is_x86_feature_detected!("sse4.1"),
+        "sse4.2" => is_x86_feature_detected!("sse4.2"),
+        "popcnt" => is_x86_feature_detected!("popcnt"),
+        "avx" => is_x86_feature_detected!("avx"),
+        "avx2" => is_x86_feature_detected!("avx2"),
+        "fma" => is_x86_feature_detected!("fma"),
+        "bmi1" => is_x86_feature_detected!("bmi1"),
+        "bmi2" => is_x86_feature_detected!("bmi2"),
+        "lzcnt" => is_x86_feature_detected!("lzcnt"),
+        _ => false,
+    };
+    #[cfg(target_arch = "aarch64")]
+    let has = match feature {
+        "neon" => std::arch::is_aarch64_feature_detected!("neon"),
+        "dotprod" => std::arch::is_aarch64_feature_detected!("dotprod"),
+        _ => false,
+    };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has = {
+        let _ = feature;
+        false
+    };
+    has
+}
+
+/// Whether the hub's model list can be asked; a proxy's refusal is no answer.
+fn hub_answers() -> bool {
+    let url = format!("{}/api/models?limit=1", hub::endpoint());
+    http::get(&url, &[], Patience::Short).is_ok_and(|a| a.status.is_success())
+}
+
+fn cpu_name() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, v)| v.trim()));
+    name.unwrap_or("unknown CPU").to_owned()
+}
+
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+fn huge_pages() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
+    let chosen = text.split_once('[')?.1.split_once(']')?.0;
+    Some(format!("transparent: {chosen}"))
+}
+
+/// Whether the folder, or the nearest parent that exists, takes a new file.
+fn writable(path: &Path) -> bool {
+    path.ancestors().find(|p| p.is_dir()).is_some_and(|p| tempfile::tempfile_in(p).is_ok())
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|d| d.join(program)).find(|p| p.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_lines_are_read() {
+        let text = "MemTotal:       16 kB\nMemAvailable:    8 kB\n";
+        assert_eq!(meminfo(text, "MemTotal"), Some(16 * 1024));
+        assert_eq!(meminfo(text, "Mem"), None);
+    }
+
+    #[test]
+    fn every_feature_of_this_architecture_is_known_here() {
+        for target in Target::ALL {
+            let report = target_report(target);
+            assert_eq!(report.runs_here, report.missing.is_empty());
+        }
+        #[cfg(target_arch = "x86_64")]
+        assert!(cpu_has("sse3"), "x86-64 machines of this century have it");
+    }
+}

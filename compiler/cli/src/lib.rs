@@ -1,0 +1,99 @@
+//! The `attar` command: its arguments, its commands, its exit codes.
+//!
+//! Commands are thin: they read arguments, call the driver or the runtime, and report. What a program may read goes to
+//! standard output (`--json`), everything else to standard error. Failures end with the exit code of their family
+//! ([`Family`]).
+
+pub mod commands;
+pub mod failure;
+pub mod fetch;
+pub mod home;
+pub mod terminal;
+
+pub use failure::{Failure, Family, Result};
+
+use clap::{Parser, Subcommand};
+use commands::completions::Completions;
+use commands::doctor::Doctor;
+use commands::pull::Pull;
+use std::process::ExitCode;
+use terminal::Terminal;
+
+#[derive(Parser, Debug)]
+#[command(name = "attar", version, about = "Compiles language models into one file that runs by itself")]
+#[command(
+    after_help = "Exit codes: 0 done; 2 the model, a file or an option is wrong; 3 the machine or the network;
+70 a bug in Attar; 130 cancelled.
+
+Example:
+  attar quickstart"
+)]
+pub struct Cli {
+    /// No notes and no progress on standard error
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands; each has a file of its name in `commands/`.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Fetch a checkpoint into the cache folder
+    Pull(Pull),
+    /// Show what this machine supports
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    Completions(Completions),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version go to standard output, usage errors to standard error; nobody is left to tell when
+            // neither can be written.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if failure.family != Family::OutputClosed {
+                Terminal { quiet: false }.note(&failure);
+            }
+            if failure.family == Family::Bug {
+                Terminal { quiet: false }.note(BUG_NOTE);
+            }
+            ExitCode::from(failure.family.exit_code())
+        }
+    }
+}
+
+const BUG_NOTE: &str = "This is a fault of Attar, not of your input. Please report it with the command line, \
+                        `attar --version` and `attar doctor`.";
+
+/// Runs one command.
+///
+/// # Errors
+/// The command's failure.
+pub fn run(cli: &Cli) -> Result<()> {
+    let terminal = Terminal { quiet: cli.quiet };
+    match &cli.command {
+        Command::Pull(c) => c.run(terminal),
+        Command::Doctor(c) => c.run(terminal),
+        Command::Completions(c) => c.run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
