@@ -4,6 +4,7 @@ mod blob;
 mod emit;
 mod error;
 pub mod exec;
+pub mod host;
 mod isa;
 mod lanes;
 pub mod lower;

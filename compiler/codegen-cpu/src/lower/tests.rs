@@ -5,14 +5,16 @@ use super::launches::{BufId, VirtualLaunch, walk};
 use super::prepare::prepare;
 use super::tensors::TensorTable;
 use super::{LowerOptions, Lowered, lower};
+use crate::host::{HostRunner, Kernels, Room};
 use attar_artifact::manifest::KvType;
-use attar_artifact::program::{Arg, Extent, StepBuffer};
-use attar_format::{FormatRef, formats};
+use attar_artifact::program::{Arg, Extent, ProgramKind, StepBuffer};
+use attar_format::{Encoded, FormatRef, formats};
+use attar_ir::interp::{KvState, Precision, Step, run_step};
 use attar_ir::ops::{
     Add, Attention, Embed, GateUpSwiglu, GatherRows, Linear, LinearResidual, Mul, NormLinear, QkvRope,
     Reshape, RmsNorm, Rope, Silu, Slice, Softmax,
 };
-use attar_ir::{Dim, Elem, Graph, TensorType, ValueId};
+use attar_ir::{Dim, Elem, Graph, OpKind, TensorType, ValueId, WeightStore};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -38,7 +40,8 @@ impl Model {
     }
 
     fn matrix(&mut self, name: &str, n: usize, k: usize) -> ValueId {
-        let ty = TensorType::new(Elem::Coded(self.format), [n.into(), k.into()]);
+        let elem = if *self.format == formats::F32 { Elem::F32 } else { Elem::Coded(self.format) };
+        let ty = TensorType::new(elem, [n.into(), k.into()]);
         self.graph.add_weight(&name.into(), ty)
     }
 
@@ -46,7 +49,7 @@ impl Model {
         self.graph.add_weight(&name.into(), TensorType::f32([d.into()]))
     }
 
-    fn node(&mut self, op: impl Into<attar_ir::OpKind>, inputs: &[ValueId]) -> ValueId {
+    fn node(&mut self, op: impl Into<OpKind>, inputs: &[ValueId]) -> ValueId {
         self.graph.add1(op, inputs).expect("a valid node")
     }
 }
@@ -212,7 +215,7 @@ fn activations_of_several_consumers_are_made_once() {
 #[test]
 fn a_qkv_whose_keys_are_read_elsewhere_is_decomposed() {
     let mut graph = fused(&formats::F32);
-    let qkv = graph.ids().find(|id| matches!(graph.op(*id), attar_ir::OpKind::QkvRope(_))).expect("one");
+    let qkv = graph.ids().find(|id| matches!(graph.op(*id), OpKind::QkvRope(_))).expect("one");
     let k = ValueId { node: qkv, slot: 1 };
     let again = graph.add1(Silu {}, &[k]).expect("a valid node");
     let outputs = graph.outputs().to_vec();
@@ -259,6 +262,121 @@ fn what_cannot_be_lowered_is_named() {
     m.graph.set_outputs(vec![y]);
     let error = lower(&m.graph, &options()).expect_err("40 is no multiple of 32").to_string();
     assert!(error.contains("w8") && error.contains("32"), "{error}");
+}
+
+/// Values for every weight of a graph; a weight's values depend on its name and shape only.
+fn weights(graph: &Graph) -> WeightStore {
+    let mut store = WeightStore::new();
+    for id in graph.ids() {
+        let OpKind::Weight(w) = graph.op(id) else { continue };
+        let shape: Vec<usize> = w.ty.shape.iter().filter_map(|d| d.fixed()).collect();
+        let mut state = w.name.bytes().fold(17u32, |s, b| s.wrapping_mul(31).wrapping_add(b.into()));
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+            })
+            .map(|v| if shape.len() == 1 { 1.0 + v } else { v * 0.5 })
+            .collect();
+        match (w.ty.elem, &shape[..]) {
+            (Elem::Coded(format), [n, k]) if *format == formats::BF16 => {
+                let encoded = Encoded::from_f32(format, *n, *k, &values).expect("encodes");
+                store.set_encoded(&w.name, &encoded).expect("spills");
+            }
+            (Elem::Coded(format), [n, k]) => {
+                // One scale for all: enough to try the int8 path.
+                let mut encoded = Encoded::zeros(format, *n, *k).expect("fits");
+                encoded.field.fill(half::bf16::from_f32(1.0 / 256.0).to_bits());
+                let code = |v: &f32| (v * 256.0).round() as i8 as u8;
+                encoded.codes = values.iter().map(code).collect();
+                store.set_encoded(&w.name, &encoded).expect("spills");
+            }
+            _ => drop(store.add_values(&w.name, &shape, values)),
+        }
+    }
+    store
+}
+
+/// Steps that use every program, several sequences and a page border.
+fn steps() -> Vec<Step> {
+    let token = |i: i32| (i * 7 + 3) % VOCAB as i32;
+    let run = |seq: i32, from: i32, len: i32| Step {
+        tokens: (from..from + len).map(token).collect(),
+        positions: (from..from + len).collect(),
+        seqs: vec![seq; len as usize],
+        rows: vec![len - 1],
+    };
+    let join = |a: Step, b: Step| {
+        let shift = a.tokens.len() as i32;
+        Step {
+            tokens: [a.tokens, b.tokens].concat(),
+            positions: [a.positions, b.positions].concat(),
+            seqs: [a.seqs, b.seqs].concat(),
+            rows: [a.rows, b.rows.iter().map(|r| r + shift).collect()].concat(),
+        }
+    };
+    vec![
+        run(0, 0, 1),
+        run(0, 1, 5),
+        join(run(1, 0, 20), run(0, 6, 3)).all_rows(),
+        join(run(0, 9, 1), run(1, 20, 1)),
+        run(0, 10, 25),
+        run(0, 35, 1),
+    ]
+}
+
+/// Runs a model through the interpreter and through its lowering, and gives the largest difference of logits.
+fn drift(graph: &Graph, kernels: Kernels, kv: KvType) -> f64 {
+    let store = weights(graph);
+    let room = Room { sequences: 2, context: 64 };
+    let options = LowerOptions::new(kv);
+    let mut runner = HostRunner::new(graph, &store, &options, kernels, room).expect("is ready");
+    let mut cache = KvState::default();
+    let mut worst: f64 = 0.0;
+    for step in steps() {
+        let expected = run_step(graph, &store, Precision::F64, &mut cache, &step).expect("evaluates");
+        let got = runner.step(&step).expect("runs");
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].shape, expected[0].shape);
+        for (a, b) in got[0].as_real().iter().zip(expected[0].as_real()) {
+            assert!(a.is_finite());
+            worst = worst.max((a - b).abs());
+        }
+    }
+    worst
+}
+
+#[test]
+fn lowered_models_compute_what_the_interpreter_computes() {
+    let graphs = [fused as fn(FormatRef) -> Graph, unfused];
+    for graph in graphs {
+        // f32 throughout: only rounding remains. bf16 weights round the weights alike on both sides.
+        let exact = drift(&graph(&formats::F32), Kernels::Reference, KvType::F32);
+        assert!(exact < 2e-4, "{exact}");
+        let bf16 = drift(&graph(&formats::BF16), Kernels::Reference, KvType::F32);
+        assert!(bf16 < 2e-4, "{bf16}");
+        // Keys and values rounded to f16, and activations to int8 in groups of 32.
+        let w8 = drift(&graph(&formats::W8), Kernels::Reference, KvType::F16);
+        assert!(w8 < 0.15, "{w8}");
+    }
+}
+
+#[test]
+fn every_program_serves_a_step_it_can_hold() {
+    let graph = fused(&formats::F32);
+    let store = weights(&graph);
+    let room = Room { sequences: 2, context: 64 };
+    let step = steps().remove(0);
+    let logits = |kind| {
+        let options = LowerOptions::new(KvType::F32);
+        let mut runner =
+            HostRunner::new(&graph, &store, &options, Kernels::Reference, room).expect("is ready");
+        runner.program = Some(kind);
+        runner.step(&step).expect("runs")
+    };
+    let decode = logits(ProgramKind::Decode);
+    assert_eq!(decode, logits(ProgramKind::SmallBatch));
+    assert_eq!(decode, logits(ProgramKind::Prefill));
 }
 
 /// A random straight-line graph over `[T, 64]` and `[R, 64]` values.
