@@ -15,7 +15,7 @@ mod dot;
 mod math;
 mod memory;
 
-pub use dot::{DotAcc, DotActivation, DotWeights};
+pub(crate) use dot::{DotActivation, DotWeights};
 
 use crate::Target;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
@@ -32,11 +32,11 @@ const UNALIGNED: MemFlagsData = MemFlagsData::new().with_notrap().with_endiannes
 const ALIGNED: MemFlagsData = UNALIGNED.with_aligned();
 
 /// A scalar value: an i64 (addresses, indices), an i32 or an f32.
-pub type Scalar = Value;
+pub(crate) type Scalar = Value;
 /// Comparison of integers.
-pub type IntCmp = IntCC;
+pub(crate) type IntCmp = IntCC;
 /// Comparison of floats; the ordered ones are false when an operand is NaN.
-pub type FloatCmp = FloatCC;
+pub(crate) type FloatCmp = FloatCC;
 
 /// Four lanes: one vector register, or four scalars.
 #[derive(Clone, Copy, Debug)]
@@ -47,19 +47,19 @@ enum Quad {
 
 /// 4 f32.
 #[derive(Clone, Copy, Debug)]
-pub struct F32x4(Quad);
+pub(crate) struct F32x4(Quad);
 
 /// 4 i32.
 #[derive(Clone, Copy, Debug)]
-pub struct I32x4(Quad);
+pub(crate) struct I32x4(Quad);
 
 /// 4 truth values, from a comparison.
 #[derive(Clone, Copy, Debug)]
-pub struct Mask4(Quad);
+pub(crate) struct Mask4(Quad);
 
 /// 16 i8: one vector register, or sixteen i32 scalars.
 #[derive(Clone, Copy, Debug)]
-pub struct I8x16(Wide);
+pub(crate) struct I8x16(Wide);
 
 #[derive(Clone, Copy, Debug)]
 enum Wide {
@@ -68,7 +68,7 @@ enum Wide {
 }
 
 /// Something a [`Var`] can hold.
-pub trait Pack: Copy {
+pub(crate) trait Pack: Copy {
     /// The values it is made of.
     #[doc(hidden)]
     fn parts(self) -> Vec<Value>;
@@ -121,13 +121,13 @@ impl Pack for I32x4 {
 
 /// A value that changes: an accumulator, a running pointer.
 #[derive(Clone, Debug)]
-pub struct Var<T> {
+pub(crate) struct Var<T> {
     variables: Vec<Variable>,
     holds: PhantomData<T>,
 }
 
 /// Emits the body of one kernel.
-pub struct Lanes<'f> {
+pub(crate) struct Lanes<'f> {
     b: FunctionBuilder<'f>,
     target: Target,
     args: Value,
@@ -154,51 +154,57 @@ impl<'f> Lanes<'f> {
         self.b.finalize(config);
     }
 
-    pub fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> Target {
         self.target
     }
 
     /// Whether vectors are emitted as scalars. Kernels whose unrolled bodies would become too large then loop.
-    pub fn is_scalar(&self) -> bool {
+    pub(crate) fn is_scalar(&self) -> bool {
         !self.target.has_vectors()
     }
 
     // Arguments
 
     /// First grid item of this call.
-    pub fn begin(&self) -> Scalar {
+    pub(crate) fn begin(&self) -> Scalar {
         self.begin
     }
 
     /// Past the last grid item of this call.
-    pub fn end(&self) -> Scalar {
+    pub(crate) fn end(&self) -> Scalar {
         self.end
     }
 
     /// Argument `i` as an address or an i64.
-    pub fn arg(&mut self, i: usize) -> Scalar {
+    pub(crate) fn arg(&mut self, i: usize) -> Scalar {
         self.b.ins().load(I64, MemFlagsData::trusted(), self.args, (8 * i) as i32)
     }
 
     /// The low half of argument `i` as an i32.
-    pub fn arg_i32(&mut self, i: usize) -> Scalar {
+    pub(crate) fn arg_i32(&mut self, i: usize) -> Scalar {
         self.b.ins().load(I32, MemFlagsData::trusted(), self.args, (8 * i) as i32)
     }
 
     /// The low half of argument `i` as the bits of an f32.
-    pub fn arg_f32(&mut self, i: usize) -> Scalar {
+    pub(crate) fn arg_f32(&mut self, i: usize) -> Scalar {
         self.b.ins().load(F32, MemFlagsData::trusted(), self.args, (8 * i) as i32)
     }
 
     /// `body(item)` for each grid item of this call.
-    pub fn for_items(&mut self, body: impl FnOnce(&mut Self, Scalar)) {
+    pub(crate) fn for_items(&mut self, body: impl FnOnce(&mut Self, Scalar)) {
         self.for_range(self.begin, self.end, 1, body);
     }
 
     // Control flow
 
     /// `for i in (begin..end).step_by(step)`; `begin` and `end` are i64.
-    pub fn for_range(&mut self, begin: Scalar, end: Scalar, step: i64, body: impl FnOnce(&mut Self, Scalar)) {
+    pub(crate) fn for_range(
+        &mut self,
+        begin: Scalar,
+        end: Scalar,
+        step: i64,
+        body: impl FnOnce(&mut Self, Scalar),
+    ) {
         let (head, exit) = (self.b.create_block(), self.b.create_block());
         let i = self.b.append_block_param(head, I64);
         let enter = self.b.ins().icmp(IntCC::SignedLessThan, begin, end);
@@ -214,7 +220,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// `for i in (0..n).step_by(step)` with `n` known now. A loop of one iteration is emitted without a loop.
-    pub fn for_const(&mut self, n: usize, step: usize, body: impl FnOnce(&mut Self, Scalar)) {
+    pub(crate) fn for_const(&mut self, n: usize, step: usize, body: impl FnOnce(&mut Self, Scalar)) {
         if n == 0 {
             return;
         }
@@ -228,12 +234,12 @@ impl<'f> Lanes<'f> {
     }
 
     /// Runs `body` when `condition` (from a comparison) holds.
-    pub fn if_(&mut self, condition: Scalar, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn if_(&mut self, condition: Scalar, body: impl FnOnce(&mut Self)) {
         self.if_else(condition, body, |_| {});
     }
 
     /// Runs one of two bodies.
-    pub fn if_else(
+    pub(crate) fn if_else(
         &mut self,
         condition: Scalar,
         then: impl FnOnce(&mut Self),
@@ -254,7 +260,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// A variable with a first value.
-    pub fn var<T: Pack>(&mut self, first: T) -> Var<T> {
+    pub(crate) fn var<T: Pack>(&mut self, first: T) -> Var<T> {
         let variables = first
             .parts()
             .into_iter()
@@ -269,13 +275,13 @@ impl<'f> Lanes<'f> {
     }
 
     /// What the variable holds here.
-    pub fn get<T: Pack>(&mut self, var: &Var<T>) -> T {
+    pub(crate) fn get<T: Pack>(&mut self, var: &Var<T>) -> T {
         let parts: Vec<Value> = var.variables.iter().map(|v| self.b.use_var(*v)).collect();
         T::from_parts(&parts)
     }
 
     /// Gives the variable a new value.
-    pub fn set<T: Pack>(&mut self, var: &Var<T>, value: T) {
+    pub(crate) fn set<T: Pack>(&mut self, var: &Var<T>, value: T) {
         for (variable, part) in var.variables.iter().zip(value.parts()) {
             self.b.def_var(*variable, part);
         }
@@ -284,34 +290,34 @@ impl<'f> Lanes<'f> {
     // Scalar integers (i64 unless the operands are i32)
 
     /// An i64 constant.
-    pub fn int(&mut self, value: i64) -> Scalar {
+    pub(crate) fn int(&mut self, value: i64) -> Scalar {
         self.b.ins().iconst(I64, value)
     }
 
     /// An i32 constant.
-    pub fn int32(&mut self, value: i32) -> Scalar {
+    pub(crate) fn int32(&mut self, value: i32) -> Scalar {
         // Constants of narrow types are written zero-extended.
         self.b.ins().iconst(I32, i64::from(value as u32))
     }
 
-    pub fn iadd(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn iadd(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().iadd(a, b)
     }
 
-    pub fn iadd_imm(&mut self, a: Scalar, imm: i64) -> Scalar {
+    pub(crate) fn iadd_imm(&mut self, a: Scalar, imm: i64) -> Scalar {
         if imm == 0 { a } else { self.b.ins().iadd_imm_s(a, imm) }
     }
 
-    pub fn isub(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn isub(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().isub(a, b)
     }
 
-    pub fn imul(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn imul(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().imul(a, b)
     }
 
     /// `a * imm`; a power of two becomes a shift.
-    pub fn imul_imm(&mut self, a: Scalar, imm: i64) -> Scalar {
+    pub(crate) fn imul_imm(&mut self, a: Scalar, imm: i64) -> Scalar {
         match imm {
             1 => a,
             imm if imm > 0 && imm & (imm - 1) == 0 => self.ishl_imm(a, imm.trailing_zeros()),
@@ -320,7 +326,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// Unsigned quotient by a constant; a power of two becomes a shift.
-    pub fn udiv_imm(&mut self, a: Scalar, imm: u32) -> Scalar {
+    pub(crate) fn udiv_imm(&mut self, a: Scalar, imm: u32) -> Scalar {
         if imm.is_power_of_two() {
             self.ushr_imm(a, imm.trailing_zeros())
         } else {
@@ -329,7 +335,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// Unsigned remainder by a constant; a power of two becomes a mask.
-    pub fn urem_imm(&mut self, a: Scalar, imm: u32) -> Scalar {
+    pub(crate) fn urem_imm(&mut self, a: Scalar, imm: u32) -> Scalar {
         if imm.is_power_of_two() {
             self.iand_imm(a, i64::from(imm) - 1)
         } else {
@@ -337,75 +343,75 @@ impl<'f> Lanes<'f> {
         }
     }
 
-    pub fn ishl_imm(&mut self, a: Scalar, bits: u32) -> Scalar {
+    pub(crate) fn ishl_imm(&mut self, a: Scalar, bits: u32) -> Scalar {
         if bits == 0 { a } else { self.b.ins().ishl_imm_u(a, i64::from(bits)) }
     }
 
     /// Logical shift right.
-    pub fn ushr_imm(&mut self, a: Scalar, bits: u32) -> Scalar {
+    pub(crate) fn ushr_imm(&mut self, a: Scalar, bits: u32) -> Scalar {
         if bits == 0 { a } else { self.b.ins().ushr_imm_u(a, i64::from(bits)) }
     }
 
     /// Arithmetic shift right.
-    pub fn sshr_imm(&mut self, a: Scalar, bits: u32) -> Scalar {
+    pub(crate) fn sshr_imm(&mut self, a: Scalar, bits: u32) -> Scalar {
         if bits == 0 { a } else { self.b.ins().sshr_imm_u(a, i64::from(bits)) }
     }
 
-    pub fn iand(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn iand(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().band(a, b)
     }
 
-    pub fn iand_imm(&mut self, a: Scalar, imm: i64) -> Scalar {
+    pub(crate) fn iand_imm(&mut self, a: Scalar, imm: i64) -> Scalar {
         self.b.ins().band_imm_s(a, imm)
     }
 
-    pub fn ior(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn ior(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().bor(a, b)
     }
 
     /// Signed minimum.
-    pub fn imin(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn imin(&mut self, a: Scalar, b: Scalar) -> Scalar {
         let less = self.b.ins().icmp(IntCC::SignedLessThan, a, b);
         self.b.ins().select(less, a, b)
     }
 
     /// Signed maximum.
-    pub fn imax(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn imax(&mut self, a: Scalar, b: Scalar) -> Scalar {
         let less = self.b.ins().icmp(IntCC::SignedLessThan, a, b);
         self.b.ins().select(less, b, a)
     }
 
     /// A condition for [`Lanes::if_`] and [`Lanes::select`].
-    pub fn icmp(&mut self, cmp: IntCmp, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn icmp(&mut self, cmp: IntCmp, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().icmp(cmp, a, b)
     }
 
-    pub fn icmp_imm(&mut self, cmp: IntCmp, a: Scalar, imm: i64) -> Scalar {
+    pub(crate) fn icmp_imm(&mut self, cmp: IntCmp, a: Scalar, imm: i64) -> Scalar {
         self.b.ins().icmp_imm_s(cmp, a, imm)
     }
 
     /// `condition ? a : b`, for any scalars.
-    pub fn select(&mut self, condition: Scalar, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn select(&mut self, condition: Scalar, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().select(condition, a, b)
     }
 
     /// i32 to i64 with its sign.
-    pub fn widen(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn widen(&mut self, a: Scalar) -> Scalar {
         self.b.ins().sextend(I64, a)
     }
 
     /// i32 to i64, taken as unsigned.
-    pub fn widen_unsigned(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn widen_unsigned(&mut self, a: Scalar) -> Scalar {
         self.b.ins().uextend(I64, a)
     }
 
     /// The low half of an i64.
-    pub fn narrow(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn narrow(&mut self, a: Scalar) -> Scalar {
         self.b.ins().ireduce(I32, a)
     }
 
     /// `base + index * scale`, an address.
-    pub fn offset(&mut self, base: Scalar, index: Scalar, scale: usize) -> Scalar {
+    pub(crate) fn offset(&mut self, base: Scalar, index: Scalar, scale: usize) -> Scalar {
         let bytes = self.imul_imm(index, scale as i64);
         self.b.ins().iadd(base, bytes)
     }
@@ -413,40 +419,40 @@ impl<'f> Lanes<'f> {
     // Scalar floats
 
     /// An f32 constant.
-    pub fn f32(&mut self, value: f32) -> Scalar {
+    pub(crate) fn f32(&mut self, value: f32) -> Scalar {
         self.b.ins().f32const(value)
     }
 
-    pub fn fadd(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fadd(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().fadd(a, b)
     }
 
-    pub fn fsub(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fsub(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().fsub(a, b)
     }
 
-    pub fn fmul(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fmul(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().fmul(a, b)
     }
 
-    pub fn fdiv(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fdiv(&mut self, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().fdiv(a, b)
     }
 
-    pub fn fsqrt(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn fsqrt(&mut self, a: Scalar) -> Scalar {
         self.b.ins().sqrt(a)
     }
 
-    pub fn fneg(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn fneg(&mut self, a: Scalar) -> Scalar {
         self.b.ins().fneg(a)
     }
 
-    pub fn fabs(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn fabs(&mut self, a: Scalar) -> Scalar {
         self.b.ins().fabs(a)
     }
 
     /// `a * b + c`; one rounding where the target fuses, otherwise two.
-    pub fn fmuladd(&mut self, a: Scalar, b: Scalar, c: Scalar) -> Scalar {
+    pub(crate) fn fmuladd(&mut self, a: Scalar, b: Scalar, c: Scalar) -> Scalar {
         if self.target.has_fma() {
             self.b.ins().fma(a, b, c)
         } else {
@@ -456,40 +462,40 @@ impl<'f> Lanes<'f> {
     }
 
     /// The smaller; `b` when either is NaN.
-    pub fn fmin(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fmin(&mut self, a: Scalar, b: Scalar) -> Scalar {
         let less = self.b.ins().fcmp(FloatCC::LessThan, a, b);
         self.b.ins().select(less, a, b)
     }
 
     /// The larger; `b` when either is NaN.
-    pub fn fmax(&mut self, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fmax(&mut self, a: Scalar, b: Scalar) -> Scalar {
         let less = self.b.ins().fcmp(FloatCC::LessThan, b, a);
         self.b.ins().select(less, a, b)
     }
 
-    pub fn fcmp(&mut self, cmp: FloatCmp, a: Scalar, b: Scalar) -> Scalar {
+    pub(crate) fn fcmp(&mut self, cmp: FloatCmp, a: Scalar, b: Scalar) -> Scalar {
         self.b.ins().fcmp(cmp, a, b)
     }
 
     /// i32 to f32.
-    pub fn int_to_float(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn int_to_float(&mut self, a: Scalar) -> Scalar {
         self.b.ins().fcvt_from_sint(F32, a)
     }
 
     /// The bits of an i32 as an f32.
-    pub fn bits_to_float(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn bits_to_float(&mut self, a: Scalar) -> Scalar {
         self.bitcast(F32, a)
     }
 
     /// The bits of an f32 as an i32.
-    pub fn float_to_bits(&mut self, a: Scalar) -> Scalar {
+    pub(crate) fn float_to_bits(&mut self, a: Scalar) -> Scalar {
         self.bitcast(I32, a)
     }
 
     // Vectors of 4 f32
 
     /// A constant in every lane.
-    pub fn splat_const(&mut self, value: f32) -> F32x4 {
+    pub(crate) fn splat_const(&mut self, value: f32) -> F32x4 {
         if self.is_scalar() {
             let v = self.f32(value);
             return F32x4(Quad::Scalars([v; 4]));
@@ -499,7 +505,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// A constant in every lane.
-    pub fn splat_const_i32(&mut self, value: i32) -> I32x4 {
+    pub(crate) fn splat_const_i32(&mut self, value: i32) -> I32x4 {
         if self.is_scalar() {
             let v = self.int32(value);
             return I32x4(Quad::Scalars([v; 4]));
@@ -509,33 +515,33 @@ impl<'f> Lanes<'f> {
     }
 
     /// An f32 in every lane.
-    pub fn splat(&mut self, value: Scalar) -> F32x4 {
+    pub(crate) fn splat(&mut self, value: Scalar) -> F32x4 {
         F32x4(self.splat_quad(F32X4, value))
     }
 
     /// An i32 in every lane.
-    pub fn splat_i32(&mut self, value: Scalar) -> I32x4 {
+    pub(crate) fn splat_i32(&mut self, value: Scalar) -> I32x4 {
         I32x4(self.splat_quad(I32X4, value))
     }
 
-    pub fn vadd(&mut self, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vadd(&mut self, a: F32x4, b: F32x4) -> F32x4 {
         F32x4(self.zip(a.0, b.0, |f, a, b| f.ins().fadd(a, b)))
     }
 
-    pub fn vsub(&mut self, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vsub(&mut self, a: F32x4, b: F32x4) -> F32x4 {
         F32x4(self.zip(a.0, b.0, |f, a, b| f.ins().fsub(a, b)))
     }
 
-    pub fn vmul(&mut self, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vmul(&mut self, a: F32x4, b: F32x4) -> F32x4 {
         F32x4(self.zip(a.0, b.0, |f, a, b| f.ins().fmul(a, b)))
     }
 
-    pub fn vdiv(&mut self, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vdiv(&mut self, a: F32x4, b: F32x4) -> F32x4 {
         F32x4(self.zip(a.0, b.0, |f, a, b| f.ins().fdiv(a, b)))
     }
 
     /// `a * b + c`; one rounding where the target fuses, otherwise two.
-    pub fn vmuladd(&mut self, a: F32x4, b: F32x4, c: F32x4) -> F32x4 {
+    pub(crate) fn vmuladd(&mut self, a: F32x4, b: F32x4, c: F32x4) -> F32x4 {
         if !self.target.has_fma() {
             let product = self.vmul(a, b);
             return self.vadd(product, c);
@@ -550,36 +556,36 @@ impl<'f> Lanes<'f> {
     }
 
     /// The smaller of each pair; `b` when either is NaN.
-    pub fn vmin(&mut self, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vmin(&mut self, a: F32x4, b: F32x4) -> F32x4 {
         let less = self.vcmp(FloatCC::LessThan, a, b);
         self.vselect(less, a, b)
     }
 
     /// The larger of each pair; `b` when either is NaN.
-    pub fn vmax(&mut self, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vmax(&mut self, a: F32x4, b: F32x4) -> F32x4 {
         let less = self.vcmp(FloatCC::LessThan, b, a);
         self.vselect(less, a, b)
     }
 
-    pub fn vneg(&mut self, a: F32x4) -> F32x4 {
+    pub(crate) fn vneg(&mut self, a: F32x4) -> F32x4 {
         F32x4(self.each(a.0, |f, a| f.ins().fneg(a)))
     }
 
-    pub fn vabs(&mut self, a: F32x4) -> F32x4 {
+    pub(crate) fn vabs(&mut self, a: F32x4) -> F32x4 {
         F32x4(self.each(a.0, |f, a| f.ins().fabs(a)))
     }
 
-    pub fn vsqrt(&mut self, a: F32x4) -> F32x4 {
+    pub(crate) fn vsqrt(&mut self, a: F32x4) -> F32x4 {
         F32x4(self.each(a.0, |f, a| f.ins().sqrt(a)))
     }
 
     /// Compares lane by lane.
-    pub fn vcmp(&mut self, cmp: FloatCmp, a: F32x4, b: F32x4) -> Mask4 {
+    pub(crate) fn vcmp(&mut self, cmp: FloatCmp, a: F32x4, b: F32x4) -> Mask4 {
         Mask4(self.zip(a.0, b.0, |f, a, b| f.ins().fcmp(cmp, a, b)))
     }
 
     /// `mask ? a : b`, lane by lane.
-    pub fn vselect(&mut self, mask: Mask4, a: F32x4, b: F32x4) -> F32x4 {
+    pub(crate) fn vselect(&mut self, mask: Mask4, a: F32x4, b: F32x4) -> F32x4 {
         F32x4(match (mask.0, a.0, b.0) {
             (Quad::Vector(m), Quad::Vector(a), Quad::Vector(b)) => {
                 let m = self.bitcast(F32X4, m);
@@ -590,7 +596,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// Nearest integer of each lane, ties to even, as f32 and as i32; for |x| < 2^22.
-    pub fn vround(&mut self, a: F32x4) -> (F32x4, I32x4) {
+    pub(crate) fn vround(&mut self, a: F32x4) -> (F32x4, I32x4) {
         // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the significand.
         const MAGIC: f32 = 12_582_912.0;
         let magic = self.splat_const(MAGIC);
@@ -602,7 +608,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// i32 to f32.
-    pub fn vint_to_float(&mut self, a: I32x4) -> F32x4 {
+    pub(crate) fn vint_to_float(&mut self, a: I32x4) -> F32x4 {
         F32x4(match a.0 {
             Quad::Vector(v) => Quad::Vector(self.b.ins().fcvt_from_sint(F32X4, v)),
             Quad::Scalars(s) => Quad::Scalars(s.map(|v| self.b.ins().fcvt_from_sint(F32, v))),
@@ -610,7 +616,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// The bits of each f32.
-    pub fn vbits(&mut self, a: F32x4) -> I32x4 {
+    pub(crate) fn vbits(&mut self, a: F32x4) -> I32x4 {
         I32x4(match a.0 {
             Quad::Vector(v) => Quad::Vector(self.bitcast(I32X4, v)),
             Quad::Scalars(s) => Quad::Scalars(s.map(|v| self.bitcast(I32, v))),
@@ -618,7 +624,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// The f32 of each lane's bits.
-    pub fn vfrom_bits(&mut self, a: I32x4) -> F32x4 {
+    pub(crate) fn vfrom_bits(&mut self, a: I32x4) -> F32x4 {
         F32x4(match a.0 {
             Quad::Vector(v) => Quad::Vector(self.bitcast(F32X4, v)),
             Quad::Scalars(s) => Quad::Scalars(s.map(|v| self.bitcast(F32, v))),
@@ -626,70 +632,70 @@ impl<'f> Lanes<'f> {
     }
 
     /// `(lane0 + lane1) + (lane2 + lane3)`.
-    pub fn vsum(&mut self, a: F32x4) -> Scalar {
+    pub(crate) fn vsum(&mut self, a: F32x4) -> Scalar {
         let l = self.lanes_of(a.0);
         let (x, y) = (self.fadd(l[0], l[1]), self.fadd(l[2], l[3]));
         self.fadd(x, y)
     }
 
     /// The largest lane; for lanes without NaN.
-    pub fn vmax_across(&mut self, a: F32x4) -> Scalar {
+    pub(crate) fn vmax_across(&mut self, a: F32x4) -> Scalar {
         let l = self.lanes_of(a.0);
         let (x, y) = (self.fmax(l[0], l[1]), self.fmax(l[2], l[3]));
         self.fmax(x, y)
     }
 
     /// Lane `i` as a scalar.
-    pub fn lane(&mut self, a: F32x4, i: usize) -> Scalar {
+    pub(crate) fn lane(&mut self, a: F32x4, i: usize) -> Scalar {
         self.lanes_of(a.0)[i]
     }
 
     // Vectors of 4 i32
 
-    pub fn viadd(&mut self, a: I32x4, b: I32x4) -> I32x4 {
+    pub(crate) fn viadd(&mut self, a: I32x4, b: I32x4) -> I32x4 {
         I32x4(self.zip(a.0, b.0, |f, a, b| f.ins().iadd(a, b)))
     }
 
-    pub fn visub(&mut self, a: I32x4, b: I32x4) -> I32x4 {
+    pub(crate) fn visub(&mut self, a: I32x4, b: I32x4) -> I32x4 {
         I32x4(self.zip(a.0, b.0, |f, a, b| f.ins().isub(a, b)))
     }
 
-    pub fn vimul(&mut self, a: I32x4, b: I32x4) -> I32x4 {
+    pub(crate) fn vimul(&mut self, a: I32x4, b: I32x4) -> I32x4 {
         I32x4(self.zip(a.0, b.0, |f, a, b| f.ins().imul(a, b)))
     }
 
-    pub fn viand(&mut self, a: I32x4, b: I32x4) -> I32x4 {
+    pub(crate) fn viand(&mut self, a: I32x4, b: I32x4) -> I32x4 {
         I32x4(self.zip(a.0, b.0, |f, a, b| f.ins().band(a, b)))
     }
 
-    pub fn vior(&mut self, a: I32x4, b: I32x4) -> I32x4 {
+    pub(crate) fn vior(&mut self, a: I32x4, b: I32x4) -> I32x4 {
         I32x4(self.zip(a.0, b.0, |f, a, b| f.ins().bor(a, b)))
     }
 
-    pub fn vineg(&mut self, a: I32x4) -> I32x4 {
+    pub(crate) fn vineg(&mut self, a: I32x4) -> I32x4 {
         I32x4(self.each(a.0, |f, a| f.ins().ineg(a)))
     }
 
-    pub fn vishl_imm(&mut self, a: I32x4, bits: u32) -> I32x4 {
+    pub(crate) fn vishl_imm(&mut self, a: I32x4, bits: u32) -> I32x4 {
         I32x4(self.each(a.0, |f, a| f.ins().ishl_imm_u(a, i64::from(bits))))
     }
 
     /// Logical shift right.
-    pub fn vushr_imm(&mut self, a: I32x4, bits: u32) -> I32x4 {
+    pub(crate) fn vushr_imm(&mut self, a: I32x4, bits: u32) -> I32x4 {
         I32x4(self.each(a.0, |f, a| f.ins().ushr_imm_u(a, i64::from(bits))))
     }
 
     /// Arithmetic shift right.
-    pub fn vsshr_imm(&mut self, a: I32x4, bits: u32) -> I32x4 {
+    pub(crate) fn vsshr_imm(&mut self, a: I32x4, bits: u32) -> I32x4 {
         I32x4(self.each(a.0, |f, a| f.ins().sshr_imm_u(a, i64::from(bits))))
     }
 
-    pub fn vicmp(&mut self, cmp: IntCmp, a: I32x4, b: I32x4) -> Mask4 {
+    pub(crate) fn vicmp(&mut self, cmp: IntCmp, a: I32x4, b: I32x4) -> Mask4 {
         Mask4(self.zip(a.0, b.0, |f, a, b| f.ins().icmp(cmp, a, b)))
     }
 
     /// `mask ? a : b`, lane by lane.
-    pub fn viselect(&mut self, mask: Mask4, a: I32x4, b: I32x4) -> I32x4 {
+    pub(crate) fn viselect(&mut self, mask: Mask4, a: I32x4, b: I32x4) -> I32x4 {
         I32x4(match (mask.0, a.0, b.0) {
             (Quad::Vector(m), Quad::Vector(a), Quad::Vector(b)) => {
                 Quad::Vector(self.b.ins().bitselect(m, a, b))
@@ -699,7 +705,7 @@ impl<'f> Lanes<'f> {
     }
 
     /// Sum of the lanes.
-    pub fn visum(&mut self, a: I32x4) -> Scalar {
+    pub(crate) fn visum(&mut self, a: I32x4) -> Scalar {
         let l = self.lanes_of(a.0);
         let (x, y) = (self.iadd(l[0], l[1]), self.iadd(l[2], l[3]));
         self.iadd(x, y)

@@ -1,8 +1,137 @@
-//! `linear`: matrix products with packed weights.
+//! `linear`: matrix products with packed weights, for every format, row tile and epilogue.
+//!
+//! Item by item, and 16 rows at a time: the contraction ([`float`], [`int`]) leaves the sums of the item's channels
+//! for those rows in scratch memory, and the epilogue ([`epilogue`]) takes each row from there to its destination.
+//!
+//! A row's result depends on nothing but the row: channels are summed over ascending inputs in one accumulator
+//! (floats), or exactly within a group and then over ascending groups (integers), whatever the row tile.
 
-use crate::lanes::Lanes;
-use attar_kernel::LinearSpec;
+mod epilogue;
+mod float;
+mod int;
 
-pub(super) fn emit(spec: &LinearSpec, _cx: &mut Lanes<'_>) -> Result<(), String> {
-    Err(format!("no code for format {}", spec.format.name))
+use crate::lanes::{Lanes, Scalar};
+use attar_format::{CHANNELS, PackedLayout};
+use attar_kernel::{ActInt8Layout, Epilogue, LinearSpec, RowTile};
+
+/// Rows contracted before their epilogues run.
+const CHUNK: usize = 16;
+/// Rows that share decoded weights in registers.
+const TILE: usize = 4;
+/// Bytes of one row's sums of one block.
+const BLOCK_SUMS: usize = CHANNELS * 4;
+
+/// What a contraction works on.
+struct Contraction<'a> {
+    layout: &'a PackedLayout,
+    rows: RowTile,
+    /// Address of the block of weights.
+    block: Scalar,
+    /// Address of the tensor's header.
+    header: Scalar,
+    /// Address of the first row of activations.
+    x: Scalar,
+    /// Rows, at most [`CHUNK`]; i64.
+    count: Scalar,
+    /// Address of the first row's sums. Rows up to the next multiple of [`TILE`] may be written.
+    sums: Scalar,
+    /// Bytes from one row's sums to the next.
+    sums_stride: usize,
+}
+
+pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> {
+    let layout = check(spec)?;
+    let int8 = spec.format.wants_int8_activations();
+    let x_stride = if int8 { ActInt8Layout::new(spec.k).stride } else { spec.k * 4 };
+    let blocks = match &spec.epilogue {
+        Epilogue::Store | Epilogue::Residual => 1,
+        Epilogue::Swiglu { .. } => 2,
+        Epilogue::Qkv(q) => q.head_dim / CHANNELS,
+    };
+    let sums_stride = blocks * BLOCK_SUMS;
+    let chunk = if spec.rows == RowTile::One { 1 } else { CHUNK };
+    let (x, weights) = (cx.arg(0), cx.arg(1));
+    let sums = cx.scratch(chunk * sums_stride);
+    let workspace = if int8 { Some(int::Workspace::new(cx, spec.rows)) } else { None };
+    let epilogue = epilogue::Args::load(spec, cx);
+    let first_block = cx.iadd_imm(weights, layout.header_bytes as i64);
+    cx.for_items(|cx, item| {
+        let item_weights = cx.offset(first_block, item, blocks * layout.block_bytes);
+        let chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
+            let x = cx.offset(x, first, x_stride);
+            cx.for_const(blocks, 1, |cx, i| {
+                let contraction = Contraction {
+                    layout: &layout,
+                    rows: spec.rows,
+                    block: cx.offset(item_weights, i, layout.block_bytes),
+                    header: weights,
+                    x,
+                    count,
+                    sums: cx.offset(sums, i, BLOCK_SUMS),
+                    sums_stride,
+                };
+                match &workspace {
+                    Some(workspace) => int::emit(&contraction, workspace, cx),
+                    None => float::emit(&contraction, cx),
+                }
+            });
+            let zero = cx.int(0);
+            let finish = |cx: &mut Lanes<'_>, r: Scalar| {
+                let row = cx.iadd(first, r);
+                let sums = cx.offset(sums, r, sums_stride);
+                epilogue.row(spec, cx, item, row, sums);
+            };
+            if chunk == 1 { finish(cx, zero) } else { cx.for_range(zero, count, 1, finish) }
+        };
+        let zero = cx.int(0);
+        if chunk == 1 {
+            let one = cx.int(1);
+            chunk_of_rows(cx, zero, one);
+        } else {
+            cx.for_range(zero, epilogue.total_rows, chunk as i64, |cx, first| {
+                let left = cx.isub(epilogue.total_rows, first);
+                let most = cx.int(chunk as i64);
+                let count = cx.imin(left, most);
+                chunk_of_rows(cx, first, count);
+            });
+        }
+    });
+    Ok(())
+}
+
+fn check(spec: &LinearSpec) -> Result<PackedLayout, String> {
+    let (format, n, k) = (spec.format, spec.n, spec.k);
+    let layout = PackedLayout::new(format, n, k)
+        .ok_or_else(|| format!("format {} cannot hold a [{n}, {k}] matrix", format.name))?;
+    // Offsets within a block are 32-bit immediates.
+    if i32::try_from(layout.block_bytes).is_err() {
+        return Err(format!("K = {k} is too large"));
+    }
+    if format.wants_int8_activations() && format.group != ActInt8Layout::GROUP {
+        return Err(format!(
+            "format {} has groups of {}, int8 activations of {}",
+            format.name,
+            format.group,
+            ActInt8Layout::GROUP
+        ));
+    }
+    match &spec.epilogue {
+        Epilogue::Store | Epilogue::Residual => {}
+        Epilogue::Swiglu { width } => {
+            if n != 2 * width.next_multiple_of(CHANNELS) {
+                return Err(format!(
+                    "swiglu of width {width} needs a weight padded to 16, not of {n} channels"
+                ));
+            }
+        }
+        Epilogue::Qkv(q) => {
+            if q.head_dim == 0 || q.head_dim % CHANNELS != 0 {
+                return Err(format!("heads of {} channels: must be a multiple of {CHANNELS}", q.head_dim));
+            }
+            if n != (q.heads + 2 * q.kv_heads) * q.head_dim {
+                return Err(format!("weight of {n} channels does not make the heads"));
+            }
+        }
+    }
+    Ok(layout)
 }

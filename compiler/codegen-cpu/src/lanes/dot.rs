@@ -17,17 +17,17 @@ use cranelift_codegen::ir::types::I16X8;
 
 /// 16 weights made ready for [`Lanes::dot`].
 #[derive(Clone, Copy, Debug)]
-pub struct DotWeights {
+pub(crate) struct DotWeights {
     parts: [Value; 2],
 }
 
 /// 4 activations made ready for [`Lanes::dot`].
 #[derive(Clone, Copy, Debug)]
-pub struct DotActivation(Value);
+pub(crate) struct DotActivation(Value);
 
 /// Sums of 4 channels under way.
 #[derive(Clone, Copy, Debug)]
-pub struct DotAcc {
+pub(crate) struct DotAcc {
     parts: [Value; 2],
 }
 
@@ -49,12 +49,12 @@ impl Lanes<'_> {
     }
 
     /// Bytes of 16 prepared weights in memory.
-    pub fn dot_weight_bytes(&self) -> usize {
+    pub(crate) fn dot_weight_bytes(&self) -> usize {
         if self.form() == Form::Pmaddwd { 32 } else { 16 }
     }
 
     /// Prepares 16 weights.
-    pub fn dot_weights(&mut self, weights: I8x16) -> DotWeights {
+    pub(crate) fn dot_weights(&mut self, weights: I8x16) -> DotWeights {
         let Wide::Vector(v) = weights.0 else {
             unreachable!("kernels for targets without vectors loop over bytes");
         };
@@ -69,7 +69,7 @@ impl Lanes<'_> {
     }
 
     /// Writes prepared weights to [`Lanes::dot_weight_bytes`] bytes aligned to 16.
-    pub fn store_dot_weights(&mut self, weights: DotWeights, at: Scalar, offset: i32) {
+    pub(crate) fn store_dot_weights(&mut self, weights: DotWeights, at: Scalar, offset: i32) {
         let flags = ALIGNED;
         self.b.ins().store(flags, weights.parts[0], at, offset);
         if self.form() == Form::Pmaddwd {
@@ -78,7 +78,7 @@ impl Lanes<'_> {
     }
 
     /// Reads prepared weights.
-    pub fn load_dot_weights(&mut self, at: Scalar, offset: i32) -> DotWeights {
+    pub(crate) fn load_dot_weights(&mut self, at: Scalar, offset: i32) -> DotWeights {
         let flags = ALIGNED;
         if self.form() == Form::Pmaddwd {
             let low = self.b.ins().load(I16X8, flags, at, offset);
@@ -91,7 +91,7 @@ impl Lanes<'_> {
     }
 
     /// Reads 16 activations and prepares each quad of them.
-    pub fn load_dot_activations(&mut self, at: Scalar, offset: i32) -> [DotActivation; 4] {
+    pub(crate) fn load_dot_activations(&mut self, at: Scalar, offset: i32) -> [DotActivation; 4] {
         let flags = UNALIGNED;
         if self.form() == Form::Pmaddwd {
             let halves =
@@ -111,24 +111,24 @@ impl Lanes<'_> {
     }
 
     /// Writes a prepared quad to 16 bytes aligned to 16.
-    pub fn store_dot_activation(&mut self, quad: DotActivation, at: Scalar, offset: i32) {
+    pub(crate) fn store_dot_activation(&mut self, quad: DotActivation, at: Scalar, offset: i32) {
         self.b.ins().store(ALIGNED, quad.0, at, offset);
     }
 
     /// Reads a prepared quad.
-    pub fn load_dot_activation(&mut self, at: Scalar, offset: i32) -> DotActivation {
+    pub(crate) fn load_dot_activation(&mut self, at: Scalar, offset: i32) -> DotActivation {
         let ty = if self.form() == Form::Pmaddwd { I16X8 } else { I8X16 };
         DotActivation(self.b.ins().load(ty, ALIGNED, at, offset))
     }
 
     /// Sums of nothing.
-    pub fn dot_zero(&mut self) -> DotAcc {
+    pub(crate) fn dot_zero(&mut self) -> DotAcc {
         let zero = self.vector_const(I32X4, &[0; 16]);
         DotAcc { parts: [zero; 2] }
     }
 
     /// Adds to each channel its 4 weights times the 4 activations.
-    pub fn dot(&mut self, acc: DotAcc, weights: DotWeights, quad: DotActivation) -> DotAcc {
+    pub(crate) fn dot(&mut self, acc: DotAcc, weights: DotWeights, quad: DotActivation) -> DotAcc {
         let ([w0, w1], a) = (weights.parts, quad.0);
         match self.form() {
             Form::Pmaddwd => {
@@ -158,7 +158,7 @@ impl Lanes<'_> {
     }
 
     /// The 4 sums.
-    pub fn dot_finish(&mut self, acc: DotAcc) -> I32x4 {
+    pub(crate) fn dot_finish(&mut self, acc: DotAcc) -> I32x4 {
         let [a, b] = acc.parts;
         I32x4(Quad::Vector(match self.form() {
             Form::Sdot => a,

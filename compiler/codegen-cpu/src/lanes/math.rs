@@ -5,7 +5,7 @@ use super::*;
 impl Lanes<'_> {
     /// `e^x` within 2 ulp: 0 below −86.6 (results that f32 holds only as subnormals, or nearly), infinite above
     /// 88.72, NaN for NaN. Range reduction and polynomial as in Cephes `expf` (Moshier 1989).
-    pub fn vexp(&mut self, x: F32x4) -> F32x4 {
+    pub(crate) fn vexp(&mut self, x: F32x4) -> F32x4 {
         let low = self.splat_const(EXP_LOW);
         let high = self.splat_const(EXP_HIGH);
         // Comparisons are false for NaN, so that NaN goes on through the polynomial.
@@ -42,7 +42,7 @@ impl Lanes<'_> {
     }
 
     /// `x / (1 + e^-x)`.
-    pub fn vsilu(&mut self, x: F32x4) -> F32x4 {
+    pub(crate) fn vsilu(&mut self, x: F32x4) -> F32x4 {
         let negated = self.vneg(x);
         let e = self.vexp(negated);
         let one = self.splat_const(1.0);
@@ -51,7 +51,7 @@ impl Lanes<'_> {
     }
 
     /// The error function, by the rational approximation on [−4, 4] that Eigen and XLA use; a few ulp.
-    pub fn verf(&mut self, x: F32x4) -> F32x4 {
+    pub(crate) fn verf(&mut self, x: F32x4) -> F32x4 {
         let low = self.splat_const(-4.0);
         let high = self.splat_const(4.0);
         let under = self.vcmp(FloatCC::LessThan, x, low);
@@ -80,7 +80,7 @@ impl Lanes<'_> {
     }
 
     /// `x / 2 * (1 + erf(x / sqrt 2))`.
-    pub fn vgelu(&mut self, x: F32x4) -> F32x4 {
+    pub(crate) fn vgelu(&mut self, x: F32x4) -> F32x4 {
         let scale = self.splat_const(std::f32::consts::FRAC_1_SQRT_2);
         let scaled = self.vmul(x, scale);
         let erf = self.verf(scaled);
@@ -92,7 +92,7 @@ impl Lanes<'_> {
     }
 
     /// `e^x` of a scalar.
-    pub fn exp(&mut self, x: Scalar) -> Scalar {
+    pub(crate) fn exp(&mut self, x: Scalar) -> Scalar {
         let x = self.splat(x);
         let e = self.vexp(x);
         self.lane(e, 0)

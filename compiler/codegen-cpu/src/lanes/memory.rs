@@ -5,7 +5,7 @@ use cranelift_codegen::ir::types::{I16X8, I64X2};
 
 impl Lanes<'_> {
     /// Address of `bytes` bytes on the stack, aligned to 64.
-    pub fn scratch(&mut self, bytes: usize) -> Scalar {
+    pub(crate) fn scratch(&mut self, bytes: usize) -> Scalar {
         let slot = self.b.create_sized_stack_slot(StackSlotData::new(
             StackSlotKind::ExplicitSlot,
             bytes.next_multiple_of(16) as u32 + 48,
@@ -19,79 +19,79 @@ impl Lanes<'_> {
 
     // Scalars
 
-    pub fn load_i64(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_i64(&mut self, at: Scalar, offset: i32) -> Scalar {
         self.b.ins().load(I64, UNALIGNED, at, offset)
     }
 
-    pub fn load_i32(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_i32(&mut self, at: Scalar, offset: i32) -> Scalar {
         self.b.ins().load(I32, UNALIGNED, at, offset)
     }
 
     /// An unsigned 16-bit integer, as an i32.
-    pub fn load_u16(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_u16(&mut self, at: Scalar, offset: i32) -> Scalar {
         self.b.ins().uload16(I32, UNALIGNED, at, offset)
     }
 
     /// An unsigned byte, as an i32.
-    pub fn load_u8(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_u8(&mut self, at: Scalar, offset: i32) -> Scalar {
         self.b.ins().uload8(I32, UNALIGNED, at, offset)
     }
 
     /// A signed byte, as an i32.
-    pub fn load_i8(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_i8(&mut self, at: Scalar, offset: i32) -> Scalar {
         self.b.ins().sload8(I32, UNALIGNED, at, offset)
     }
 
-    pub fn load_f32(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_f32(&mut self, at: Scalar, offset: i32) -> Scalar {
         self.b.ins().load(F32, UNALIGNED, at, offset)
     }
 
     /// A bf16, as an f32.
-    pub fn load_bf16(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_bf16(&mut self, at: Scalar, offset: i32) -> Scalar {
         let bits = self.load_u16(at, offset);
         let bits = self.ishl_imm(bits, 16);
         self.bits_to_float(bits)
     }
 
     /// An f16, as an f32.
-    pub fn load_f16(&mut self, at: Scalar, offset: i32) -> Scalar {
+    pub(crate) fn load_f16(&mut self, at: Scalar, offset: i32) -> Scalar {
         let bits = self.b.ins().sload16(I32, UNALIGNED, at, offset);
         let quad = self.f16_to_f32(Quad::Scalars([bits; 4]), 1);
         self.lane(quad, 0)
     }
 
-    pub fn store_i32(&mut self, value: Scalar, at: Scalar, offset: i32) {
+    pub(crate) fn store_i32(&mut self, value: Scalar, at: Scalar, offset: i32) {
         self.b.ins().store(UNALIGNED, value, at, offset);
     }
 
-    pub fn store_f32(&mut self, value: Scalar, at: Scalar, offset: i32) {
+    pub(crate) fn store_f32(&mut self, value: Scalar, at: Scalar, offset: i32) {
         self.b.ins().store(UNALIGNED, value, at, offset);
     }
 
     /// The low byte of an i32.
-    pub fn store_u8(&mut self, value: Scalar, at: Scalar, offset: i32) {
+    pub(crate) fn store_u8(&mut self, value: Scalar, at: Scalar, offset: i32) {
         self.b.ins().istore8(UNALIGNED, value, at, offset);
     }
 
     /// The low 16 bits of an i32.
-    pub fn store_u16(&mut self, value: Scalar, at: Scalar, offset: i32) {
+    pub(crate) fn store_u16(&mut self, value: Scalar, at: Scalar, offset: i32) {
         self.b.ins().istore16(UNALIGNED, value, at, offset);
     }
 
     // Four lanes
 
     /// 4 f32 in 16 bytes.
-    pub fn load4(&mut self, at: Scalar, offset: i32) -> F32x4 {
+    pub(crate) fn load4(&mut self, at: Scalar, offset: i32) -> F32x4 {
         F32x4(self.load_quad(F32X4, at, offset))
     }
 
     /// 4 i32 in 16 bytes.
-    pub fn load4_i32(&mut self, at: Scalar, offset: i32) -> I32x4 {
+    pub(crate) fn load4_i32(&mut self, at: Scalar, offset: i32) -> I32x4 {
         I32x4(self.load_quad(I32X4, at, offset))
     }
 
     /// The first `count` (1 to 4) of 4 f32; nothing is read beyond them, and the other lanes hold `fill`.
-    pub fn load4_part(&mut self, at: Scalar, offset: i32, count: usize, fill: f32) -> F32x4 {
+    pub(crate) fn load4_part(&mut self, at: Scalar, offset: i32, count: usize, fill: f32) -> F32x4 {
         if count >= 4 {
             return self.load4(at, offset);
         }
@@ -110,20 +110,20 @@ impl Lanes<'_> {
     }
 
     /// An f32 from memory in every lane.
-    pub fn load_splat(&mut self, at: Scalar, offset: i32) -> F32x4 {
+    pub(crate) fn load_splat(&mut self, at: Scalar, offset: i32) -> F32x4 {
         let v = self.load_f32(at, offset);
         self.splat(v)
     }
 
     /// 4 bf16 in 8 bytes.
-    pub fn load4_bf16(&mut self, at: Scalar, offset: i32) -> F32x4 {
+    pub(crate) fn load4_bf16(&mut self, at: Scalar, offset: i32) -> F32x4 {
         let bits = I32x4(self.load_u16x4(at, offset));
         let bits = self.vishl_imm(bits, 16);
         self.vfrom_bits(bits)
     }
 
     /// 4 f16 in 8 bytes, exactly (subnormals, infinities and NaN included).
-    pub fn load4_f16(&mut self, at: Scalar, offset: i32) -> F32x4 {
+    pub(crate) fn load4_f16(&mut self, at: Scalar, offset: i32) -> F32x4 {
         let bits = if self.is_scalar() {
             Quad::Scalars(std::array::from_fn(|i| {
                 self.b.ins().sload16(I32, UNALIGNED, at, offset + 2 * i as i32)
@@ -135,7 +135,7 @@ impl Lanes<'_> {
     }
 
     /// 4 signed bytes.
-    pub fn load4_i8(&mut self, at: Scalar, offset: i32) -> I32x4 {
+    pub(crate) fn load4_i8(&mut self, at: Scalar, offset: i32) -> I32x4 {
         if self.is_scalar() {
             return I32x4(Quad::Scalars(std::array::from_fn(|i| self.load_i8(at, offset + i as i32))));
         }
@@ -147,7 +147,7 @@ impl Lanes<'_> {
     }
 
     /// 4 unsigned bytes.
-    pub fn load4_u8(&mut self, at: Scalar, offset: i32) -> I32x4 {
+    pub(crate) fn load4_u8(&mut self, at: Scalar, offset: i32) -> I32x4 {
         if self.is_scalar() {
             return I32x4(Quad::Scalars(std::array::from_fn(|i| self.load_u8(at, offset + i as i32))));
         }
@@ -158,16 +158,16 @@ impl Lanes<'_> {
         I32x4(Quad::Vector(self.b.ins().uwiden_low(v)))
     }
 
-    pub fn store4(&mut self, value: F32x4, at: Scalar, offset: i32) {
+    pub(crate) fn store4(&mut self, value: F32x4, at: Scalar, offset: i32) {
         self.store_quad(value.0, at, offset);
     }
 
-    pub fn store4_i32(&mut self, value: I32x4, at: Scalar, offset: i32) {
+    pub(crate) fn store4_i32(&mut self, value: I32x4, at: Scalar, offset: i32) {
         self.store_quad(value.0, at, offset);
     }
 
     /// The first `count` (1 to 4) lanes; nothing is written beyond them.
-    pub fn store4_part(&mut self, value: F32x4, at: Scalar, offset: i32, count: usize) {
+    pub(crate) fn store4_part(&mut self, value: F32x4, at: Scalar, offset: i32, count: usize) {
         if count >= 4 {
             return self.store4(value, at, offset);
         }
@@ -177,7 +177,7 @@ impl Lanes<'_> {
     }
 
     /// 4 signed bytes; lanes must be in −128..=127.
-    pub fn store4_i8(&mut self, value: I32x4, at: Scalar, offset: i32) {
+    pub(crate) fn store4_i8(&mut self, value: I32x4, at: Scalar, offset: i32) {
         match value.0 {
             Quad::Vector(v) => {
                 let v = self.b.ins().snarrow(v, v);
@@ -196,7 +196,7 @@ impl Lanes<'_> {
 
     /// 4 f16 in 8 bytes, rounded to nearest even. Values that round to more than 65504 become infinite, NaN stays
     /// NaN, and |x| < 2^-14 becomes zero of the same sign: subnormals would slow every later read.
-    pub fn store4_f16(&mut self, value: F32x4, at: Scalar, offset: i32) {
+    pub(crate) fn store4_f16(&mut self, value: F32x4, at: Scalar, offset: i32) {
         let half = self.f32_to_f16(value);
         match half.0 {
             Quad::Vector(v) => {
@@ -334,7 +334,7 @@ impl Lanes<'_> {
     // Sixteen lanes
 
     /// 16 signed bytes.
-    pub fn load16_i8(&mut self, at: Scalar, offset: i32) -> I8x16 {
+    pub(crate) fn load16_i8(&mut self, at: Scalar, offset: i32) -> I8x16 {
         if self.is_scalar() {
             I8x16(Wide::Scalars(std::array::from_fn(|i| self.load_i8(at, offset + i as i32))))
         } else {
@@ -343,7 +343,7 @@ impl Lanes<'_> {
     }
 
     /// 16 signed bytes from lanes in −128..=127, `parts` in ascending order.
-    pub fn store16_i8(&mut self, parts: [I32x4; 4], at: Scalar, offset: i32) {
+    pub(crate) fn store16_i8(&mut self, parts: [I32x4; 4], at: Scalar, offset: i32) {
         if let [Quad::Vector(a), Quad::Vector(b), Quad::Vector(c), Quad::Vector(d)] = parts.map(|p| p.0) {
             let low = self.b.ins().snarrow(a, b);
             let high = self.b.ins().snarrow(c, d);
@@ -357,7 +357,7 @@ impl Lanes<'_> {
     }
 
     /// The low nibble of every byte, and the high one.
-    pub fn nibbles(&mut self, bytes: I8x16) -> (I8x16, I8x16) {
+    pub(crate) fn nibbles(&mut self, bytes: I8x16) -> (I8x16, I8x16) {
         match bytes.0 {
             Wide::Vector(v) => {
                 let mask = self.vector_const(I8X16, &[15; 16]);
@@ -385,7 +385,7 @@ impl Lanes<'_> {
     }
 
     /// `table[code]` for codes in 0..16; `table` is the address of 16 signed bytes and `loaded` their load.
-    pub fn lookup(&mut self, table: Scalar, loaded: I8x16, codes: I8x16) -> I8x16 {
+    pub(crate) fn lookup(&mut self, table: Scalar, loaded: I8x16, codes: I8x16) -> I8x16 {
         match (loaded.0, codes.0) {
             (Wide::Vector(t), Wide::Vector(c)) => {
                 let x86 = matches!(self.target, Target::X86_64V2 | Target::X86_64V3);

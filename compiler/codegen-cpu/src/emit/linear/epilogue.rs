@@ -1,0 +1,216 @@
+//! What happens to a row's sums: bias, then store, residual addition, SwiGLU, or the way of a head into attention.
+
+use super::BLOCK_SUMS;
+use crate::lanes::{IntCmp, Lanes, Scalar};
+use attar_artifact::manifest::KvType;
+use attar_format::CHANNELS;
+use attar_kernel::{Epilogue, LinearSpec, QkvEpilogue};
+
+/// The epilogue's arguments, loaded once.
+pub(super) struct Args {
+    /// Rows of the launch; i64.
+    pub(super) total_rows: Scalar,
+    bias: Option<Scalar>,
+    rest: Vec<Scalar>,
+}
+
+impl Args {
+    pub(super) fn load(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Args {
+        let count = match &spec.epilogue {
+            Epilogue::Store | Epilogue::Swiglu { .. } => 1,
+            Epilogue::Residual => 2,
+            Epilogue::Qkv(q) => 8 + 2 * usize::from(q.qk_norm.is_some()),
+        };
+        let first = 2 + usize::from(spec.bias);
+        let bias = spec.bias.then(|| cx.arg(2));
+        let rest = (first..first + count).map(|i| cx.arg(i)).collect();
+        Args { total_rows: cx.arg(first + count), bias, rest }
+    }
+
+    /// Takes the sums of grid item `item` for row `row` to their destination.
+    pub(super) fn row(&self, spec: &LinearSpec, cx: &mut Lanes<'_>, item: Scalar, row: Scalar, sums: Scalar) {
+        match &spec.epilogue {
+            Epilogue::Store => self.store(spec.n, None, self.rest[0], cx, item, row, sums),
+            Epilogue::Residual => self.store(spec.n, Some(self.rest[0]), self.rest[1], cx, item, row, sums),
+            Epilogue::Swiglu { width } => {
+                self.add_bias(2 * CHANNELS, cx, item, sums);
+                cx.for_const(BLOCK_SUMS, 16, |cx, at| {
+                    let gate = cx.iadd(sums, at);
+                    let (up, gate_value) = (cx.load4(gate, BLOCK_SUMS as i32), cx.load4(gate, 0));
+                    let activated = cx.vsilu(gate_value);
+                    let product = cx.vmul(activated, up);
+                    cx.store4(product, gate, 0);
+                });
+                let no_bias = Args { total_rows: self.total_rows, bias: None, rest: Vec::new() };
+                no_bias.store(*width, None, self.rest[0], cx, item, row, sums);
+            }
+            Epilogue::Qkv(q) => self.head(q, cx, item, row, sums),
+        }
+    }
+
+    /// Adds the bias of the item's `channels` channels in place; all of them must exist.
+    fn add_bias(&self, channels: usize, cx: &mut Lanes<'_>, item: Scalar, sums: Scalar) {
+        if let Some(bias) = self.bias {
+            let bias = cx.offset(bias, item, channels * 4);
+            cx.for_const(channels * 4, 16, |cx, at| {
+                let (from, to) = (cx.iadd(bias, at), cx.iadd(sums, at));
+                let (b, y) = (cx.load4(from, 0), cx.load4(to, 0));
+                let y = cx.vadd(y, b);
+                cx.store4(y, to, 0);
+            });
+        }
+    }
+
+    /// Stores a block of 16 channels of a matrix of `width` columns; the last block may be narrower.
+    #[expect(clippy::too_many_arguments, reason = "a row's place and what to do there")]
+    fn store(
+        &self,
+        width: usize,
+        residual: Option<Scalar>,
+        out: Scalar,
+        cx: &mut Lanes<'_>,
+        item: Scalar,
+        row: Scalar,
+        sums: Scalar,
+    ) {
+        let column = cx.imul_imm(item, BLOCK_SUMS as i64);
+        let start = cx.imul_imm(row, (width * 4) as i64);
+        let at = cx.iadd(start, column);
+        let out = cx.iadd(out, at);
+        let residual = residual.map(|r| cx.iadd(r, at));
+        let bias = self.bias.map(|b| cx.iadd(b, column));
+        let channels = |cx: &mut Lanes<'_>, count: usize| {
+            for first in (0..count).step_by(4) {
+                let (at, part) = ((first * 4) as i32, count - first);
+                let mut y = cx.load4(sums, at);
+                if let Some(bias) = bias {
+                    let b = cx.load4_part(bias, at, part, 0.0);
+                    y = cx.vadd(y, b);
+                }
+                if let Some(residual) = residual {
+                    let r = cx.load4_part(residual, at, part, 0.0);
+                    y = cx.vadd(r, y);
+                }
+                cx.store4_part(y, out, at, part);
+            }
+        };
+        let tail = width % CHANNELS;
+        if tail == 0 {
+            channels(cx, CHANNELS);
+        } else {
+            let last = cx.icmp_imm(IntCmp::Equal, item, (width / CHANNELS) as i64);
+            cx.if_else(last, |cx| channels(cx, tail), |cx| channels(cx, CHANNELS));
+        }
+    }
+
+    /// A head: norm and rotation for q and k, then q to the output, k and v into the cache.
+    fn head(&self, q: &QkvEpilogue, cx: &mut Lanes<'_>, item: Scalar, row: Scalar, sums: Scalar) {
+        self.add_bias(q.head_dim, cx, item, sums);
+        let norm_args = 2 * usize::from(q.qk_norm.is_some());
+        let &[rope, positions, seqs, tables, stride, keys, values, out] = &self.rest[norm_args..] else {
+            unreachable!("as many as loaded");
+        };
+        let head_bytes = q.head_dim * 4;
+        let is_query = cx.icmp_imm(IntCmp::SignedLessThan, item, q.heads as i64);
+        let is_rotated = cx.icmp_imm(IntCmp::SignedLessThan, item, (q.heads + q.kv_heads) as i64);
+        cx.if_(is_rotated, |cx| {
+            if let Some(eps) = q.qk_norm {
+                let gain = cx.select(is_query, self.rest[0], self.rest[1]);
+                head_norm(q, eps, cx, gain, sums);
+            }
+            let rope = cx.offset(rope, row, head_bytes);
+            rotate(q, cx, rope, sums);
+        });
+        cx.if_else(
+            is_query,
+            |cx| {
+                let out = cx.offset(out, row, q.heads * head_bytes);
+                let out = cx.offset(out, item, head_bytes);
+                cx.for_const(head_bytes, 16, |cx, at| {
+                    let (from, to) = (cx.iadd(sums, at), cx.iadd(out, at));
+                    let y = cx.load4(from, 0);
+                    cx.store4(y, to, 0);
+                });
+            },
+            |cx| {
+                let kv_item = cx.iadd_imm(item, -(q.heads as i64));
+                let is_key = cx.icmp_imm(IntCmp::SignedLessThan, kv_item, q.kv_heads as i64);
+                let cache = cx.select(is_key, keys, values);
+                let value_head = cx.iadd_imm(kv_item, -(q.kv_heads as i64));
+                let head = cx.select(is_key, kv_item, value_head);
+                let index = [positions, seqs].map(|list| {
+                    let at = cx.offset(list, row, 4);
+                    let v = cx.load_i32(at, 0);
+                    cx.widen(v)
+                });
+                let [position, seq] = index;
+                let table = cx.imul(seq, stride);
+                let block = cx.udiv_imm(position, q.page_len as u32);
+                let entry = cx.iadd(table, block);
+                let entry = cx.offset(tables, entry, 4);
+                let page = cx.load_i32(entry, 0);
+                let page = cx.widen_unsigned(page);
+                let within = cx.urem_imm(position, q.page_len as u32);
+                let line = cx.imul_imm(page, q.kv_heads as i64);
+                let line = cx.iadd(line, head);
+                let line = cx.imul_imm(line, q.page_len as i64);
+                let line = cx.iadd(line, within);
+                let to = cx.offset(cache, line, q.head_dim * q.kv.size());
+                cx.for_const(q.head_dim, 4, |cx, i| {
+                    let from = cx.offset(sums, i, 4);
+                    let to = cx.offset(to, i, q.kv.size());
+                    let y = cx.load4(from, 0);
+                    match q.kv {
+                        KvType::F32 => cx.store4(y, to, 0),
+                        KvType::F16 => cx.store4_f16(y, to, 0),
+                    }
+                });
+            },
+        );
+    }
+}
+
+/// `y * gain / sqrt(mean(y^2) + eps)` in place.
+fn head_norm(q: &QkvEpilogue, eps: f32, cx: &mut Lanes<'_>, gain: Scalar, sums: Scalar) {
+    let zero = cx.splat_const(0.0);
+    let squares = cx.var(zero);
+    cx.for_const(q.head_dim * 4, 16, |cx, at| {
+        let at = cx.iadd(sums, at);
+        let y = cx.load4(at, 0);
+        let sum = cx.get(&squares);
+        let sum = cx.vmuladd(y, y, sum);
+        cx.set(&squares, sum);
+    });
+    let sum = cx.get(&squares);
+    let sum = cx.vsum(sum);
+    let count = cx.f32(q.head_dim as f32);
+    let mean = cx.fdiv(sum, count);
+    let eps = cx.f32(eps);
+    let mean = cx.fadd(mean, eps);
+    let root = cx.fsqrt(mean);
+    let one = cx.f32(1.0);
+    let inverse = cx.fdiv(one, root);
+    let inverse = cx.splat(inverse);
+    cx.for_const(q.head_dim * 4, 16, |cx, at| {
+        let (from, gain) = (cx.iadd(sums, at), cx.iadd(gain, at));
+        let (y, gain) = (cx.load4(from, 0), cx.load4(gain, 0));
+        let y = cx.vmul(y, inverse);
+        let y = cx.vmul(y, gain);
+        cx.store4(y, from, 0);
+    });
+}
+
+/// Rotates the pairs `(i, i + Dh/2)` in place; `rope` is Dh/2 cosines, then as many sines.
+fn rotate(q: &QkvEpilogue, cx: &mut Lanes<'_>, rope: Scalar, sums: Scalar) {
+    let half = (q.head_dim / 2 * 4) as i32;
+    cx.for_const(half as usize, 16, |cx, at| {
+        let (low, rope) = (cx.iadd(sums, at), cx.iadd(rope, at));
+        let (a, b) = (cx.load4(low, 0), cx.load4(low, half));
+        let (cos, sin) = (cx.load4(rope, 0), cx.load4(rope, half));
+        let (ac, bs) = (cx.vmul(a, cos), cx.vmul(b, sin));
+        let (bc, a_sin) = (cx.vmul(b, cos), cx.vmul(a, sin));
+        let (x, y) = (cx.vsub(ac, bs), cx.vadd(bc, a_sin));
+        cx.store4(x, low, 0);
+        cx.store4(y, low, half);
+    });
+}

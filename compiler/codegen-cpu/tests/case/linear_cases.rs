@@ -1,0 +1,147 @@
+//! Launches of `linear`: every format, epilogue and row tile over odd shapes.
+
+use super::{Arg, Case, Check, Random, bytes_of};
+use attar_artifact::manifest::KvType;
+use attar_format::{Encoded, FormatRef, Scale, Value, formats};
+use attar_kernel::{ActInt8Layout, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile, reference};
+
+pub(crate) fn weights(random: &mut Random, format: FormatRef, n: usize, k: usize) -> Encoded {
+    if format.is_uncompressed() {
+        return Encoded::from_f32(format, n, k, &random.f32s(n * k, 0.2)).unwrap();
+    }
+    let mut e = Encoded::zeros(format, n, k).unwrap();
+    if format.value == Value::Table4 {
+        e.table = formats::N4_TABLE;
+        e.shift = formats::N4_SHIFT;
+    }
+    for c in &mut e.codes {
+        *c = match format.value {
+            Value::Table4 => random.below(16) as u8,
+            _ => (random.below(255) as i32 - 127) as i8 as u8,
+        };
+    }
+    for f in &mut e.field {
+        *f = match format.scale {
+            Scale::RowF32Field8 { .. } => random.below(256) as u16,
+            _ => half::bf16::from_f32(0.0005 + 0.001 * random.unit().abs()).to_bits(),
+        };
+    }
+    for s in &mut e.row_scale {
+        *s = 1e-5 * (1.5 + random.unit());
+    }
+    e
+}
+
+/// Activations as the format wants them: `rows` rows of `k`.
+pub(crate) fn activations(random: &mut Random, format: FormatRef, rows: usize, k: usize) -> Vec<u8> {
+    let x = random.f32s(rows * k, 2.0);
+    if !format.wants_int8_activations() {
+        return bytes_of(&x);
+    }
+    let layout = ActInt8Layout::new(k);
+    let out = vec![0u64; rows * layout.stride / 8];
+    let args = [x.as_ptr() as u64, out.as_ptr() as u64];
+    // SAFETY: both buffers are as large as the spec says.
+    unsafe { reference::run(&KernelSpec::Quantize { dim: k }, &args, 0..rows as u64) };
+    bytes_of(&out)
+}
+
+/// A launch over `rows` rows.
+pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
+    let mut random = Random(seed);
+    let mut args = vec![
+        Arg::Input(activations(&mut random, spec.format, rows, spec.k)),
+        Arg::Input(weights(&mut random, spec.format, spec.n, spec.k).pack().unwrap()),
+    ];
+    if spec.bias {
+        args.push(Arg::Input(bytes_of(&random.f32s(spec.n, 1.0))));
+    }
+    // Sums of up to a few hundred products of size one, in f32: errors of a few 1e-6.
+    let close = Check::F32 { abs: 2e-5, rel: 2e-5 };
+    let blank = |len: usize| vec![0x77; len];
+    match &spec.epilogue {
+        Epilogue::Store => args.push(Arg::Output(blank(rows * spec.n * 4), close)),
+        Epilogue::Residual => {
+            args.push(Arg::Input(bytes_of(&random.f32s(rows * spec.n, 3.0))));
+            args.push(Arg::Output(blank(rows * spec.n * 4), close));
+        }
+        Epilogue::Swiglu { width } => {
+            let close = Check::F32 { abs: 5e-5, rel: 5e-5 };
+            args.push(Arg::Output(blank(rows * width * 4), close));
+        }
+        Epilogue::Qkv(q) => {
+            if q.qk_norm.is_some() {
+                args.push(Arg::Input(bytes_of(&random.f32s(q.head_dim, 2.0))));
+                args.push(Arg::Input(bytes_of(&random.f32s(q.head_dim, 2.0))));
+            }
+            let angles = random.f32s(rows * q.head_dim, 1.0);
+            args.push(Arg::Input(bytes_of(&angles)));
+            // Three sequences, one page after the other of each in descending order.
+            let (sequences, pages_each) = (3, rows / q.page_len + 2);
+            let positions: Vec<i32> = (0..rows as i32).map(|r| r + 1).collect();
+            let seqs: Vec<i32> = (0..rows as i32).map(|r| r % sequences).collect();
+            let pages = sequences as usize * pages_each;
+            let tables: Vec<u32> = (0..pages as u32).rev().collect();
+            args.push(Arg::Input(bytes_of(&positions)));
+            args.push(Arg::Input(bytes_of(&seqs)));
+            args.push(Arg::Input(bytes_of(&tables)));
+            args.push(Arg::Number(pages_each as u64));
+            let cache = vec![0; pages * q.kv_heads * q.page_len * q.head_dim * q.kv.size()];
+            let check = match q.kv {
+                KvType::F32 => Check::F32 { abs: 5e-5, rel: 5e-5 },
+                // A unit of rounding, and the flush of subnormals.
+                KvType::F16 => Check::F16 { abs: 1e-4, rel: 1e-3 },
+            };
+            args.push(Arg::Output(cache.clone(), check));
+            args.push(Arg::Output(cache, check));
+            let out = blank(rows * q.heads * q.head_dim * 4);
+            args.push(Arg::Output(out, Check::F32 { abs: 5e-5, rel: 5e-5 }));
+        }
+    }
+    args.push(Arg::Number(rows as u64));
+    let grid = spec.items() as u64;
+    Case { spec: KernelSpec::Linear(spec), args, grid }
+}
+
+/// `(epilogue, N)` pairs; `wide` ones have N that is no multiple of 16 where that is allowed.
+pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
+    let qkv = |heads, kv_heads, head_dim, qk_norm, kv| {
+        let epilogue = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
+        (Epilogue::Qkv(epilogue), (heads + 2 * kv_heads) * head_dim)
+    };
+    vec![
+        (Epilogue::Store, 35),
+        (Epilogue::Store, 16),
+        (Epilogue::Residual, 21),
+        (Epilogue::Swiglu { width: 22 }, 64),
+        (Epilogue::Swiglu { width: 16 }, 32),
+        qkv(3, 1, 16, None, KvType::F16),
+        qkv(2, 2, 48, Some(1e-6), KvType::F32),
+    ]
+}
+
+/// Every combination, small.
+pub(crate) fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut seed = 0;
+    for format in formats::ALL {
+        let ks: &[usize] = if format.group == 1 { &[33, 96, 5] } else { &[96, 32, 352] };
+        for (e, (epilogue, n)) in epilogues().into_iter().enumerate() {
+            let k = ks[e % ks.len()];
+            for rows in [RowTile::One, RowTile::Small, RowTile::Many] {
+                let counts: &[usize] = match rows {
+                    RowTile::One => &[1],
+                    RowTile::Small => &[1, 2, 7, 16],
+                    RowTile::Many => &[3, 17, 33],
+                };
+                for &count in counts {
+                    seed += 1;
+                    let bias = seed % 2 == 0;
+                    let spec = LinearSpec { format, n, k, rows, bias, epilogue: epilogue.clone() };
+                    cases.push(case(seed, spec, count));
+                }
+            }
+        }
+    }
+    cases
+}
