@@ -97,6 +97,13 @@ fn family_of(error: &(dyn std::error::Error + 'static)) -> Family {
             _ => Family::Environment,
         };
     }
+    if let Some(e) = error.downcast_ref::<attar_pass::Error>() {
+        return match e.family() {
+            attar_pass::Family::Input => Family::Input,
+            attar_pass::Family::Environment => Family::Environment,
+            attar_pass::Family::Bug => Family::Bug,
+        };
+    }
     Family::Input
 }
 

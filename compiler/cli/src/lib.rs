@@ -15,6 +15,7 @@ pub use failure::{Failure, Family, Result};
 use clap::{Parser, Subcommand};
 use commands::completions::Completions;
 use commands::doctor::Doctor;
+use commands::passes::Passes;
 use commands::pull::Pull;
 use std::process::ExitCode;
 use terminal::Terminal;
@@ -41,6 +42,8 @@ pub struct Cli {
 pub enum Command {
     /// Fetch a checkpoint into the cache folder
     Pull(Pull),
+    /// List the passes a recipe may name
+    Passes(Passes),
     /// Show what this machine supports
     Doctor(Doctor),
     /// Print a completion script for a shell
@@ -83,6 +86,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     let terminal = Terminal { quiet: cli.quiet };
     match &cli.command {
         Command::Pull(c) => c.run(terminal),
+        Command::Passes(c) => c.run(terminal),
         Command::Doctor(c) => c.run(terminal),
         Command::Completions(c) => c.run(),
     }

@@ -2,4 +2,5 @@
 
 pub mod completions;
 pub mod doctor;
+pub mod passes;
 pub mod pull;
