@@ -90,23 +90,30 @@ impl Guarded {
     }
 }
 
+/// Launches of every kernel, for tests that run all of them.
+pub(crate) fn all_cases() -> Vec<Case> {
+    linear_cases::all()
+}
+
 impl Case {
+    /// Address of argument `slot` modulo 64: packed weights are aligned to 64; of everything else kernels may only
+    /// expect what its elements need.
+    pub(crate) fn skew(&self, slot: usize) -> usize {
+        match self.spec {
+            KernelSpec::Linear(_) | KernelSpec::Embed { .. } if slot == 1 => 0,
+            _ => 4,
+        }
+    }
+
     /// Calls `run` with the argument table and gives back every output's bytes.
     fn with_table(&self, run: impl FnOnce(&[u64])) -> Vec<Vec<u8>> {
-        // Weights are aligned to 64; of everything else kernels may only expect what its elements need.
-        let weight_slot = match self.spec {
-            KernelSpec::Linear(_) | KernelSpec::Embed { .. } => 1,
-            _ => usize::MAX,
-        };
         let mut buffers: Vec<Option<Guarded>> = self
             .args
             .iter()
             .enumerate()
             .map(|(i, arg)| match arg {
                 Arg::Number(_) => None,
-                Arg::Input(bytes) | Arg::Output(bytes, _) => {
-                    Some(Guarded::new(bytes, if i == weight_slot { 0 } else { 4 }))
-                }
+                Arg::Input(bytes) | Arg::Output(bytes, _) => Some(Guarded::new(bytes, self.skew(i))),
             })
             .collect();
         let table: Vec<u64> = self
