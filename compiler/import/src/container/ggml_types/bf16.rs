@@ -1,0 +1,9 @@
+//! `BF16`: the upper half of an f32.
+
+use super::GgmlType;
+
+pub const BF16: GgmlType = GgmlType { name: "BF16", id: 30, block_values: 1, block_bytes: 2, decode };
+
+fn decode(b: &[u8], y: &mut [f32]) {
+    y[0] = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+}
