@@ -48,7 +48,10 @@ fn check(path: &Path, golden: &Value) {
     assert_eq!(sums.len(), rows.len(), "{what}");
     for (t, (row, want)) in rows.iter().zip(&sums).enumerate() {
         let got: f64 = row.iter().map(|x| x.abs()).sum();
-        assert!((got - want).abs() <= 1e-3 * want.max(1.0), "{what}: |logits| of token {t} sum to {got} for {want}");
+        assert!(
+            (got - want).abs() <= 1e-3 * want.max(1.0),
+            "{what}: |logits| of token {t} sum to {got} for {want}"
+        );
     }
     assert_eq!(rows.iter().map(|r| argmax(r)).collect::<Vec<_>>(), ints(&golden["argmax"]), "{what}");
 
@@ -86,7 +89,8 @@ fn what_is_known_of_a_model_is_told() {
     assert_eq!(m.model.special_tokens["bos_token"], "<|im_start|>");
     assert!(m.chat_template.unwrap().contains("add_generation_prompt"));
     assert_eq!(m.source.container, "safetensors");
-    let total: usize = m.weights.names().map(|n| m.weights.info(n).unwrap().shape.iter().product::<usize>()).sum();
+    let total: usize =
+        m.weights.names().map(|n| m.weights.info(n).unwrap().shape.iter().product::<usize>()).sum();
     assert_eq!(m.model.parameters, total as u64);
 
     let m = open(&data("tiny/llama2")).unwrap();
