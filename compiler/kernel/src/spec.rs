@@ -131,7 +131,8 @@ impl LinearSpec {
 }
 
 /// A row of activations quantized to int8 in groups of 32: codes, one f32 scale per group, one i32 sum of the codes per
-/// group. `x[k] ~ scale[k / 32] * code[k]`; scale is `amax / 127`, codes round to nearest even.
+/// group. `x[k] ~ scale[k / 32] * code[k]`; scale is `amax / 127` (NaN when a
+/// value of the group is NaN or infinite), codes round to nearest even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActInt8Layout {
     pub k: usize,

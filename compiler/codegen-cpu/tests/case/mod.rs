@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod linear_cases;
+pub(crate) mod row_cases;
 
 use attar_codegen_cpu::exec::ExecImage;
 use attar_kernel::{KernelSpec, reference};
@@ -235,25 +236,7 @@ impl Random {
     }
 }
 
-/// `ExecImage`s for every target this machine runs.
+/// Every target this machine runs.
 pub(crate) fn host_targets() -> Vec<attar_codegen_cpu::Target> {
-    use attar_codegen_cpu::Target;
-    let mut targets = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("sse4.2") {
-            targets.push(Target::X86_64V2);
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            targets.push(Target::X86_64V3);
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        targets.push(Target::Aarch64);
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            targets.push(Target::Aarch64Dotprod);
-        }
-    }
-    targets
+    attar_codegen_cpu::Target::ALL.into_iter().filter(|t| t.runs_here()).collect()
 }

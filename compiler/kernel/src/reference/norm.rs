@@ -90,13 +90,16 @@ unsafe fn store_int8(row: &[f32], args: Args<'_>, slot: usize, t: usize) {
 }
 
 /// Codes and scale of one group, in f32 arithmetic step by step as the contract says, so that compiled code agrees
-/// bit for bit.
+/// bit for bit. A NaN or infinity makes the scale NaN.
 pub(super) fn quantize_group(x: &[f32]) -> ([i8; ActInt8Layout::GROUP], f32) {
     let amax = x.iter().fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
     let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
     let mut codes = [0i8; ActInt8Layout::GROUP];
     for (c, v) in codes.iter_mut().zip(x) {
-        *c = (v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
+        // Not `clamp`: NaN becomes -127 here, as in compiled code.
+        let low = if v * inverse > -127.0 { v * inverse } else { -127.0 };
+        *c = (if low < 127.0 { low } else { 127.0 }).round_ties_even() as i8;
     }
-    (codes, amax / 127.0)
+    let poison: f32 = x.iter().map(|v| v * 0.0).sum();
+    (codes, amax / 127.0 + poison)
 }

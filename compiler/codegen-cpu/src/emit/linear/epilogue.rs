@@ -1,8 +1,9 @@
 //! What happens to a row's sums: bias, then store, residual addition, SwiGLU, or the way of a head into attention.
 
 use super::BLOCK_SUMS;
+use crate::emit::cache::{Cache, CacheArgs, rotate};
+use crate::emit::norm::rms_factor;
 use crate::lanes::{IntCmp, Lanes, Scalar};
-use attar_artifact::manifest::KvType;
 use attar_format::CHANNELS;
 use attar_kernel::{Epilogue, LinearSpec, QkvEpilogue};
 
@@ -119,7 +120,7 @@ impl Args {
                 head_norm(q, eps, cx, gain, sums);
             }
             let rope = cx.offset(rope, row, head_bytes);
-            rotate(q, cx, rope, sums);
+            rotate(cx, q.head_dim, rope, sums, sums);
         });
         cx.if_else(
             is_query,
@@ -135,36 +136,16 @@ impl Args {
             |cx| {
                 let kv_item = cx.iadd_imm(item, -(q.heads as i64));
                 let is_key = cx.icmp_imm(IntCmp::SignedLessThan, kv_item, q.kv_heads as i64);
-                let cache = cx.select(is_key, keys, values);
+                let base = cx.select(is_key, keys, values);
                 let value_head = cx.iadd_imm(kv_item, -(q.kv_heads as i64));
                 let head = cx.select(is_key, kv_item, value_head);
-                let index = [positions, seqs].map(|list| {
-                    let at = cx.offset(list, row, 4);
-                    let v = cx.load_i32(at, 0);
-                    cx.widen(v)
-                });
-                let [position, seq] = index;
-                let table = cx.imul(seq, stride);
-                let block = cx.udiv_imm(position, q.page_len as u32);
-                let entry = cx.iadd(table, block);
-                let entry = cx.offset(tables, entry, 4);
-                let page = cx.load_i32(entry, 0);
-                let page = cx.widen_unsigned(page);
-                let within = cx.urem_imm(position, q.page_len as u32);
-                let line = cx.imul_imm(page, q.kv_heads as i64);
-                let line = cx.iadd(line, head);
-                let line = cx.imul_imm(line, q.page_len as i64);
-                let line = cx.iadd(line, within);
-                let to = cx.offset(cache, line, q.head_dim * q.kv.size());
-                cx.for_const(q.head_dim, 4, |cx, i| {
-                    let from = cx.offset(sums, i, 4);
-                    let to = cx.offset(to, i, q.kv.size());
-                    let y = cx.load4(from, 0);
-                    match q.kv {
-                        KvType::F32 => cx.store4(y, to, 0),
-                        KvType::F16 => cx.store4_f16(y, to, 0),
-                    }
-                });
+                let cache =
+                    Cache { kv_heads: q.kv_heads, head_dim: q.head_dim, kv: q.kv, page_len: q.page_len };
+                let args = CacheArgs { positions, seqs, tables, stride, keys, values };
+                let (position, table) = args.locate(cx, row);
+                let at = cache.at(cx, table, position, head);
+                let to = cx.iadd(base, at);
+                cache.store_head(cx, sums, to);
             },
         );
     }
@@ -172,24 +153,7 @@ impl Args {
 
 /// `y * gain / sqrt(mean(y^2) + eps)` in place.
 fn head_norm(q: &QkvEpilogue, eps: f32, cx: &mut Lanes<'_>, gain: Scalar, sums: Scalar) {
-    let zero = cx.splat_const(0.0);
-    let squares = cx.var(zero);
-    cx.for_const(q.head_dim * 4, 16, |cx, at| {
-        let at = cx.iadd(sums, at);
-        let y = cx.load4(at, 0);
-        let sum = cx.get(&squares);
-        let sum = cx.vmuladd(y, y, sum);
-        cx.set(&squares, sum);
-    });
-    let sum = cx.get(&squares);
-    let sum = cx.vsum(sum);
-    let count = cx.f32(q.head_dim as f32);
-    let mean = cx.fdiv(sum, count);
-    let eps = cx.f32(eps);
-    let mean = cx.fadd(mean, eps);
-    let root = cx.fsqrt(mean);
-    let one = cx.f32(1.0);
-    let inverse = cx.fdiv(one, root);
+    let inverse = rms_factor(cx, sums, q.head_dim, eps);
     let inverse = cx.splat(inverse);
     cx.for_const(q.head_dim * 4, 16, |cx, at| {
         let (from, gain) = (cx.iadd(sums, at), cx.iadd(gain, at));
@@ -197,20 +161,5 @@ fn head_norm(q: &QkvEpilogue, eps: f32, cx: &mut Lanes<'_>, gain: Scalar, sums: 
         let y = cx.vmul(y, inverse);
         let y = cx.vmul(y, gain);
         cx.store4(y, from, 0);
-    });
-}
-
-/// Rotates the pairs `(i, i + Dh/2)` in place; `rope` is Dh/2 cosines, then as many sines.
-fn rotate(q: &QkvEpilogue, cx: &mut Lanes<'_>, rope: Scalar, sums: Scalar) {
-    let half = (q.head_dim / 2 * 4) as i32;
-    cx.for_const(half as usize, 16, |cx, at| {
-        let (low, rope) = (cx.iadd(sums, at), cx.iadd(rope, at));
-        let (a, b) = (cx.load4(low, 0), cx.load4(low, half));
-        let (cos, sin) = (cx.load4(rope, 0), cx.load4(rope, half));
-        let (ac, bs) = (cx.vmul(a, cos), cx.vmul(b, sin));
-        let (bc, a_sin) = (cx.vmul(b, cos), cx.vmul(a, sin));
-        let (x, y) = (cx.vsub(ac, bs), cx.vadd(bc, a_sin));
-        cx.store4(x, low, 0);
-        cx.store4(y, low, half);
     });
 }

@@ -1,0 +1,159 @@
+//! Launches of every kernel but the matrix products, over shapes that are multiples of nothing in particular.
+
+use super::linear_cases::weights;
+use super::{Arg, Case, Check, Random, bytes_of};
+use attar_artifact::manifest::KvType;
+use attar_format::formats;
+use attar_kernel::{ActInt8Layout, Activation, Elementwise, KernelSpec};
+use half::f16;
+
+fn floats(random: &mut Random, count: usize) -> Vec<f32> {
+    random.f32s(count, 2.0)
+}
+
+fn input(values: &[f32]) -> Arg {
+    Arg::Input(bytes_of(values))
+}
+
+fn ints(values: &[i32]) -> Arg {
+    Arg::Input(bytes_of(values))
+}
+
+fn output(count: usize, tolerance: f32) -> Arg {
+    Arg::Output(vec![0; count * 4], Check::F32 { abs: tolerance, rel: tolerance })
+}
+
+/// Positions, sequences, block tables and stride of a ragged batch of two sequences, the second with its pages in
+/// another order. Also the number of pages.
+pub(crate) fn ragged_batch(lengths: [usize; 2], page_len: usize) -> (Vec<Arg>, usize, usize) {
+    let stride = lengths[0].max(lengths[1]).div_ceil(page_len) + 1;
+    let mut positions = Vec::new();
+    let mut seqs = Vec::new();
+    for (seq, len) in lengths.iter().enumerate() {
+        positions.extend(0..*len as i32);
+        seqs.extend(std::iter::repeat_n(seq as i32, *len));
+    }
+    let pages = 2 * stride;
+    let tables: Vec<i32> =
+        (0..stride as i32).map(|p| 2 * p).chain((0..stride as i32).rev().map(|p| 2 * p + 1)).collect();
+    let args = vec![ints(&positions), ints(&seqs), Arg::Input(bytes_of(&tables)), Arg::Number(stride as u64)];
+    (args, positions.len(), pages)
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let r = &mut Random(7);
+    for format in formats::ALL {
+        for dim in [96, 50] {
+            if dim % format.group != 0 {
+                continue;
+            }
+            let table = weights(r, format, 37, dim).pack().unwrap();
+            cases.push(Case {
+                spec: KernelSpec::Embed { format, vocab: 37, dim },
+                args: vec![ints(&[0, 36, 5, 16, 15]), Arg::Input(table), output(5 * dim, 0.0)],
+                grid: 5,
+            });
+        }
+    }
+    for (dim, gain, out) in [
+        (576, true, Activation::Int8),
+        (96, false, Activation::Int8),
+        (576, true, Activation::F32),
+        (70, true, Activation::F32),
+        (3, false, Activation::F32),
+    ] {
+        let mut args = vec![input(&floats(r, 3 * dim))];
+        if gain {
+            args.push(input(&floats(r, dim)));
+        }
+        args.push(match out {
+            Activation::F32 => output(3 * dim, 2e-6),
+            Activation::Int8 => Arg::Output(vec![0; 3 * ActInt8Layout::new(dim).stride], Check::Int8 { dim }),
+        });
+        cases.push(Case { spec: KernelSpec::RmsNorm { dim, eps: 1e-5, gain, out }, args, grid: 3 });
+    }
+    let mut x = floats(r, 4 * 96);
+    x[32..64].fill(0.0);
+    x[100] = 1e30;
+    x[200] = -1e-30;
+    x[300] = f32::NAN;
+    x[340] = f32::INFINITY;
+    let codes = Arg::Output(vec![0; 4 * ActInt8Layout::new(96).stride], Check::Bytes);
+    cases.push(Case { spec: KernelSpec::Quantize { dim: 96 }, args: vec![input(&x), codes], grid: 4 });
+    for dim in [64, 70, 3] {
+        let args = vec![
+            input(&floats(r, 2 * dim)),
+            input(&floats(r, dim)),
+            input(&floats(r, dim)),
+            output(2 * dim, 1e-5),
+        ];
+        cases.push(Case { spec: KernelSpec::LayerNorm { dim, eps: 1e-5 }, args, grid: 2 });
+        let args = vec![input(&floats(r, 2 * dim)), output(2 * dim, 1e-6)];
+        cases.push(Case { spec: KernelSpec::Softmax { dim }, args, grid: 2 });
+        for op in [Elementwise::Add, Elementwise::Mul, Elementwise::Silu, Elementwise::Gelu] {
+            let mut args = vec![input(&floats(r, 2 * dim))];
+            if matches!(op, Elementwise::Add | Elementwise::Mul) {
+                args.push(input(&floats(r, 2 * dim)));
+            }
+            args.push(output(2 * dim, 1e-6));
+            cases.push(Case { spec: KernelSpec::Elementwise { op, dim }, args, grid: 2 });
+        }
+        let args = vec![input(&floats(r, 5 * dim)), ints(&[4, 0, 2]), output(3 * dim, 0.0)];
+        cases.push(Case { spec: KernelSpec::GatherRows { dim }, args, grid: 3 });
+        let args = vec![input(&floats(r, 2 * dim)), output(2 * (dim - 2), 0.0)];
+        cases.push(Case { spec: KernelSpec::Slice { dim, start: 1, len: dim - 2 }, args, grid: 2 });
+    }
+    for (heads, head_dim) in [(3, 64), (2, 16), (2, 12)] {
+        let n = 3 * heads * head_dim;
+        let args = vec![input(&floats(r, n)), input(&floats(r, 3 * head_dim)), output(n, 1e-6)];
+        cases.push(Case { spec: KernelSpec::Rope { heads, head_dim }, args, grid: 3 });
+    }
+    for kv in [KvType::F32, KvType::F16] {
+        for (heads, kv_heads, head_dim, window) in
+            [(9, 3, 64, None), (4, 4, 16, Some(8)), (10, 2, 12, None), (2, 1, 16, Some(40))]
+        {
+            cases.extend(cache_cases(heads, kv_heads, head_dim, window, kv, r));
+        }
+    }
+    cases
+}
+
+fn cache_cases(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    kv: KvType,
+    r: &mut Random,
+) -> [Case; 2] {
+    let page_len = 32;
+    let (batch, tokens, pages) = ragged_batch([75, 33], page_len);
+    let elements = pages * kv_heads * page_len * head_dim;
+    let mut store = || -> Vec<u8> {
+        match kv {
+            KvType::F32 => bytes_of(&floats(r, elements)),
+            KvType::F16 => floats(r, elements).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    };
+    let (keys, values) = (store(), store());
+    let rule = match kv {
+        KvType::F32 => Check::Bytes,
+        // Stores flush subnormals.
+        KvType::F16 => Check::F16 { abs: 6.2e-5, rel: 0.0 },
+    };
+    let rows = tokens * kv_heads * head_dim;
+    let mut args = vec![input(&floats(r, rows)), input(&floats(r, rows))];
+    args.extend(batch.clone());
+    args.extend([Arg::Output(keys.clone(), rule), Arg::Output(values.clone(), rule)]);
+    let write =
+        Case { spec: KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len }, args, grid: tokens as u64 };
+    let n = tokens * heads * head_dim;
+    let mut args = vec![input(&floats(r, n))];
+    args.extend(batch);
+    args.extend([Arg::Input(keys), Arg::Input(values), output(n, 1e-5)]);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let spec = KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len };
+    [write, Case { spec, args, grid: (tokens * kv_heads) as u64 }]
+}
