@@ -1,0 +1,5 @@
+//! Devices that programs run on. One file per device; the CPU is the one there is.
+
+pub(crate) mod cpu;
+pub(crate) mod executable;
+pub(crate) mod threads;

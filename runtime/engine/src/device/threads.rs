@@ -1,0 +1,449 @@
+//! Worker threads that run a program's launches together.
+//!
+//! Every thread walks the whole list of launches. Within a launch threads claim chunks of the grid until none is left,
+//! then wait until all chunks are finished. Nobody waits for a *thread*: one that lost its core between chunks holds up
+//! nothing, finds its claims refused when it comes back, and catches up. So a busy neighbour costs what it takes and
+//! not more.
+//!
+//! A claim counter holds the job's epoch above the number of chunks left, and a claim is a compare-and-swap on both. A
+//! thread left behind in an older job can therefore never claim a chunk of a newer one, and what a job points to is
+//! read only under a claim, which keeps the job alive: its caller returns only when all chunks are finished.
+//!
+//! Waiting spins for about 16 µs, then sleeps.
+
+use super::executable::Kernel;
+use std::cell::UnsafeCell;
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const SPIN: Duration = Duration::from_micros(16);
+/// Chunks per thread and launch: enough that a slow thread is made up for, few enough that claiming costs nothing.
+const CHUNKS_PER_THREAD: u64 = 6;
+
+/// One kernel call of a job, with its arguments resolved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Task {
+    pub(crate) kernel: Kernel,
+    pub(crate) args: *const u64,
+    pub(crate) grid: u64,
+}
+
+/// Threads that run jobs; the caller's thread is one of them.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    epoch: u32,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Epoch above the number of launches.
+    job: AtomicU64,
+    stop: AtomicBool,
+    slots: Box<[Slot]>,
+    sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    wake: Condvar,
+    threads: u64,
+}
+
+/// State of one launch, on cache lines of its own (128 bytes: neighbouring lines are fetched in pairs).
+#[derive(Debug)]
+#[repr(align(128))]
+struct Slot {
+    /// Epoch above the chunks not yet claimed.
+    claim: AtomicU64,
+    /// Epoch above the chunks not yet finished.
+    left: AtomicU64,
+    work: UnsafeCell<Work>,
+}
+
+#[derive(Debug)]
+struct Work {
+    task: Option<Task>,
+    /// Grid items of a chunk.
+    chunk: u64,
+    chunks: u64,
+}
+
+// SAFETY: `work` is written only by the caller of `run` between jobs, when no chunk is claimable, and read only under
+// a claim, which happens after the write (release store and acquire swap of `claim`) and before the job ends.
+unsafe impl Sync for Slot {}
+// SAFETY: the pointers in `work` are plain numbers to a slot; whoever uses them holds a claim as above.
+unsafe impl Send for Slot {}
+
+impl Pool {
+    /// `threads` threads including the caller's, for jobs of at most `launches` launches. When the system gives fewer
+    /// threads, there are fewer.
+    pub(crate) fn new(threads: usize, launches: usize) -> Pool {
+        let slot = |_| Slot {
+            claim: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            work: UnsafeCell::new(Work { task: None, chunk: 0, chunks: 0 }),
+        };
+        let shared = Arc::new(Shared {
+            job: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            slots: (0..launches).map(slot).collect(),
+            sleepers: AtomicUsize::new(0),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+            threads: threads as u64,
+        });
+        let mut workers = Vec::new();
+        for i in 1..threads {
+            let shared = Arc::clone(&shared);
+            let spawned = std::thread::Builder::new()
+                .name(format!("attar-{i}"))
+                .spawn(move || shared.work_until_stopped());
+            match spawned {
+                Ok(handle) => workers.push(handle),
+                Err(_) => break,
+            }
+        }
+        Pool { shared, workers, epoch: 0 }
+    }
+
+    /// Threads that work, the caller's included.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs the tasks in order, each to its end before the next begins, with subnormal numbers treated as zero.
+    ///
+    /// # Safety
+    /// For every task the conditions of [`Kernel::call`] hold until this returns, for any way of cutting the grid
+    /// into ranges that run at the same time.
+    pub(crate) unsafe fn run(&mut self, tasks: &[Task]) {
+        let _flush = FlushSubnormals::on();
+        if self.workers.is_empty() || tasks.len() > self.shared.slots.len() {
+            for task in tasks {
+                if task.grid > 0 {
+                    // SAFETY: as promised by the caller.
+                    unsafe { task.kernel.call(task.args, 0, task.grid) };
+                }
+            }
+            return;
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        let tag = u64::from(self.epoch) << 32;
+        for (task, slot) in tasks.iter().zip(&self.shared.slots) {
+            let wanted = task.grid.min(self.shared.threads * CHUNKS_PER_THREAD).max(1);
+            let chunk = task.grid.div_ceil(wanted).max(1);
+            let chunks = task.grid.div_ceil(chunk);
+            // SAFETY: the last job has ended, so no chunk of this slot can be claimed and nobody reads.
+            unsafe { *slot.work.get() = Work { task: Some(*task), chunk, chunks } };
+            slot.left.store(tag | chunks, Ordering::Release);
+            slot.claim.store(tag | chunks, Ordering::Release);
+        }
+        self.shared.job.store(tag | tasks.len() as u64, Ordering::Release);
+        self.shared.wake_sleepers();
+        self.shared.work(self.epoch, tasks.len());
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake_sleepers();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work_until_stopped(&self) {
+        let _flush = FlushSubnormals::on();
+        let mut seen = 0;
+        loop {
+            self.wait(|| {
+                epoch_of(self.job.load(Ordering::Acquire)) != seen || self.stop.load(Ordering::Acquire)
+            });
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            let job = self.job.load(Ordering::Acquire);
+            seen = epoch_of(job);
+            self.work(seen, count_of(job) as usize);
+        }
+    }
+
+    /// Walks the launches of a job; returns at its end, or when it has ended without this thread.
+    fn work(&self, epoch: u32, launches: usize) {
+        for slot in self.slots.iter().take(launches) {
+            loop {
+                let now = slot.claim.load(Ordering::Acquire);
+                if epoch_of(now) != epoch {
+                    return;
+                }
+                let unclaimed = count_of(now);
+                if unclaimed == 0 {
+                    break;
+                }
+                if slot
+                    .claim
+                    .compare_exchange_weak(now, now - 1, Ordering::AcqRel, Ordering::Acquire)
+                    .is_err()
+                {
+                    continue;
+                }
+                // SAFETY: we hold a claim, so the job is alive and nobody writes to `work`.
+                let work = unsafe { &*slot.work.get() };
+                if let Some(task) = work.task {
+                    let begin = (work.chunks - unclaimed) * work.chunk;
+                    let end = (begin + work.chunk).min(task.grid);
+                    // SAFETY: the caller of `run` promised it for every range of the grid while the job lives.
+                    unsafe { task.kernel.call(task.args, begin, end) };
+                }
+                if count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) == 1 {
+                    self.wake_sleepers();
+                }
+            }
+            self.wait(|| {
+                let left = slot.left.load(Ordering::Acquire);
+                count_of(left) == 0 || epoch_of(left) != epoch
+            });
+        }
+    }
+
+    fn wait(&self, done: impl Fn() -> bool) {
+        for _ in 0..32 {
+            if done() {
+                return;
+            }
+            spin_loop();
+        }
+        let start = Instant::now();
+        while start.elapsed() < SPIN {
+            for _ in 0..32 {
+                if done() {
+                    return;
+                }
+                spin_loop();
+            }
+        }
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        // Pairs with the fence in `wake_sleepers`: either the waker sees this sleeper, or we see what it did.
+        fence(Ordering::SeqCst);
+        while !done() {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn wake_sleepers(&self) {
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // Taken and dropped, so that a sleeper is not between its last look and its sleep.
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wake.notify_all();
+        }
+    }
+}
+
+fn epoch_of(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+fn count_of(word: u64) -> u64 {
+    word & 0xffff_ffff
+}
+
+/// Makes floating-point operations of this thread take subnormal numbers for zero, until dropped: they cost a
+/// hundred times as much as others, and no weight or activation depends on them.
+struct FlushSubnormals {
+    before: u64,
+}
+
+impl FlushSubnormals {
+    fn on() -> FlushSubnormals {
+        let before = control::read();
+        control::write(before | control::FLUSH);
+        FlushSubnormals { before }
+    }
+}
+
+impl Drop for FlushSubnormals {
+    fn drop(&mut self) {
+        control::write(self.before);
+    }
+}
+
+/// The floating-point control register.
+#[cfg(target_arch = "x86_64")]
+mod control {
+    /// MXCSR: flush to zero, denormals are zero.
+    pub(super) const FLUSH: u64 = 0x8040;
+
+    pub(super) fn read() -> u64 {
+        let mut word = 0u32;
+        // SAFETY: stores the register to a local.
+        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack, preserves_flags)) };
+        word.into()
+    }
+
+    pub(super) fn write(value: u64) {
+        let word = value as u32;
+        // SAFETY: loads a value read from the register, with at most the two flush bits changed. Rust code that runs
+        // meanwhile may compute zero for a subnormal; the pool's own code has no floating point.
+        unsafe {
+            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags))
+        };
+    }
+}
+
+/// The floating-point control register.
+#[cfg(target_arch = "aarch64")]
+mod control {
+    /// FPCR.FZ.
+    pub(super) const FLUSH: u64 = 1 << 24;
+
+    pub(super) fn read() -> u64 {
+        let value: u64;
+        // SAFETY: reads a register that user code may read.
+        unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }
+
+    pub(super) fn write(value: u64) {
+        // SAFETY: writes a value read from the register, with at most FZ changed; see the x86 twin.
+        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) value, options(nostack, preserves_flags)) };
+    }
+}
+
+/// Nothing to set: subnormals cost nothing extra, or there is no such register.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod control {
+    pub(super) const FLUSH: u64 = 0;
+
+    pub(super) fn read() -> u64 {
+        0
+    }
+
+    pub(super) fn write(_value: u64) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// args: cells u64[grid], neighbours' distance; adds 1 to each cell of its range.
+    unsafe extern "C" fn bump(args: *const u64, begin: u64, end: u64) {
+        // SAFETY: the tests pass the address of an array as long as the grid.
+        unsafe {
+            let cells = std::ptr::with_exposed_provenance_mut::<u64>(*args as usize);
+            for i in begin..end {
+                *cells.add(i as usize) += 1;
+            }
+        }
+    }
+
+    /// args: from u64[grid], to u64[grid]: `to[i] = from[0] + from[grid - 1] + i`; wrong unless the launch before it
+    /// was complete.
+    unsafe extern "C" fn spread(args: *const u64, begin: u64, end: u64) {
+        // SAFETY: as `bump`; the third number is the grid.
+        unsafe {
+            let from = std::ptr::with_exposed_provenance::<u64>(*args as usize);
+            let to = std::ptr::with_exposed_provenance_mut::<u64>(*args.add(1) as usize);
+            let n = *args.add(2) as usize;
+            let sum = (*from).wrapping_add(*from.add(n - 1));
+            for i in begin..end {
+                *to.add(i as usize) = sum.wrapping_add(i);
+            }
+        }
+    }
+
+    fn address(v: &mut [u64]) -> u64 {
+        v.as_mut_ptr().expose_provenance() as u64
+    }
+
+    #[test]
+    fn every_item_runs_exactly_once() {
+        for threads in [1, 2, 3, 8] {
+            let mut pool = Pool::new(threads, 4);
+            let mut cells = vec![0u64; 1000];
+            for (round, grid) in [0u64, 1, 2, 5, 17, 100, 999, 1000].into_iter().cycle().take(400).enumerate()
+            {
+                cells.fill(0);
+                let args = [address(&mut cells)];
+                let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid };
+                // SAFETY: cells and args outlive the call, items are distinct cells.
+                unsafe { pool.run(&[task, task, task]) };
+                let (ran, rest) = cells.split_at(grid as usize);
+                assert!(
+                    ran.iter().all(|c| *c == 3) && rest.iter().all(|c| *c == 0),
+                    "round {round}, grid {grid}"
+                );
+            }
+        }
+    }
+
+    /// More threads than cores, long chains of dependent launches.
+    #[test]
+    fn launches_wait_for_those_before_them() {
+        let launches = 200;
+        for threads in [2, 7, 16] {
+            let mut pool = Pool::new(threads, launches);
+            let (mut a, mut b) = (vec![1u64; 37], vec![0u64; 37]);
+            let n = a.len() as u64;
+            let there = [address(&mut a), address(&mut b), n];
+            let back = [address(&mut b), address(&mut a), n];
+            let mut tasks = Vec::new();
+            for i in 0..launches {
+                let args = if i % 2 == 0 { there.as_ptr() } else { back.as_ptr() };
+                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n });
+            }
+            for round in 0..60 {
+                a.fill(round);
+                // SAFETY: arrays outlive the call; a launch writes only `to`, each item its own cell.
+                unsafe { pool.run(&tasks) };
+                let (mut first, mut last) = (round, round);
+                for _ in 0..launches {
+                    let sum = first.wrapping_add(last);
+                    (first, last) = (sum, sum.wrapping_add(n - 1));
+                }
+                assert_eq!((a[0], a[36]), (first, last), "threads {threads}, round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_and_pools_drop() {
+        for _ in 0..20 {
+            let mut pool = Pool::new(4, 1);
+            let mut cells = vec![0u64; 64];
+            let args = [address(&mut cells)];
+            std::thread::sleep(Duration::from_micros(300));
+            let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64 };
+            // SAFETY: as above.
+            unsafe { pool.run(&[task]) };
+            assert!(cells.iter().all(|c| *c == 1));
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn subnormals_are_flushed_inside_and_only_there() {
+        /// args: f32 pair; the second becomes half of the first.
+        unsafe extern "C" fn halve(args: *const u64, _: u64, _: u64) {
+            // SAFETY: the test passes two floats.
+            unsafe {
+                let x = std::ptr::with_exposed_provenance_mut::<f32>(*args as usize);
+                x.add(1).write_volatile(x.read_volatile() * std::hint::black_box(0.5));
+            }
+        }
+        let mut x = [f32::MIN_POSITIVE, 1.0];
+        let before = control::read();
+        let args = [x.as_mut_ptr().expose_provenance() as u64];
+        // SAFETY: x and args outlive the call.
+        unsafe { Pool::new(1, 1).run(&[Task { kernel: Kernel::of(halve), args: args.as_ptr(), grid: 1 }]) };
+        assert_eq!(std::hint::black_box(&x)[1], 0.0);
+        assert_eq!(control::read() & control::FLUSH, before & control::FLUSH);
+    }
+}

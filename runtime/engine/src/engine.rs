@@ -1,0 +1,382 @@
+//! Steps: runs a model's programs over a ragged batch of tokens of several sequences.
+//!
+//! All memory is got when the engine is made; a step allocates nothing.
+
+use crate::device::threads::Task;
+use crate::error::{ErrorKind, Result};
+use crate::kv::{KvCache, Sequence};
+use crate::memory::Region;
+use crate::model::{Inner, Model, Runnable};
+use attar_artifact::program::{Arg, ProgramKind, StepBuffer};
+use std::sync::PoisonError;
+
+/// A sequence of an [`Engine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(u32);
+
+/// The tokens of one step, in any mix of sequences; a sequence's tokens follow each other in its order.
+#[derive(Clone, Debug, Default)]
+pub struct StepBatch {
+    tokens: Vec<StepToken>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct StepToken {
+    sequence: SequenceId,
+    token: u32,
+    wanted: bool,
+}
+
+impl StepBatch {
+    /// An empty batch with room for `tokens` tokens.
+    pub fn with_capacity(tokens: usize) -> StepBatch {
+        StepBatch { tokens: Vec::with_capacity(tokens) }
+    }
+
+    /// Appends a token to a sequence; with `wanted`, the step gives the logits after it.
+    pub fn push(&mut self, sequence: SequenceId, token: u32, wanted: bool) {
+        self.tokens.push(StepToken { sequence, token, wanted });
+    }
+
+    /// Forgets all tokens and keeps the room.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+    }
+
+    /// Tokens in the batch.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}
+
+/// Runs steps of one model over up to a fixed number of sequences.
+#[derive(Debug)]
+pub struct Engine {
+    model: Model,
+    kv: KvCache,
+    sequences: Vec<Option<Sequence>>,
+    /// Tokens of the current batch per sequence.
+    pending: Vec<usize>,
+    context: usize,
+    /// Block table entries per sequence.
+    stride: usize,
+    buffers: Buffers,
+    /// Resolved arguments of the program that ran last, and for which step.
+    args: Vec<u64>,
+    tasks: Vec<Task>,
+    resolved: Option<(usize, usize, usize)>,
+}
+
+// SAFETY: `tasks` point into `args`, which the engine owns and never lets grow after it is made; they are read only
+// within `step`, under `&mut self`.
+unsafe impl Send for Engine {}
+// SAFETY: as above: nothing is read through a shared reference.
+unsafe impl Sync for Engine {}
+
+#[derive(Debug)]
+struct Buffers {
+    arena: Region,
+    tokens: Region,
+    positions: Region,
+    seqs: Region,
+    rows: Region,
+    block_tables: Region,
+    rope: Vec<Region>,
+    logits: Region,
+}
+
+const HINT: &str = "; open a smaller context or fewer sequences";
+
+impl Engine {
+    /// An engine for up to `sequences` sequences of up to `context` tokens each.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Option`] for a size the model was not made for; [`ErrorKind::Memory`].
+    pub fn new(model: Model, context: usize, sequences: usize) -> Result<Engine> {
+        let inner = &model.inner;
+        let m = &inner.manifest.model;
+        let most = m.context_length as usize;
+        if !(1..=most).contains(&context) {
+            let expected = format!("1 to {most}, the longest context the model was made for");
+            return Err(ErrorKind::Option { name: "context", value: context.to_string(), expected }.into());
+        }
+        if !(1..=65536).contains(&sequences) {
+            let expected = "1 to 65536".to_owned();
+            return Err(
+                ErrorKind::Option { name: "sequences", value: sequences.to_string(), expected }.into()
+            );
+        }
+        let stride = context.div_ceil(m.kv.page_len as usize);
+        let tokens = model.max_step_tokens() as u64;
+        let arena =
+            inner.programs.iter().map(|p| p.arena.at(p.max_tokens as u64, p.max_tokens as u64).unwrap_or(0));
+        let region = |bytes, what| Region::zeroed(bytes, what, HINT);
+        let rope_bytes = tokens * u64::from(m.head_dim) * 4;
+        let buffers = Buffers {
+            arena: region(arena.max().unwrap_or(0), "activations")?,
+            tokens: region(tokens * 4, "step inputs")?,
+            positions: region(tokens * 4, "step inputs")?,
+            seqs: region(tokens * 4, "step inputs")?,
+            rows: region(tokens * 4, "step inputs")?,
+            block_tables: region(stride as u64 * sequences as u64 * 4, "block tables")?,
+            rope: m.rope.iter().map(|_| region(rope_bytes, "rotary tables")).collect::<Result<_>>()?,
+            logits: region(tokens * u64::from(m.vocab) * 4, "logits")?,
+        };
+        let kv = KvCache::new(m, context, sequences)?;
+        let args = inner.programs.iter().map(|p| p.args).max().unwrap_or(0);
+        let launches = inner.programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
+        Ok(Engine {
+            kv,
+            sequences: (0..sequences).map(|_| None).collect(),
+            pending: vec![0; sequences],
+            context,
+            stride,
+            buffers,
+            args: Vec::with_capacity(args),
+            tasks: Vec::with_capacity(launches),
+            resolved: None,
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Most tokens of one sequence.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// A new, empty sequence.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooManySequences`].
+    pub fn add_sequence(&mut self) -> Result<SequenceId> {
+        let (index, id) = self.free_slot()?;
+        let fresh = self.kv.sequence();
+        if let Some(slot) = self.sequences.get_mut(index) {
+            *slot = Some(fresh);
+        }
+        Ok(id)
+    }
+
+    /// A new sequence with the tokens of another; they share memory until one of them changes it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooManySequences`], [`ErrorKind::NoSequence`].
+    pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
+        let (index, new) = self.free_slot()?;
+        let from = self.sequences.get(id.0 as usize).and_then(Option::as_ref);
+        let forked = self.kv.fork(from.ok_or(ErrorKind::NoSequence { id: id.0 })?);
+        if let Some(slot) = self.sequences.get_mut(index) {
+            *slot = Some(forked);
+        }
+        Ok(new)
+    }
+
+    /// Ends a sequence and frees its memory.
+    pub fn remove(&mut self, id: SequenceId) {
+        if let Some(slot) = self.sequences.get_mut(id.0 as usize)
+            && let Some(mut seq) = slot.take()
+        {
+            self.kv.truncate(&mut seq, 0);
+        }
+    }
+
+    /// Forgets a sequence's tokens from position `len` on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSequence`].
+    pub fn truncate(&mut self, id: SequenceId, len: usize) -> Result<()> {
+        let seq = self.sequences.get_mut(id.0 as usize).and_then(Option::as_mut);
+        self.kv.truncate(seq.ok_or(ErrorKind::NoSequence { id: id.0 })?, len);
+        Ok(())
+    }
+
+    /// Tokens of a sequence; 0 when there is none of that id.
+    pub fn len(&self, id: SequenceId) -> usize {
+        self.sequences.get(id.0 as usize).and_then(Option::as_ref).map_or(0, Sequence::len)
+    }
+
+    /// Whether the sequence has no tokens.
+    pub fn is_empty(&self, id: SequenceId) -> bool {
+        self.len(id) == 0
+    }
+
+    /// Runs one step. Returns the logits `[R, V]` after the R tokens that were pushed as wanted, in their order.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a sequence that is not there, a batch larger than
+    /// [`Model::max_step_tokens`], a sequence that outgrows its context. No token has been added to any sequence then.
+    pub fn step(&mut self, batch: &StepBatch) -> Result<&[f32]> {
+        let model = self.model.clone();
+        let inner = &*model.inner;
+        let rows = self.fill(batch, inner)?;
+        let tokens = batch.len();
+        let index = pick(&inner.programs, tokens)
+            .ok_or(ErrorKind::StepTooLarge { tokens, most: model.max_step_tokens() })?;
+        if self.resolved != Some((index, tokens, rows)) {
+            self.resolve(inner, index, tokens as u64, rows as u64);
+            self.resolved = Some((index, tokens, rows));
+        }
+        {
+            let mut pool = inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the programs were checked by the artifact's reader: every arena range lies inside the arena for
+            // this T and R, every weight range inside the weights, layers and tables exist. Step buffers are as large
+            // as the programs' token limit, tokens and rows are in range, and block tables name pages of the cache.
+            // Kernels share out their grid without overlap, which is the compiler's contract.
+            unsafe { pool.run(&self.tasks) };
+        }
+        for t in &batch.tokens {
+            if let Some(seq) = self.sequences.get_mut(t.sequence.0 as usize).and_then(Option::as_mut) {
+                seq.advance(1);
+            }
+        }
+        let logits = self.buffers.logits.words();
+        Ok(logits.get(..rows * inner.manifest.model.vocab as usize).unwrap_or_default())
+    }
+
+    fn free_slot(&self) -> Result<(usize, SequenceId)> {
+        let most = self.sequences.len();
+        let index =
+            self.sequences.iter().position(Option::is_none).ok_or(ErrorKind::TooManySequences { most })?;
+        Ok((index, SequenceId(index as u32)))
+    }
+
+    /// Checks the batch, reserves pages and writes the step's inputs. Returns the number of wanted rows.
+    fn fill(&mut self, batch: &StepBatch, inner: &Inner) -> Result<usize> {
+        let m = &inner.manifest.model;
+        if batch.is_empty() {
+            return Err(ErrorKind::EmptyPrompt.into());
+        }
+        let most = inner.programs.iter().map(|p| p.max_tokens).max().unwrap_or(0);
+        if batch.len() > most {
+            return Err(ErrorKind::StepTooLarge { tokens: batch.len(), most }.into());
+        }
+        self.pending.fill(0);
+        for t in &batch.tokens {
+            if t.token >= m.vocab {
+                return Err(ErrorKind::Token { token: t.token, vocab: m.vocab }.into());
+            }
+            let index = t.sequence.0 as usize;
+            let live = self.sequences.get(index).is_some_and(Option::is_some);
+            let count = self.pending.get_mut(index).filter(|_| live);
+            *count.ok_or(ErrorKind::NoSequence { id: t.sequence.0 })? += 1;
+        }
+        for (seq, count) in self.sequences.iter_mut().zip(&self.pending) {
+            if let Some(seq) = seq
+                && *count > 0
+            {
+                self.kv.reserve(seq, *count)?;
+            }
+        }
+        self.pending.fill(0);
+        let b = &mut self.buffers;
+        let tables = b.block_tables.words_mut::<u32>();
+        for (seq, table) in self.sequences.iter().zip(tables.chunks_mut(self.stride)) {
+            if let Some(seq) = seq {
+                for (entry, page) in table.iter_mut().zip(seq.pages()) {
+                    *entry = page.0;
+                }
+            }
+        }
+        let mut rows = 0;
+        for (i, t) in batch.tokens.iter().enumerate() {
+            let index = t.sequence.0 as usize;
+            let len = self.sequences.get(index).and_then(Option::as_ref).map_or(0, Sequence::len);
+            let mut position = len;
+            if let Some(before) = self.pending.get_mut(index) {
+                position += *before;
+                *before += 1;
+            }
+            put(&mut b.tokens, i, t.token as i32);
+            put(&mut b.positions, i, position as i32);
+            put(&mut b.seqs, i, t.sequence.0 as i32);
+            if t.wanted {
+                put(&mut b.rows, rows, i as i32);
+                rows += 1;
+            }
+            for (table, region) in m.rope.iter().zip(&mut b.rope) {
+                let width = m.head_dim as usize;
+                let half = table.inv_freq.len();
+                let row = region.words_mut::<f32>().get_mut(i * width..(i + 1) * width).unwrap_or_default();
+                let (cosines, sines) = row.split_at_mut(half.min(row.len()));
+                for ((f, c), s) in table.inv_freq.iter().zip(cosines).zip(sines) {
+                    let (sin, cos) = (position as f64 * f).sin_cos();
+                    *c = (table.mscale * cos) as f32;
+                    *s = (table.mscale * sin) as f32;
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Turns every launch's arguments into numbers for a step of this size.
+    fn resolve(&mut self, inner: &Inner, index: usize, tokens: u64, rows: u64) {
+        self.args.clear();
+        self.tasks.clear();
+        let Some(program) = inner.programs.get(index) else { return };
+        let weights = inner.weights.address();
+        let b = &mut self.buffers;
+        for call in &program.launches {
+            for arg in &call.args {
+                // Extents were checked not to overflow for any step of this program.
+                let value = match *arg {
+                    Arg::Arena { offset, .. } => b.arena.address() + offset.at(tokens, rows).unwrap_or(0),
+                    Arg::Weight { offset, .. } => weights + offset,
+                    Arg::Step(buffer) => match buffer {
+                        StepBuffer::Tokens => b.tokens.address(),
+                        StepBuffer::Positions => b.positions.address(),
+                        StepBuffer::Seqs => b.seqs.address(),
+                        StepBuffer::Rows => b.rows.address(),
+                        StepBuffer::BlockTables => b.block_tables.address(),
+                        StepBuffer::Rope { table } => {
+                            b.rope.get_mut(table as usize).map_or(0, Region::address)
+                        }
+                        StepBuffer::Logits => b.logits.address(),
+                    },
+                    Arg::Keys { layer } => self.kv.addresses(layer as usize).0,
+                    Arg::Values { layer } => self.kv.addresses(layer as usize).1,
+                    Arg::Imm(value) => value,
+                    Arg::Count(extent) => extent.at(tokens, rows).unwrap_or(0),
+                    Arg::BlockTableStride => self.stride as u64,
+                };
+                self.args.push(value);
+            }
+        }
+        let mut rest = self.args.as_slice();
+        for call in &program.launches {
+            let (args, after) = rest.split_at_checked(call.args.len()).unwrap_or_default();
+            rest = after;
+            let grid = call.grid.at(tokens, rows).unwrap_or(0);
+            self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid });
+        }
+    }
+}
+
+fn put(region: &mut Region, index: usize, value: i32) {
+    if let Some(slot) = region.words_mut::<i32>().get_mut(index) {
+        *slot = value;
+    }
+}
+
+/// The program for a step of that many tokens: the one meant for it, else the smallest that takes it.
+fn pick(programs: &[Runnable], tokens: usize) -> Option<usize> {
+    let meant = match tokens {
+        1 => ProgramKind::Decode,
+        2..=16 => ProgramKind::SmallBatch,
+        _ => ProgramKind::Prefill,
+    };
+    let fits = |p: &Runnable| p.max_tokens >= tokens;
+    programs.iter().position(|p| p.kind == meant && fits(p)).or_else(|| {
+        let smallest = programs.iter().enumerate().filter(|(_, p)| fits(p)).min_by_key(|(_, p)| p.max_tokens);
+        smallest.map(|(i, _)| i)
+    })
+}

@@ -1,0 +1,252 @@
+//! An opened model: weights in memory, code chosen and executable, tokenizer and chat template ready.
+
+use crate::chat::ChatTemplate;
+use crate::device::cpu::{Code, judge};
+use crate::device::executable::Kernel;
+use crate::device::threads::Pool;
+use crate::error::{ErrorKind, Result};
+use crate::memory::Region;
+use crate::session::{Session, SessionOptions};
+use crate::text::Tokenizer;
+use attar_artifact::manifest::{Manifest, SectionKind};
+use attar_artifact::program::{Arg, Extent, Program, ProgramKind};
+use attar_artifact::{Artifact, Verify};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// How a model is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Threads to compute with, the caller's included; by default as many as the process may use.
+    pub threads: Option<usize>,
+    /// How much of the file is compared with its hashes.
+    pub verify: Verify,
+    /// A code target to use, e.g. `x86-64-v2`, instead of the best that this CPU supports.
+    pub target: Option<String>,
+    /// Use the weights as mapped from the file: opens faster and shares memory between processes. By default they are
+    /// copied into huge pages, from which they are read faster.
+    pub mmap: bool,
+}
+
+/// A model ready to run. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) manifest: Manifest,
+    pub(crate) programs: Vec<Runnable>,
+    pub(crate) weights: WeightMemory,
+    pub(crate) pool: Mutex<Pool>,
+    tokenizer: Option<Tokenizer>,
+    template: Option<ChatTemplate>,
+    target: String,
+    /// Holds the kernels' memory; `programs` point into it.
+    _code: Code,
+}
+
+/// A program with its kernels found.
+#[derive(Debug)]
+pub(crate) struct Runnable {
+    pub(crate) kind: ProgramKind,
+    pub(crate) max_tokens: usize,
+    pub(crate) arena: Extent,
+    pub(crate) launches: Vec<Call>,
+    /// Arguments of all launches.
+    pub(crate) args: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) kernel: Kernel,
+    pub(crate) args: Vec<Arg>,
+    pub(crate) grid: Extent,
+}
+
+/// Where the weights are.
+#[derive(Debug)]
+pub(crate) enum WeightMemory {
+    Copied(Region),
+    /// The artifact holds the map.
+    Mapped(Box<Artifact>),
+}
+
+impl WeightMemory {
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            WeightMemory::Copied(region) => region.bytes().as_ptr().expose_provenance() as u64,
+            WeightMemory::Mapped(artifact) => {
+                artifact.weights().map_or(0, |w| w.bytes().as_ptr().expose_provenance() as u64)
+            }
+        }
+    }
+}
+
+/// All that a model is made of.
+pub(crate) struct Parts {
+    pub(crate) manifest: Manifest,
+    pub(crate) programs: Vec<Program>,
+    pub(crate) weights: WeightMemory,
+    pub(crate) code: Code,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) threads: usize,
+}
+
+impl Model {
+    /// Opens an artifact for this CPU.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Artifact`] when the file is damaged, [`ErrorKind::NoCode`] and its kin when it has no code for
+    /// this CPU, [`ErrorKind::Memory`] when the weights do not fit.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Model> {
+        Model::of(Artifact::open(path, options.verify)?, options)
+    }
+
+    /// A model from an artifact that is open already.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn of(artifact: Artifact, options: &OpenOptions) -> Result<Model> {
+        let threads = match options.threads {
+            Some(n @ 1..=1024) => n,
+            Some(n) => {
+                let (value, expected) = (n.to_string(), "1 to 1024".to_owned());
+                return Err(ErrorKind::Option { name: "threads", value, expected }.into());
+            }
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let code = Code::load(&artifact, options.target.as_deref())?;
+        let programs = artifact.programs("cpu").unwrap_or_default().to_vec();
+        let manifest = artifact.manifest().clone();
+        // The tokenizer takes as long to parse as small weights take to copy: both at once.
+        let (texts, weights) = std::thread::scope(|scope| {
+            let texts = scope.spawn(|| read_texts(&artifact));
+            let weights = if options.mmap {
+                Ok(None)
+            } else {
+                copy_weights(&artifact, threads, options.verify).map(Some)
+            };
+            let texts = texts.join().unwrap_or_else(|_| {
+                let source = "its parser panicked".into();
+                Err(ErrorKind::Tokenizer { action: "be read", source }.into())
+            });
+            (texts, weights)
+        });
+        let (tokenizer, template) = texts?;
+        let weights = match weights? {
+            Some(region) => WeightMemory::Copied(region),
+            None => WeightMemory::Mapped(Box::new(artifact)),
+        };
+        Model::assemble(Parts { manifest, programs, weights, code, tokenizer, template, threads })
+    }
+
+    pub(crate) fn assemble(parts: Parts) -> Result<Model> {
+        if parts.programs.is_empty() {
+            return Err(ErrorKind::Missing { what: "CPU programs", hint: " with a CPU target" }.into());
+        }
+        let mut programs = Vec::new();
+        for p in parts.programs {
+            let mut launches = Vec::new();
+            let mut args = 0;
+            for launch in p.launches {
+                let kernel = parts.code.kernel(&launch.kernel);
+                let kernel =
+                    kernel.ok_or(ErrorKind::Missing { what: "kernel that its programs call", hint: "" })?;
+                args += launch.args.len();
+                launches.push(Call { kernel, args: launch.args, grid: launch.grid });
+            }
+            let max_tokens = p.max_tokens as usize;
+            programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args });
+        }
+        let most_launches = programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
+        Ok(Model {
+            inner: Arc::new(Inner {
+                manifest: parts.manifest,
+                programs,
+                weights: parts.weights,
+                pool: Mutex::new(Pool::new(parts.threads, most_launches)),
+                tokenizer: parts.tokenizer,
+                template: parts.template,
+                target: parts.code.target.clone(),
+                _code: parts.code,
+            }),
+        })
+    }
+
+    /// Starts a session: one sequence of tokens with its KV cache.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Option`] for a context the model was not made for; [`ErrorKind::Memory`].
+    pub fn session(&self, options: &SessionOptions) -> Result<Session> {
+        Session::new(self.clone(), options)
+    }
+
+    /// What the artifact says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.inner.manifest
+    }
+
+    /// The code target in use.
+    pub fn target(&self) -> &str {
+        &self.inner.target
+    }
+
+    /// Threads in use, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.inner.pool.lock().map_or(1, |p| p.threads())
+    }
+
+    /// Most tokens of one step.
+    pub fn max_step_tokens(&self) -> usize {
+        self.inner.programs.iter().map(|p| p.max_tokens).max().unwrap_or(0)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] when the artifact has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let missing = ErrorKind::Missing { what: "tokenizer", hint: " from a folder that has one" };
+        self.inner.tokenizer.as_ref().ok_or_else(|| missing.into())
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] when the artifact has none.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let missing = ErrorKind::Missing { what: "chat template", hint: ", or give a plain prompt" };
+        self.inner.template.as_ref().ok_or_else(|| missing.into())
+    }
+}
+
+/// The CPU targets an artifact has code for; with each the reason why it cannot run here, or `None` when it can.
+pub fn code_targets(manifest: &Manifest) -> Vec<(String, Option<String>)> {
+    judge(&manifest.sections)
+}
+
+fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
+    let tokenizer =
+        artifact.text(&SectionKind::Tokenizer)?.map(|json| Tokenizer::from_json(&json)).transpose()?;
+    let name = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token(id)).unwrap_or_default();
+    let model = &artifact.manifest().model;
+    let (bos, eos) = (name(model.bos), name(model.eos.first().copied()));
+    let template = artifact
+        .text(&SectionKind::ChatTemplate)?
+        .map(|text| ChatTemplate::new(text, bos, eos))
+        .transpose()?;
+    Ok((tokenizer, template))
+}
+
+fn copy_weights(artifact: &Artifact, threads: usize, verify: Verify) -> Result<Region> {
+    let len = artifact.section(|k| *k == SectionKind::Weights).map_or(0, |s| s.len);
+    let mut region = Region::zeroed(len, "the weights", "; open with mmap")?;
+    if len > 0 {
+        // Under a full check the file was compared at open, but it is this copy that runs.
+        artifact.copy_weights(region.bytes_mut(), threads, verify == Verify::Full)?;
+    }
+    Ok(region)
+}
