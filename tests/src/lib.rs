@@ -1,1 +1,5 @@
-//! placeholder
+//! What the tests share: the filetest harness, random graphs and values, and the tolerance table.
+
+pub mod filetest;
+pub mod random;
+pub mod tolerance;

@@ -180,6 +180,21 @@ pub fn run(
     evaluate(graph, weights, precision, cache, inputs, None)
 }
 
+/// As [`run`], with the sequence of each token.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_seqs(
+    graph: &Graph,
+    weights: &WeightStore,
+    precision: Precision,
+    cache: &mut KvState,
+    inputs: &[Tensor],
+    seqs: &[i32],
+) -> Result<Vec<Tensor>> {
+    evaluate(graph, weights, precision, cache, inputs, Some(seqs))
+}
+
 /// Runs one step of a model and gives its outputs; the logits `[R, V]` come first.
 ///
 /// # Errors

@@ -60,7 +60,8 @@ impl From<usize> for Dim {
     }
 }
 
-/// What a tensor's elements are: a plain type, or codes of a weight format.
+/// What a tensor's elements are: a plain type, or codes of a weight format. Where a name is both, it means the weight
+/// format, except `f32`; [`Elem::coded`] and [`Elem::by_name`] keep to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Elem {
     Plain(DType),
@@ -69,6 +70,11 @@ pub enum Elem {
 }
 
 impl Elem {
+    /// The element of weights stored in a format: codes, except that `f32` is just numbers.
+    pub fn coded(format: FormatRef) -> Elem {
+        if format.name == DType::F32.name() { Elem::F32 } else { Elem::Coded(format) }
+    }
+
     pub const F32: Elem = Elem::Plain(DType::F32);
     pub const I32: Elem = Elem::Plain(DType::I32);
 
@@ -82,10 +88,8 @@ impl Elem {
 
     /// The element of that name.
     pub fn by_name(name: &str) -> Option<Elem> {
-        if let Some(d) = DType::ALL.into_iter().find(|d| d.name() == name) {
-            return Some(Elem::Plain(d));
-        }
-        attar_format::by_name(name).map(Elem::Coded)
+        let plain = || DType::ALL.into_iter().find(|d| d.name() == name).map(Elem::Plain);
+        attar_format::by_name(name).map(Elem::coded).or_else(plain)
     }
 
     /// Whether the decoded values are real numbers.

@@ -15,6 +15,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{Graph, NodeId, is_plain_name, unbounded};
 use crate::ops::{Op, OpKind};
+use crate::types::TensorType;
 use crate::weights::WeightStore;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,10 +55,13 @@ fn check(graph: &Graph, weights: Option<&WeightStore>) -> Result<()> {
             return Err(here(broken("G9", problem)));
         }
         if let (OpKind::Weight(weight), Some(store)) = (&node.op, weights) {
-            let info = store.info(&weight.name).map_err(here)?;
+            let Ok(info) = store.info(&weight.name) else {
+                let problem = "the weight store holds no such tensor".to_owned();
+                return Err(here(broken("G5", problem).at_tensor(&*weight.name)));
+            };
             let shape = weight.ty.shape.iter().map(|d| d.fixed()).collect::<Option<Vec<_>>>();
             if shape.as_ref() != Some(&info.shape) || weight.ty.elem != info.elem {
-                let held = format!("{}{:?}", info.elem.name(), info.shape);
+                let held = TensorType::new(info.elem, info.shape.iter().map(|d| (*d).into()));
                 let problem = format!("declared as {}, but the store holds {held}", weight.ty);
                 return Err(here(broken("G5", problem).at_tensor(&*weight.name)));
             }
@@ -141,7 +145,7 @@ mod tests {
     use super::*;
     use crate::graph::ValueId;
     use crate::ops::{Add, Input, Silu};
-    use crate::types::{Dim, TensorType};
+    use crate::types::Dim;
 
     fn rule(result: Result<()>) -> &'static str {
         match result.map_err(|e| e.kind) {

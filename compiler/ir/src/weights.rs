@@ -167,7 +167,7 @@ impl WeightStore {
     pub fn set_encoded(&mut self, name: &str, encoded: &Encoded) -> Result<WeightName> {
         let handle =
             self.spill.write(encoded).map_err(|e| weight_error(name, &format!("spill file: {e}")))?;
-        let elem = Elem::Coded(encoded.format);
+        let elem = Elem::coded(encoded.format);
         Ok(self.insert(
             name,
             &[encoded.n, encoded.k],
