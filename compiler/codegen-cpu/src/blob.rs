@@ -83,7 +83,30 @@ pub fn disassemble(target: Target, spec: &KernelSpec) -> Result<String, Error> {
 /// [`ErrorKind::Spec`] for a spec no kernel provides.
 pub fn cranelift_ir(target: Target, spec: &KernelSpec) -> Result<String, Error> {
     let isa = target_isa(target)?;
-    Ok(build(&*isa, target, spec)?.display().to_string())
+    let function = build(&*isa, target, |cx| emit::emit(spec, cx)).map_err(|kind| Error {
+        kind,
+        kernel: spec.name(),
+        target,
+    })?;
+    Ok(function.display().to_string())
+}
+
+/// A blob of one kernel named `body` whose body is given here: for tests of the emitter itself.
+#[cfg(test)]
+pub(crate) fn compile_body(target: Target, body: impl FnOnce(&mut Lanes<'_>)) -> Result<CodeBlob, Error> {
+    let isa = target_isa(target)?;
+    let function = build(&*isa, target, |cx| {
+        body(cx);
+        Ok(())
+    });
+    let function = function.map_err(|kind| Error { kind, kernel: "body".to_owned(), target })?;
+    let (_, bytes) = compile_function(&*isa, function, false).map_err(|kind| Error {
+        kind,
+        kernel: "body".to_owned(),
+        target,
+    })?;
+    let entry = Entry { kernel: "body".to_owned(), offset: 0, len: bytes.len() as u64 };
+    Ok(CodeBlob { target, bytes, entries: vec![entry], features: target.features() })
 }
 
 fn compile(
@@ -92,15 +115,23 @@ fn compile(
     spec: &KernelSpec,
     disasm: bool,
 ) -> Result<(Context, Vec<u8>), Error> {
-    let wrap = |kind| Error { kind, kernel: spec.name(), target };
-    let mut context = Context::for_function(build(isa, target, spec)?);
+    build(isa, target, |cx| emit::emit(spec, cx))
+        .and_then(|function| compile_function(isa, function, disasm))
+        .map_err(|kind| Error { kind, kernel: spec.name(), target })
+}
+
+fn compile_function(
+    isa: &dyn TargetIsa,
+    function: Function,
+    disasm: bool,
+) -> Result<(Context, Vec<u8>), ErrorKind> {
+    let mut context = Context::for_function(function);
     context.set_disasm(disasm);
-    let code = context
-        .compile(isa, &mut ControlPlane::default())
-        .map_err(|e| wrap(ErrorKind::Compile(explain(e))))?;
+    let code =
+        context.compile(isa, &mut ControlPlane::default()).map_err(|e| ErrorKind::Compile(explain(e)))?;
     let count = code.buffer.relocs().len();
     if count > 0 {
-        return Err(wrap(ErrorKind::Relocation { count }));
+        return Err(ErrorKind::Relocation { count });
     }
     let bytes = code.buffer.data().to_vec();
     Ok((context, bytes))
@@ -110,17 +141,17 @@ fn explain(error: CompileError<'_>) -> String {
     cranelift_codegen::print_errors::pretty_error(error.func, error.inner)
 }
 
-fn build(isa: &dyn TargetIsa, target: Target, spec: &KernelSpec) -> Result<Function, Error> {
+fn build(
+    isa: &dyn TargetIsa,
+    target: Target,
+    body: impl FnOnce(&mut Lanes<'_>) -> Result<(), String>,
+) -> Result<Function, ErrorKind> {
     let mut signature = Signature::new(CallConv::SystemV);
     signature.params.extend([AbiParam::new(I64); 3]);
     let mut function = Function::with_name_signature(UserFuncName::default(), signature);
     let mut frontend = FunctionBuilderContext::new();
     let mut lanes = Lanes::new(FunctionBuilder::new(&mut function, &mut frontend), target);
-    emit::emit(spec, &mut lanes).map_err(|what| Error {
-        kind: ErrorKind::Spec(what),
-        kernel: spec.name(),
-        target,
-    })?;
+    body(&mut lanes).map_err(ErrorKind::Spec)?;
     lanes.finish(isa.frontend_config());
     Ok(function)
 }

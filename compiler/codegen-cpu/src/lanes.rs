@@ -14,6 +14,8 @@
 mod dot;
 mod math;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use dot::{DotActivation, DotWeights};
 

@@ -50,7 +50,7 @@ impl Lanes<'_> {
         self.vdiv(x, sum)
     }
 
-    /// The error function, by the rational approximation on [−4, 4] that Eigen and XLA use; a few ulp.
+    /// The error function, by the rational approximation on [−4, 4] that Eigen and XLA use; within 7e-7 absolutely.
     pub(crate) fn verf(&mut self, x: F32x4) -> F32x4 {
         let low = self.splat_const(-4.0);
         let high = self.splat_const(4.0);

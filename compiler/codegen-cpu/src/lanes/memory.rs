@@ -342,6 +342,20 @@ impl Lanes<'_> {
         }
     }
 
+    /// 16 signed bytes as they are.
+    pub(crate) fn store16_bytes(&mut self, value: I8x16, at: Scalar, offset: i32) {
+        match value.0 {
+            Wide::Vector(v) => {
+                self.b.ins().store(UNALIGNED, v, at, offset);
+            }
+            Wide::Scalars(s) => {
+                for (i, v) in s.into_iter().enumerate() {
+                    self.store_u8(v, at, offset + i as i32);
+                }
+            }
+        }
+    }
+
     /// 16 signed bytes from lanes in −128..=127, `parts` in ascending order.
     pub(crate) fn store16_i8(&mut self, parts: [I32x4; 4], at: Scalar, offset: i32) {
         if let [Quad::Vector(a), Quad::Vector(b), Quad::Vector(c), Quad::Vector(d)] = parts.map(|p| p.0) {
