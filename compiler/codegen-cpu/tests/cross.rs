@@ -6,7 +6,7 @@
 
 mod case;
 
-use attar_codegen_cpu::{Target, compile_blob};
+use attar_codegen_cpu::{Target, compile_blob, cranelift_ir, disassemble};
 use case::{Arg, Case, all_cases};
 use std::io::Write;
 use std::path::Path;
@@ -71,6 +71,32 @@ fn report(line: &str) {
 
 fn runs(tool: &str) -> bool {
     Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// RV64GC has no vectors: neither may the IR, whose vector operations would not compile.
+#[test]
+fn scalar_targets_get_scalar_code() {
+    for case in all_cases() {
+        let ir = cranelift_ir(Target::Riscv64, &case.spec).unwrap();
+        for ty in ["i8x16", "i16x8", "i32x4", "f32x4", "i64x2"] {
+            assert!(!ir.contains(ty), "{} uses {ty}", case.spec.name());
+        }
+    }
+}
+
+/// Nothing is called: whatever is not an instruction of the target would need the C library.
+#[test]
+fn kernels_call_nothing() {
+    for case in all_cases() {
+        for target in Target::ALL {
+            let text = disassemble(target, &case.spec).unwrap();
+            let name = case.spec.name();
+            assert!(text.contains("ret"), "{name}: no code");
+            let calls = ["call", "blr ", "bl ", "jalr "];
+            let call = text.lines().find(|l| calls.iter().any(|c| l.trim_start().starts_with(c)));
+            assert!(call.is_none(), "{name} on {}: {call:?}", target.name());
+        }
+    }
 }
 
 /// Every case's outputs.

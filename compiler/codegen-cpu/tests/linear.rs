@@ -3,7 +3,7 @@
 mod case;
 
 use attar_codegen_cpu::exec::ExecImage;
-use attar_codegen_cpu::{Target, compile_blob, cranelift_ir, disassemble};
+use attar_codegen_cpu::{Target, compile_blob, disassemble};
 use attar_format::formats;
 use attar_kernel::{Epilogue, KernelSpec, LinearSpec, RowTile};
 use case::{Arg, Case, Random, host_targets, linear_cases};
@@ -107,17 +107,6 @@ fn code_is_self_contained_and_uses_the_dot_product() {
                     assert!(dots("vfmadd") >= 8, "{text}");
                 }
             }
-        }
-    }
-}
-
-/// RV64GC has no vectors: neither may the IR, whose vector operations would not compile.
-#[test]
-fn scalar_targets_get_scalar_code() {
-    for case in linear_cases::all() {
-        let ir = cranelift_ir(Target::Riscv64, &case.spec).unwrap();
-        for ty in ["i8x16", "i16x8", "i32x4", "f32x4", "i64x2"] {
-            assert!(!ir.contains(ty), "{} uses {ty}", case.spec.name());
         }
     }
 }
