@@ -72,6 +72,14 @@ impl PackedTensor {
         }
     }
 
+    /// Shape for manifests: `[N, K]` of a matrix, or the number of elements of a plain tensor with its padding.
+    pub fn file_shape(&self) -> Vec<u64> {
+        match self.layout {
+            TensorLayout::Matrix { .. } => self.shape.iter().map(|d| *d as u64).collect(),
+            TensorLayout::Plain => vec![self.len / 4],
+        }
+    }
+
     /// Name of the format for manifests; plain tensors are `f32`.
     pub fn format_name(&self) -> &'static str {
         match self.layout {

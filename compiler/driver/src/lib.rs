@@ -1,1 +1,31 @@
-//! placeholder
+//! The compiler: a checkpoint goes in, one artifact comes out.
+//!
+//! [`Session`] runs the phases `import → canonicalize → compress → fuse → lower → emit → package` and reports what each
+//! took and made. [`pipeline`] lists the passes that always run. The same inputs give the same bytes: neither time,
+//! nor paths, nor the number of threads reach the artifact.
+//!
+//! API boundary: the command line and other programs that compile models build on this crate.
+
+mod error;
+mod events;
+mod inputs;
+mod memory;
+mod package;
+pub mod pipeline;
+mod report;
+mod session;
+mod targets;
+
+pub use attar_codegen_cpu::Target;
+pub use attar_pass::{Family, Phase};
+pub use error::{Error, ErrorKind, Result};
+pub use events::Event;
+pub use inputs::InputFile;
+pub use report::{
+    CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
+};
+pub use session::{CompileOptions, Session, registry};
+pub use targets::resolve_targets;
+
+/// What artifacts name as their maker.
+pub const GENERATOR: &str = concat!("attar ", env!("CARGO_PKG_VERSION"));

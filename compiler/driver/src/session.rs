@@ -1,0 +1,409 @@
+//! A compile session: options in, phases in order, report out.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Event;
+use crate::inputs::{InputFile, hash_files};
+use crate::package::{self, Contents};
+use crate::pipeline::default_passes;
+use crate::report::{CompileReport, ModelReport, PhaseReport, SectionReport, TensorReport, by_format};
+use attar_artifact::manifest::{KvSpec, KvType, Model};
+use attar_artifact::program::ProgramKind;
+use attar_artifact::{Artifact, Verify};
+use attar_codegen_cpu::lower::{LowerOptions, Lowered, lower};
+use attar_codegen_cpu::{CodeBlob, Target, compile_blob};
+use attar_import::{Imported, ModelInfo};
+use attar_ir::{Elem, Graph, OpKind};
+use attar_pass::{Fuel, Manager, Phase, Pipeline, PrintAfter, Recipe, Registry, Report, Stop};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+// Passes register themselves; naming the crate links them.
+use attar_passes as _;
+
+/// Every pass of this build.
+///
+/// # Errors
+/// When two passes have one name.
+pub fn registry() -> Result<Registry> {
+    Ok(Registry::new()?)
+}
+
+/// What to compile, how, and where to.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// A folder with `config.json` and safetensors, or a `.gguf` file.
+    pub source: PathBuf,
+    /// What happens to the weights.
+    pub recipe: Recipe,
+    /// Code sections to make, see [`crate::resolve_targets`].
+    pub targets: Vec<Target>,
+    /// The artifact; replaced when it exists, untouched when the compile fails.
+    pub out: PathBuf,
+    /// Element of cached keys and values; by default f32 when every weight is f32, and f16 otherwise.
+    pub kv: Option<KvType>,
+    /// Longest context in tokens; by default what the model was made for.
+    pub context_length: Option<u32>,
+    /// Folder for the graph's text before the first pass and after every one, and for the programs' text.
+    pub emit_ir: Option<PathBuf>,
+    /// Passes after which the graph's text goes to the caller.
+    pub print_after: PrintAfter,
+    /// Phase or pass after which to stop.
+    pub stop_after: Option<String>,
+    /// Rewrites allowed over all passes, to bisect.
+    pub fuel: Fuel,
+    /// Threads to compile with; by default one per core. Never changes the artifact.
+    pub threads: Option<usize>,
+}
+
+impl CompileOptions {
+    /// Options with every choice left at its default.
+    pub fn new(source: PathBuf, recipe: Recipe, targets: Vec<Target>, out: PathBuf) -> CompileOptions {
+        CompileOptions {
+            source,
+            recipe,
+            targets,
+            out,
+            kv: None,
+            context_length: None,
+            emit_ir: None,
+            print_after: PrintAfter::Nothing,
+            stop_after: None,
+            fuel: Fuel::UNLIMITED,
+            threads: None,
+        }
+    }
+}
+
+/// Hears what happens, on whatever thread it happens.
+type Listener<'a> = dyn FnMut(Event<'_>) + Send + 'a;
+
+/// A checked set of options, ready to run.
+#[derive(Debug)]
+pub struct Session {
+    options: CompileOptions,
+    pipeline: Pipeline,
+    stop: Option<Stop>,
+}
+
+impl Session {
+    /// Checks everything that can be checked without the model.
+    ///
+    /// # Errors
+    /// For options that make no sense, with the flag and what would.
+    pub fn new(options: CompileOptions) -> Result<Session> {
+        let pipeline = Pipeline::new(&default_passes(), &options.recipe, &registry()?)?;
+        let stop = options.stop_after.as_deref().map(|s| Stop::parse(s, &pipeline)).transpose()?;
+        if let PrintAfter::Passes(names) = &options.print_after {
+            for name in names {
+                if let Stop::Phase(phase) = Stop::parse(name, &pipeline)? {
+                    let problem = format!("{phase} is a phase; name one of its passes");
+                    return Err(Error::option("--print-after", problem));
+                }
+            }
+        }
+        if options.targets.is_empty() {
+            return Err(Error::option("--target", "name at least one target"));
+        }
+        if options.threads == Some(0) {
+            return Err(Error::option("--threads", "must be 1 or more"));
+        }
+        Ok(Session { options, pipeline, stop })
+    }
+
+    /// Compiles. `listener` hears about phases, passes, progress and dumps.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; [`Error::family`] says whose fault it is.
+    pub fn run(&self, listener: &mut Listener<'_>) -> Result<CompileReport> {
+        let Some(count) = self.options.threads else { return self.compile(listener) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
+        let pool = pool
+            .map_err(|e| Error::new(Phase::Import, ErrorKind::Threads { count, problem: e.to_string() }))?;
+        pool.install(|| self.compile(listener))
+    }
+
+    fn compile(&self, listener: &mut Listener<'_>) -> Result<CompileReport> {
+        let started = Instant::now();
+        let mut clock = Clock::start(Phase::Import, listener);
+        let Imported { mut graph, mut weights, model, tokenizer_json, chat_template, source } =
+            attar_import::open(&self.options.source)
+                .map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
+        let inputs = hash_files(&source.files)?;
+        let context_length = self.context_length(&model)?;
+        self.options.recipe.check_tensors(&graph)?;
+
+        let mut report = self.report(&model, inputs, context_length);
+        let passes = self.run_passes(&mut graph, &mut weights, &mut clock)?;
+        report.passes = passes.passes.into_iter().map(Into::into).collect();
+        report.metrics = passes.metrics;
+        if let Some(stop) = &self.stop
+            && (passes.stopped || matches!(stop, Stop::Phase(p) if *p < Phase::Lower))
+        {
+            return Ok(clock.finish(report, self.options.stop_after.clone(), started));
+        }
+
+        clock.advance(Phase::Lower);
+        let kv = self.options.kv.unwrap_or_else(|| default_kv(&graph));
+        let lower_options = LowerOptions::new(kv);
+        let lowered =
+            lower(&graph, &lower_options).map_err(|e| Error::new(Phase::Lower, ErrorKind::Lower(e)))?;
+        if lowered.ports.iter().any(|p| !p.inputs.is_empty() || !p.outputs.is_empty()) {
+            let problem = "the graph takes more than tokens, positions and rows, or gives more than logits";
+            return Err(Error::new(Phase::Lower, ErrorKind::Bug { problem: problem.to_owned() }));
+        }
+        describe_lowered(&lowered, &mut report);
+        self.emit_text("lower.txt", &|| lowered.to_text())?;
+        if self.stops_after(Phase::Lower) {
+            return Ok(clock.finish(report, self.options.stop_after.clone(), started));
+        }
+
+        clock.advance(Phase::Emit);
+        let code = self.emit(&lowered, &mut clock)?;
+        if self.stops_after(Phase::Emit) {
+            return Ok(clock.finish(report, self.options.stop_after.clone(), started));
+        }
+
+        clock.advance(Phase::Package);
+        let recipe = self.resolved_recipe(&report.inputs, &lower_options, context_length);
+        let contents = Contents {
+            model: manifest_model(&model, context_length, &lower_options, &lowered),
+            lowered: &lowered,
+            weights: &weights,
+            code: &code,
+            tokenizer: tokenizer_json.as_deref(),
+            chat_template: chat_template.as_deref(),
+            graph: &attar_ir::text::print(&graph),
+            recipe: &recipe,
+        };
+        let mut progress = |what: &str, done, total| {
+            clock.tell(Event::Progress { phase: Phase::Package, what, done, total })
+        };
+        let (manifest, bytes) = package::write(&self.options.out, &contents, &mut progress)?;
+        report.artifact_bytes = bytes;
+        report.artifact_hash = Some(manifest_hash(&self.options.out)?);
+        let section =
+            |s: &attar_artifact::manifest::Section| SectionReport { name: s.kind.name(), bytes: s.len };
+        report.sections = manifest.sections.iter().map(section).collect();
+        Ok(clock.finish(report, None, started))
+    }
+
+    fn run_passes(
+        &self,
+        graph: &mut Graph,
+        weights: &mut attar_ir::WeightStore,
+        clock: &mut Clock<'_, '_>,
+    ) -> Result<Report> {
+        if let Some(dir) = &self.options.emit_ir {
+            std::fs::create_dir_all(dir)
+                .map_err(|e| Error::io(Phase::Import, "create the folder", dir, e))?;
+        }
+        let all = self.options.emit_ir.is_some();
+        let manager = Manager {
+            print_after: if all { PrintAfter::All } else { self.options.print_after.clone() },
+            fuel: self.options.fuel,
+            stop_after: self.stop.clone(),
+            ..Manager::default()
+        };
+        let mut failed: Option<Error> = None;
+        let mut sink = |event: attar_pass::Event<'_>| match event {
+            attar_pass::Event::Started { index, total, decl } => {
+                clock.advance(decl.phase);
+                clock.tell(Event::PassStarted { index, total, decl });
+            }
+            attar_pass::Event::Progress { decl, what, done, total } => {
+                clock.tell(Event::Progress { phase: decl.phase, what, done, total });
+            }
+            attar_pass::Event::Finished(report) => clock.tell(Event::PassFinished(report)),
+            attar_pass::Event::Dump(dump) => {
+                let written = self.emit_text(&dump.file_name(), &|| dump.text.clone());
+                failed = failed.take().or(written.err());
+                let wanted = match &self.options.print_after {
+                    PrintAfter::Nothing => false,
+                    PrintAfter::Passes(names) => names.iter().any(|n| n == dump.name),
+                    PrintAfter::All => true,
+                };
+                if wanted {
+                    clock.tell(Event::Dump(&dump));
+                }
+            }
+        };
+        let report = manager.run(&self.pipeline, graph, weights, &mut sink)?;
+        match failed {
+            Some(e) => Err(e),
+            None => Ok(report),
+        }
+    }
+
+    fn emit(&self, lowered: &Lowered, clock: &mut Clock<'_, '_>) -> Result<Vec<CodeBlob>> {
+        let total = self.options.targets.len() as u64;
+        let mut code = Vec::with_capacity(self.options.targets.len());
+        for (done, target) in (0u64..).zip(&self.options.targets) {
+            clock.tell(Event::Progress { phase: Phase::Emit, what: target.name(), done, total });
+            let blob = compile_blob(*target, &lowered.specs);
+            code.push(blob.map_err(|e| Error::new(Phase::Emit, ErrorKind::Codegen(e)))?);
+        }
+        Ok(code)
+    }
+
+    fn emit_text(&self, name: &str, text: &dyn Fn() -> String) -> Result<()> {
+        let Some(dir) = &self.options.emit_ir else { return Ok(()) };
+        let path = dir.join(name);
+        std::fs::write(&path, text()).map_err(|e| Error::io(Phase::Lower, "write it", &path, e))
+    }
+
+    fn stops_after(&self, phase: Phase) -> bool {
+        self.stop == Some(Stop::Phase(phase))
+    }
+
+    fn context_length(&self, model: &ModelInfo) -> Result<u32> {
+        let most = u32::try_from(model.context_length).unwrap_or(u32::MAX);
+        match self.options.context_length {
+            None => Ok(most),
+            Some(asked) if (1..=most).contains(&asked) => Ok(asked),
+            Some(asked) => {
+                let problem = format!("{asked} is not within 1 to {most}, which the model was made for");
+                Err(Error::option("--context", problem))
+            }
+        }
+    }
+
+    /// The recipe as it ran, and, as comments, everything else the bytes depend on.
+    fn resolved_recipe(&self, inputs: &[InputFile], options: &LowerOptions, context_length: u32) -> String {
+        let mut text = format!("# {}\n", crate::GENERATOR);
+        for i in inputs {
+            text.push_str(&format!("# input {:?} {} bytes blake3 {}\n", i.name, i.bytes, i.blake3));
+        }
+        let defaults = default_passes().join(", ");
+        let kv = match options.kv {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+        };
+        let targets = self.options.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
+        text.push_str(&format!("# default passes: {defaults}\n"));
+        text.push_str(&format!("# --target {targets} --kv {kv} --context {context_length}\n\n"));
+        text + &self.options.recipe.to_toml()
+    }
+
+    fn report(&self, model: &ModelInfo, inputs: Vec<InputFile>, context_length: u32) -> CompileReport {
+        CompileReport {
+            generator: crate::GENERATOR.to_owned(),
+            model: ModelReport {
+                name: model.name.clone(),
+                architecture: model.architecture.to_owned(),
+                parameters: model.parameters,
+                layers: model.layers,
+                context_length: context_length as usize,
+                tied_head: model.tied,
+            },
+            inputs,
+            phases: Vec::new(),
+            passes: Vec::new(),
+            metrics: Vec::new(),
+            tensors: Vec::new(),
+            formats: Vec::new(),
+            sections: Vec::new(),
+            kernels: 0,
+            decode_launches: 0,
+            artifact_bytes: 0,
+            artifact_hash: None,
+            stopped_after: None,
+            seconds: 0.0,
+            peak_memory_bytes: None,
+        }
+    }
+}
+
+/// Measures phases, and tells the listener about them.
+struct Clock<'a, 'b> {
+    phase: Phase,
+    since: Instant,
+    done: Vec<PhaseReport>,
+    listener: &'a mut Listener<'b>,
+}
+
+impl<'a, 'b> Clock<'a, 'b> {
+    fn start(phase: Phase, listener: &'a mut Listener<'b>) -> Clock<'a, 'b> {
+        listener(Event::PhaseStarted { phase });
+        Clock { phase, since: Instant::now(), done: Vec::new(), listener }
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        (self.listener)(event);
+    }
+
+    /// Ends phases until `phase` is the current one; those without work in between take no time.
+    fn advance(&mut self, phase: Phase) {
+        for next in Phase::ALL.into_iter().filter(|p| *p > self.phase && *p <= phase).collect::<Vec<_>>() {
+            self.close();
+            (self.phase, self.since) = (next, Instant::now());
+            self.tell(Event::PhaseStarted { phase: next });
+        }
+    }
+
+    fn close(&mut self) {
+        let (phase, time) = (self.phase, self.since.elapsed());
+        self.done.push(PhaseReport::new(phase, time));
+        self.tell(Event::PhaseFinished { phase, time });
+    }
+
+    fn finish(
+        mut self,
+        mut report: CompileReport,
+        stopped_after: Option<String>,
+        started: Instant,
+    ) -> CompileReport {
+        self.close();
+        report.phases = self.done;
+        report.stopped_after = stopped_after;
+        report.seconds = started.elapsed().as_secs_f64();
+        report.peak_memory_bytes = crate::memory::peak_bytes();
+        report
+    }
+}
+
+/// f32 when every weight matrix is f32: then the artifact computes what the checkpoint does to f32 accuracy.
+fn default_kv(graph: &Graph) -> KvType {
+    let compressed = |elem: Elem| matches!(elem, Elem::Coded(f) if *f != attar_format::formats::F32);
+    let any = graph.ids().any(|id| matches!(graph.op(id), OpKind::Weight(w) if compressed(w.ty.elem)));
+    if any { KvType::F16 } else { KvType::F32 }
+}
+
+fn describe_lowered(lowered: &Lowered, report: &mut CompileReport) {
+    let tensor = |t: &attar_codegen_cpu::pack::PackedTensor| TensorReport {
+        name: t.name.clone(),
+        format: t.format_name(),
+        shape: t.shape.clone(),
+        bytes: t.len,
+    };
+    report.tensors = lowered.tensors.iter().map(tensor).collect();
+    report.formats = by_format(&report.tensors);
+    report.kernels = lowered.specs.len();
+    let decode = lowered.programs.iter().find(|p| p.kind == ProgramKind::Decode);
+    report.decode_launches = decode.map_or(0, |p| p.launches.len());
+}
+
+fn manifest_model(info: &ModelInfo, context_length: u32, options: &LowerOptions, lowered: &Lowered) -> Model {
+    Model {
+        name: info.name.clone(),
+        architecture: info.architecture.to_owned(),
+        layers: info.layers as u32,
+        hidden: info.hidden as u32,
+        heads: info.heads as u32,
+        kv_heads: info.kv_heads as u32,
+        head_dim: info.head_dim as u32,
+        vocab: info.vocab as u32,
+        context_length,
+        parameters: info.parameters,
+        rope: lowered.rope.clone(),
+        kv: KvSpec { dtype: options.kv, page_len: options.page_len },
+        eos: info.eos.clone(),
+        bos: info.bos,
+    }
+}
+
+/// Opens what was written as any reader would, which also proves that it can be read.
+fn manifest_hash(path: &Path) -> Result<String> {
+    let opened = Artifact::open(path, Verify::None);
+    let artifact = opened.map_err(|e| Error::new(Phase::Package, ErrorKind::Artifact(e)))?;
+    Ok(artifact.manifest_hash())
+}

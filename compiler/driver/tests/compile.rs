@@ -1,0 +1,193 @@
+//! Whole compiles of tiny checkpoints: every target, the same bytes wherever and however, errors that say what to do.
+
+use attar_artifact::manifest::{KvType, SectionKind};
+use attar_artifact::{Artifact, Verify};
+use attar_compiler::{CompileOptions, CompileReport, Error, Family, Phase, Session, Target, registry};
+use attar_pass::{Preset, Recipe};
+use std::path::{Path, PathBuf};
+
+fn tiny(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny").join(model)
+}
+
+fn options(source: PathBuf, preset: Preset, out: &Path) -> CompileOptions {
+    let recipe = Recipe::parse(preset.recipe(), "preset", &registry().expect("passes")).expect("a recipe");
+    CompileOptions::new(source, recipe, Target::ALL.to_vec(), out.to_owned())
+}
+
+fn compile(options: CompileOptions) -> Result<CompileReport, Error> {
+    Session::new(options)?.run(&mut |_| {})
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
+    }
+}
+
+#[test]
+fn every_architecture_compiles_for_every_target() {
+    let dir = folder();
+    for (model, preset) in [
+        ("llama2", Preset::F32),
+        ("llama2-sharded", Preset::Bf16),
+        ("llama3", Preset::N4),
+        ("mistral", Preset::W8),
+        ("qwen2", Preset::N4),
+        ("qwen3", Preset::N4),
+        ("smollm2", Preset::N4),
+    ] {
+        let out = dir.path().join(format!("{model}.attar"));
+        let report = compile(options(tiny(model), preset, &out)).expect("compiles");
+        let artifact = Artifact::open(&out, Verify::Full).expect("opens");
+        let targets: Vec<&str> = artifact
+            .manifest()
+            .sections
+            .iter()
+            .filter_map(|s| {
+                if let SectionKind::Code { target, .. } = &s.kind { Some(target.as_str()) } else { None }
+            })
+            .collect();
+        assert_eq!(targets, Target::ALL.map(Target::name));
+        assert_eq!(artifact.programs("cpu").map(<[_]>::len), Some(3));
+        assert_eq!(report.artifact_bytes, artifact.file_len());
+        assert_eq!(report.artifact_hash, Some(artifact.manifest_hash()));
+        let f32_cache = artifact.manifest().model.kv.dtype == KvType::F32;
+        assert_eq!(f32_cache, preset == Preset::F32, "{model}");
+        let text = |kind| artifact.text(&kind).expect("reads").unwrap_or_default();
+        assert!(text(SectionKind::Tokenizer).starts_with('{'));
+        attar_ir::text::parse(&text(SectionKind::Graph)).expect("the graph's text parses");
+        let recipe = text(SectionKind::Recipe);
+        assert!(recipe.contains("# input \"config.json\"") && recipe.contains("blake3"), "{recipe}");
+        let again = Recipe::parse(&recipe, "recipe", &registry().expect("passes")).expect("parses");
+        let preset = Recipe::parse(preset.recipe(), "preset", &registry().expect("passes")).expect("parses");
+        assert_eq!(again, preset);
+    }
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes_elsewhere_and_on_other_threads() {
+    let (here, elsewhere) = (folder(), folder());
+    let copied = elsewhere.path().join("a copy");
+    copy(&tiny("qwen3"), &copied);
+    let (a, b) = (here.path().join("a.attar"), elsewhere.path().join("another name.attar"));
+    let one = CompileOptions { threads: Some(1), ..options(tiny("qwen3"), Preset::N4, &a) };
+    let four = CompileOptions {
+        threads: Some(4),
+        emit_ir: Some(elsewhere.path().join("ir")),
+        ..options(copied, Preset::N4, &b)
+    };
+    let (first, second) = (compile(one).expect("compiles"), compile(four).expect("compiles"));
+    assert_eq!(first.artifact_hash, second.artifact_hash);
+    let (a, b) = (std::fs::read(a).expect("reads"), std::fs::read(b).expect("reads"));
+    assert!(a == b, "two compiles of one checkpoint differ");
+    for needle in [here.path(), elsewhere.path()] {
+        let needle = needle.to_string_lossy().into_owned().into_bytes();
+        assert!(!a.windows(needle.len()).any(|w| w == needle), "the artifact holds a path");
+    }
+}
+
+/// The graph of a small model after every pass, as `--emit-ir` writes it.
+#[test]
+fn fused_graph_of_a_tiny_llama() {
+    let dir = folder();
+    let stop = CompileOptions {
+        stop_after: Some("fuse".to_owned()),
+        emit_ir: Some(dir.path().to_owned()),
+        ..options(tiny("llama2"), Preset::N4, &dir.path().join("never.attar"))
+    };
+    let report = compile(stop).expect("compiles");
+    assert_eq!(report.stopped_after.as_deref(), Some("fuse"));
+    assert!(!dir.path().join("never.attar").exists());
+    let mut dumps: Vec<PathBuf> =
+        std::fs::read_dir(dir.path()).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+    dumps.sort();
+    let got = std::fs::read_to_string(dumps.last().expect("a dump")).expect("reads");
+    snapshot("llama2-after-fuse.air", &got);
+}
+
+/// The programs of the same model, as `--emit-ir` writes them.
+#[test]
+fn programs_of_a_tiny_llama() {
+    let dir = folder();
+    let stop = CompileOptions {
+        stop_after: Some("lower".to_owned()),
+        emit_ir: Some(dir.path().to_owned()),
+        ..options(tiny("llama2"), Preset::N4, &dir.path().join("never.attar"))
+    };
+    compile(stop).expect("compiles");
+    let got = std::fs::read_to_string(dir.path().join("lower.txt")).expect("reads");
+    snapshot("llama2-n4-programs.txt", &got);
+}
+
+fn snapshot(name: &str, got: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(name);
+    if std::env::var_os("ATTAR_UPDATE_FILETESTS").is_some() {
+        std::fs::write(&path, got).expect("writes");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    let line = got.lines().zip(expected.lines()).position(|(a, b)| a != b);
+    assert!(got == expected, "{name} differs from line {line:?} on; ATTAR_UPDATE_FILETESTS=1 rewrites it");
+}
+
+#[test]
+fn phases_are_reported_in_order_with_times_and_sizes() {
+    let dir = folder();
+    let mut options = options(tiny("smollm2"), Preset::N4, &dir.path().join("m.attar"));
+    options.targets = vec![Target::X86_64V3];
+    let mut heard = Vec::new();
+    let session = Session::new(options).expect("good options");
+    let report = session
+        .run(&mut |event| {
+            if let attar_compiler::Event::PhaseStarted { phase } = event {
+                heard.push(phase);
+            }
+        })
+        .expect("compiles");
+    assert_eq!(heard, Phase::ALL);
+    assert_eq!(report.phases.iter().map(|p| p.phase).collect::<Vec<_>>(), Phase::ALL);
+    let formats: u64 = report.formats.iter().map(|f| f.bytes).sum();
+    assert_eq!(formats, report.tensors.iter().map(|t| t.bytes).sum::<u64>());
+    assert!(
+        report.formats.iter().any(|f| f.format == "n4") && report.formats.iter().any(|f| f.format == "w8")
+    );
+    let sections: u64 = report.sections.iter().map(|s| s.bytes).sum();
+    assert!(sections <= report.artifact_bytes && sections > formats);
+    serde_json::to_string(&report).expect("serializes");
+}
+
+#[test]
+fn errors_belong_to_families_and_leave_nothing_behind() {
+    let dir = folder();
+    let out = dir.path().join("m.attar");
+    let missing =
+        compile(options(dir.path().join("no-such-model"), Preset::N4, &out)).expect_err("nothing there");
+    assert_eq!(missing.family(), Family::Input, "{missing}");
+    assert!(missing.to_string().contains("no-such-model"), "{missing}");
+
+    let nowhere = dir.path().join("no/such/folder/m.attar");
+    let unwritable = compile(options(tiny("llama2"), Preset::N4, &nowhere)).expect_err("no folder");
+    assert_eq!(unwritable.family(), Family::Environment, "{unwritable}");
+
+    let long = CompileOptions { context_length: Some(1 << 30), ..options(tiny("llama2"), Preset::N4, &out) };
+    let error = compile(long).expect_err("too long").to_string();
+    assert!(error.contains("--context"), "{error}");
+
+    let stop =
+        CompileOptions { stop_after: Some("fuze".to_owned()), ..options(tiny("llama2"), Preset::N4, &out) };
+    let error = Session::new(stop).expect_err("no such phase").to_string();
+    assert!(error.contains("fuze") && error.contains("fuse"), "{error}");
+
+    let recipe = "[[pass]]\nname = \"quantize-rtn\"\ntensors = [\"model.layerz.*\"]\nformat = \"n4\"\n";
+    let recipe = Recipe::parse(recipe, "r.toml", &registry().expect("passes")).expect("parses");
+    let glob = CompileOptions { recipe, ..options(tiny("llama2"), Preset::N4, &out) };
+    let error = compile(glob).expect_err("matches nothing").to_string();
+    assert!(error.contains("model.layerz.*"), "{error}");
+    assert!(!out.exists());
+}
