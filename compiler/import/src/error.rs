@@ -10,7 +10,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error {
     pub kind: ErrorKind,
-    pub at: Site,
+    /// Boxed, because every result carries room for it.
+    pub at: Box<Site>,
 }
 
 /// Where an error belongs.
@@ -54,7 +55,7 @@ pub enum ErrorKind {
     /// A tokenizer that cannot be read or rebuilt.
     Tokenizer { problem: String },
     /// The graph could not be built: a bug of the importer.
-    Graph { cause: attar_ir::Error },
+    Graph { cause: Box<attar_ir::Error> },
     /// Several problems, in the order they were found.
     Many(Vec<Error>),
 }
@@ -62,7 +63,7 @@ pub enum ErrorKind {
 impl Error {
     /// An error with no place yet.
     pub fn new(kind: ErrorKind) -> Error {
-        Error { kind, at: Site::default() }
+        Error { kind, at: Box::default() }
     }
 
     pub(crate) fn malformed(expected: impl Into<String>, got: impl Into<String>) -> Error {
@@ -249,6 +250,6 @@ impl std::error::Error for Error {}
 
 impl From<attar_ir::Error> for Error {
     fn from(cause: attar_ir::Error) -> Error {
-        Error::new(ErrorKind::Graph { cause })
+        Error::new(ErrorKind::Graph { cause: Box::new(cause) })
     }
 }

@@ -100,7 +100,10 @@ fn tensors(folder: &Path, files: &mut Vec<SourceFile>) -> Result<Stored> {
     let mut problems = Problems::new();
     // What the index says each shard holds; none for a single file.
     let mut shards: BTreeMap<PathBuf, Option<BTreeSet<String>>> = BTreeMap::new();
-    if index.exists() {
+    if folder.join(SINGLE).exists() {
+        // Where both exist, transformers reads the single file too.
+        shards.insert(folder.join(SINGLE), None);
+    } else if index.exists() {
         let object = read_object(&index, files)?;
         let Some(Value::Object(map)) = object.get("weight_map") else {
             return Err(Error::malformed("an object weight_map", "none").at_file(&index));
@@ -117,8 +120,6 @@ fn tensors(folder: &Path, files: &mut Vec<SourceFile>) -> Result<Stored> {
                 }
             }
         }
-    } else if folder.join(SINGLE).exists() {
-        shards.insert(folder.join(SINGLE), None);
     } else {
         let mut found = list(folder, "safetensors")?;
         if found.len() != 1 {

@@ -29,10 +29,12 @@ pub fn open(path: &Path) -> Result<Imported> {
     if !meta.is_dir() {
         return open_gguf(FileBytes::map(path)?);
     }
-    if path.join("config.json").exists() {
+    let files = folder::list(path, "gguf")?;
+    // Some folders of GGUF files carry the original's config.json along.
+    let has_safetensors = files.is_empty() || !folder::list(path, "safetensors")?.is_empty();
+    if path.join("config.json").exists() && has_safetensors {
         return folder::open(path);
     }
-    let files = folder::list(path, "gguf")?;
     match &files[..] {
         [file] => open_gguf(FileBytes::map(file)?),
         _ => {

@@ -2,7 +2,7 @@
 //! GGUF files of Mistral call themselves so too; a window they give is kept.
 //! Source: Touvron et al. 2023, arXiv:2307.09288; Grattafiori et al. 2024, arXiv:2407.21783.
 
-use super::{Architecture, Blocks};
+use super::{Architecture, Blocks, Has};
 use crate::config::{ModelConfig, Setting};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     blocks,
 };
 
-fn blocks(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Blocks {
+fn blocks(config: &ModelConfig, has: &Has<'_>) -> Blocks {
     let attention_bias = config.attention_bias.unwrap_or_else(|| has("model.layers.0.self_attn.q_proj.bias"));
     // `config.json` of a Llama never means a window; only a GGUF leaves both biases open.
     let from_gguf = config.attention_bias.is_none();

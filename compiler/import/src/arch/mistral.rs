@@ -2,13 +2,13 @@
 //! transformers has; `null` means none. GGUF files of Mistral say `llama`.
 //! Source: Jiang et al. 2023, arXiv:2310.06825.
 
-use super::{Architecture, Blocks};
+use super::{Architecture, Blocks, Has};
 use crate::config::{ModelConfig, Setting};
 
 pub(super) const ARCHITECTURE: Architecture =
     Architecture { name: "mistral", class: "MistralForCausalLM", gguf: None, gguf_interleaves: true, blocks };
 
-fn blocks(config: &ModelConfig, _has: &dyn Fn(&str) -> bool) -> Blocks {
+fn blocks(config: &ModelConfig, _has: &Has<'_>) -> Blocks {
     let window = match config.window.size {
         Setting::Absent => Some(4096),
         Setting::Null => None,

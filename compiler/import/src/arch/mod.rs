@@ -20,9 +20,12 @@ pub struct Architecture {
     pub gguf: Option<&'static str>,
     /// Whether llama.cpp's converter interleaves the rows of queries and keys.
     pub gguf_interleaves: bool,
-    /// What its blocks look like. `has` tells whether the checkpoint holds a tensor of that (Hugging Face) name.
-    pub blocks: fn(&ModelConfig, has: &dyn Fn(&str) -> bool) -> Blocks,
+    /// What its blocks look like.
+    pub blocks: fn(&ModelConfig, &Has<'_>) -> Blocks,
 }
+
+/// Tells whether the checkpoint holds a tensor of that (Hugging Face) name.
+pub type Has<'a> = dyn Fn(&str) -> bool + 'a;
 
 /// Every architecture that can be imported.
 pub const ALL: [&Architecture; 4] =

@@ -2,7 +2,7 @@
 //! Source: Yang et al. 2024, arXiv:2407.10671.
 
 use super::decoder::windows_of_upper_layers;
-use super::{Architecture, Blocks};
+use super::{Architecture, Blocks, Has};
 use crate::config::ModelConfig;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     blocks,
 };
 
-fn blocks(config: &ModelConfig, _has: &dyn Fn(&str) -> bool) -> Blocks {
+fn blocks(config: &ModelConfig, _has: &Has<'_>) -> Blocks {
     Blocks {
         qkv_bias: true,
         o_bias: false,

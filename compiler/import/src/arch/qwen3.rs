@@ -2,7 +2,7 @@
 //! Source: Yang et al. 2025, arXiv:2505.09388.
 
 use super::decoder::windows_of_upper_layers;
-use super::{Architecture, Blocks};
+use super::{Architecture, Blocks, Has};
 use crate::config::ModelConfig;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     blocks,
 };
 
-fn blocks(config: &ModelConfig, _has: &dyn Fn(&str) -> bool) -> Blocks {
+fn blocks(config: &ModelConfig, _has: &Has<'_>) -> Blocks {
     let bias = config.attention_bias.unwrap_or(false);
     Blocks {
         qkv_bias: bias,

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::Read;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 /// The bytes of one file.
@@ -32,6 +32,23 @@ impl FileBytes {
         // soundness. Truncation while mapped is documented above.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, &e))?;
         Ok(FileBytes { path: path.to_owned(), data: Data::Mapped(map) })
+    }
+
+    /// Gives the memory behind a range back to the system. The bytes stay readable: they come from the file again.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Data::Mapped(map) = &self.data
+            && range.end <= map.len()
+        {
+            // SAFETY: the map is backed by a file and never written to, so dropping its pages loses nothing.
+            let advised = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // Only advice: without it the pages stay until the system wants them.
+            drop(advised);
+        }
+        #[cfg(not(unix))]
+        drop(range);
     }
 
     /// Bytes that are in memory already, under a name for messages.

@@ -175,7 +175,7 @@ impl TensorInfo {
             return Err(Error::new(ErrorKind::UnsupportedType { got, supported: ggml_types::names() }));
         };
         let row = self.dims.first().copied().unwrap_or(1);
-        if kind.bytes(row).is_none() {
+        if !row.is_multiple_of(kind.block_values as u64) {
             let expected = format!("rows of a multiple of {} values for {}", kind.block_values, kind.name);
             return Err(Error::malformed(expected, format!("{row}")));
         }

@@ -28,6 +28,10 @@ pub enum RowOrder {
     },
 }
 
+/// Tensors of that many bytes leave no pages behind when read, so that importing costs memory for one tensor and not
+/// for the file; for smaller ones the call costs more than it frees.
+const RELEASE_FROM: usize = 1 << 16;
+
 /// Reads one tensor of a mapped file.
 #[derive(Debug)]
 pub struct TensorReader {
@@ -43,6 +47,9 @@ impl WeightReader for TensorReader {
             return Err(attar_ir::Error::new(attar_ir::ErrorKind::Weight { problem }));
         };
         let values = self.entry.kind.decode_all(bytes);
+        if bytes.len() >= RELEASE_FROM {
+            self.file.release(self.entry.range.clone());
+        }
         Ok(match self.rows {
             RowOrder::AsStored => values,
             RowOrder::Interleaved { heads } => {

@@ -6,14 +6,26 @@ mod spm;
 use crate::container::gguf::{Gguf, Value};
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeSet;
+use std::panic::catch_unwind;
 use tokenizers::Tokenizer;
 
-/// Reads a `tokenizer.json`, which proves that the runtime can.
+/// Reads a `tokenizer.json` and tries it, which proves that the runtime can.
 ///
 /// # Errors
-/// What the `tokenizers` crate finds wrong.
+/// What the `tokenizers` crate finds wrong, by error or by panic: it indexes some tables by what the file says.
 pub fn check(json: &str) -> Result<Tokenizer> {
-    Tokenizer::from_bytes(json).map_err(|e| problem(format!("tokenizer.json: {e}")))
+    let attempt = || -> tokenizers::Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_bytes(json)?;
+        for with_specials in [false, true] {
+            let encoding = tokenizer.encode("A text, 12 times.", with_specials)?;
+            tokenizer.decode(encoding.get_ids(), with_specials)?;
+        }
+        Ok(tokenizer)
+    };
+    match catch_unwind(attempt) {
+        Ok(result) => result.map_err(|e| problem(format!("tokenizer.json: {e}"))),
+        Err(_) => Err(problem("tokenizer.json: the tokenizers crate panics on it".to_owned())),
+    }
 }
 
 /// Rebuilds a tokenizer from GGUF metadata. `None` when the file carries none (`no_vocab`, or no metadata at all).

@@ -45,7 +45,7 @@ pub struct GgmlType {
     pub id: u32,
     pub block_values: usize,
     pub block_bytes: usize,
-    /// Decodes one block: `block_bytes` bytes into `block_values` values.
+    /// Decodes whole blocks.
     pub decode: fn(&[u8], &mut [f32]),
 }
 
@@ -94,10 +94,7 @@ impl GgmlType {
     /// Decodes whole blocks.
     pub fn decode_all(&self, bytes: &[u8]) -> Vec<f32> {
         let mut out = vec![0f32; bytes.len() / self.block_bytes * self.block_values];
-        let blocks = bytes.chunks_exact(self.block_bytes);
-        for (block, values) in blocks.zip(out.chunks_exact_mut(self.block_values)) {
-            (self.decode)(block, values);
-        }
+        (self.decode)(bytes, &mut out);
         out
     }
 
@@ -136,6 +133,20 @@ pub fn name_of(id: u32) -> String {
 /// Names of all types that can be read, for messages.
 pub fn names() -> String {
     ALL.map(|t| t.name).join(", ")
+}
+
+/// Decodes blocks of `VALUES` values in `BYTES` bytes one after another.
+#[inline(always)]
+fn each_block<const BYTES: usize, const VALUES: usize>(
+    bytes: &[u8],
+    values: &mut [f32],
+    block: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
+) {
+    let (blocks, _) = bytes.as_chunks();
+    let (values, _) = values.as_chunks_mut();
+    for (b, y) in blocks.iter().zip(values) {
+        block(b, y);
+    }
 }
 
 /// The f16 at `at`.

@@ -1,11 +1,17 @@
 //! `Q2_K`: `d s q - dmin m`. Block of 256 in 16 groups of 16: 16 bytes of (`s`, `m`) nibbles, 64 bytes of 2-bit codes,
 //! f16 `d`, f16 `dmin`. Each run of 32 code bytes holds four rows of 32 values, lowest bits first.
 
-use super::{GgmlType, half_at};
+use super::{GgmlType, each_block, half_at};
 
-pub const Q2_K: GgmlType = GgmlType { name: "Q2_K", id: 10, block_values: 256, block_bytes: 84, decode };
+pub const Q2_K: GgmlType = GgmlType {
+    name: "Q2_K",
+    id: 10,
+    block_values: 256,
+    block_bytes: 84,
+    decode: |b, y| each_block(b, y, block),
+};
 
-fn decode(b: &[u8], y: &mut [f32]) {
+fn block(b: &[u8; 84], y: &mut [f32; 256]) {
     let (scales, codes) = (&b[..16], &b[16..80]);
     let (d, dmin) = (half_at(b, 80), half_at(b, 82));
     for (i, y) in y.iter_mut().enumerate() {

@@ -1,11 +1,17 @@
 //! `Q3_K`: `d (s - 32) q`. Block of 256 in 16 groups of 16: 32 bytes of third bits, 64 bytes of 2-bit codes, 16 6-bit
 //! scales in 12 bytes, f16 `d`. A code is its two bits, less 4 when its third bit is clear.
 
-use super::{GgmlType, half_at};
+use super::{GgmlType, each_block, half_at};
 
-pub const Q3_K: GgmlType = GgmlType { name: "Q3_K", id: 11, block_values: 256, block_bytes: 110, decode };
+pub const Q3_K: GgmlType = GgmlType {
+    name: "Q3_K",
+    id: 11,
+    block_values: 256,
+    block_bytes: 110,
+    decode: |b, y| each_block(b, y, block),
+};
 
-fn decode(b: &[u8], y: &mut [f32]) {
+fn block(b: &[u8; 110], y: &mut [f32; 256]) {
     let (high, codes, scales) = (&b[..32], &b[32..96], &b[96..108]);
     let d = half_at(b, 108);
     for (i, y) in y.iter_mut().enumerate() {

@@ -2,11 +2,17 @@
 //! bytes, 32 bytes of fifth bits (bit `g` of byte `i` belongs to value `i` of group `g`), 128 bytes of nibbles as in
 //! `Q4_K`.
 
-use super::{GgmlType, half_at, scale_min};
+use super::{GgmlType, each_block, half_at, scale_min};
 
-pub const Q5_K: GgmlType = GgmlType { name: "Q5_K", id: 13, block_values: 256, block_bytes: 176, decode };
+pub const Q5_K: GgmlType = GgmlType {
+    name: "Q5_K",
+    id: 13,
+    block_values: 256,
+    block_bytes: 176,
+    decode: |b, y| each_block(b, y, block),
+};
 
-fn decode(b: &[u8], y: &mut [f32]) {
+fn block(b: &[u8; 176], y: &mut [f32; 256]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let (high, codes) = (&b[16..48], &b[48..176]);
     for (g, y) in y.chunks_exact_mut(32).enumerate() {

@@ -1,11 +1,9 @@
 //! Checkpoints of every architecture, from folders and GGUF files, give the goldens' logits in the interpreter.
 
-mod data;
-
+use crate::data::{data, json, smollm2_gguf};
 use attar_import::{Imported, open};
 use attar_ir::interp::{KvState, Precision, run};
 use attar_ir::{Tensor, verify};
-use data::{data, json, smollm2_gguf};
 use serde_json::Value;
 use std::path::Path;
 

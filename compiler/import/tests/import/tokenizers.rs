@@ -1,10 +1,8 @@
 //! Tokenizers rebuilt from GGUF metadata, and those of folders, give the ids of the goldens.
 
-mod data;
-
-use data::{data, json, smollm2_gguf};
+use crate::data::{data, json, smollm2_gguf};
+use ::tokenizers::Tokenizer;
 use serde_json::Value;
-use tokenizers::Tokenizer;
 
 fn ids(v: &Value) -> Vec<u32> {
     v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect()
