@@ -149,6 +149,11 @@ impl Engine {
         &self.model
     }
 
+    #[cfg(test)]
+    pub(crate) fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
     /// Most tokens of one sequence.
     pub fn context(&self) -> usize {
         self.context
@@ -379,4 +384,152 @@ fn pick(programs: &[Runnable], tokens: usize) -> Option<usize> {
         let smallest = programs.iter().enumerate().filter(|(_, p)| fits(p)).min_by_key(|(_, p)| p.max_tokens);
         smallest.map(|(i, _)| i)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::top_logits;
+    use crate::toy;
+    use proptest::prelude::*;
+
+    fn engine(sequences: usize) -> Engine {
+        Engine::new(toy::model(2), 40, sequences).unwrap()
+    }
+
+    fn says(logits: &[f32]) -> Vec<u32> {
+        logits.chunks_exact(toy::VOCAB).map(|row| top_logits(row, 1)[0].0).collect()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Step(Vec<(u8, u8, bool)>),
+        Add,
+        Fork(u8),
+        Truncate(u8, u8),
+        Remove(u8),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let token = (0u8..4, any::<u8>(), any::<bool>());
+        prop_oneof![
+            8 => proptest::collection::vec(token, 1..30).prop_map(Op::Step),
+            2 => Just(Op::Add),
+            1 => any::<u8>().prop_map(Op::Fork),
+            1 => (any::<u8>(), 0u8..40).prop_map(|(s, l)| Op::Truncate(s, l)),
+            1 => any::<u8>().prop_map(Op::Remove),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// Any mix of sequences, steps of any size, forks and cuts: every wanted row sees its own history only, and a
+        /// refused step changes nothing.
+        #[test]
+        fn ragged_steps_see_their_own_histories(ops in proptest::collection::vec(op(), 1..40)) {
+            let mut engine = engine(4);
+            let mut live: Vec<(SequenceId, Vec<u32>)> = Vec::new();
+            for op in ops {
+                let n = live.len();
+                match op {
+                    Op::Step(tokens) if n > 0 => {
+                        let mut batch = StepBatch::default();
+                        let mut after: Vec<Vec<u32>> = live.iter().map(|l| l.1.clone()).collect();
+                        let mut expected = Vec::new();
+                        for (s, token, wanted) in tokens {
+                            let s = s as usize % n;
+                            batch.push(live[s].0, token.into(), wanted);
+                            after[s].push(token.into());
+                            if wanted { expected.push(toy::next(&after[s])) }
+                        }
+                        let fits = batch.len() <= toy::MOST_TOKENS && after.iter().all(|h| h.len() <= 40);
+                        match engine.step(&batch) {
+                            Ok(logits) => {
+                                prop_assert_eq!(says(logits), expected);
+                                for (l, h) in live.iter_mut().zip(after) { l.1 = h }
+                            }
+                            // Forks share pages, so together they may also run out.
+                            Err(e) => prop_assert!(!fits || matches!(*e.kind, ErrorKind::OutOfPages { .. }), "{}", e),
+                        }
+                    }
+                    Op::Fork(s) if n > 0 => {
+                        let (id, tokens) = live[s as usize % n].clone();
+                        match engine.fork(id) {
+                            Ok(new) => live.push((new, tokens)),
+                            Err(e) => { prop_assert!(n == 4, "{}", e); }
+                        }
+                    }
+                    Op::Truncate(s, len) if n > 0 => {
+                        let (id, tokens) = &mut live[s as usize % n];
+                        engine.truncate(*id, len.into()).unwrap();
+                        tokens.truncate(len.into());
+                    }
+                    Op::Remove(s) if n > 0 => {
+                        let (id, _) = live.swap_remove(s as usize % n);
+                        engine.remove(id);
+                        prop_assert!(engine.truncate(id, 0).is_err());
+                    }
+                    _ => match engine.add_sequence() {
+                        Ok(id) => live.push((id, Vec::new())),
+                        Err(e) => prop_assert!(n == 4, "{}", e),
+                    },
+                }
+                for (id, tokens) in &live { prop_assert_eq!(engine.len(*id), tokens.len()) }
+            }
+        }
+    }
+
+    #[test]
+    fn bad_batches_are_refused() {
+        let mut engine = engine(1);
+        let seq = engine.add_sequence().unwrap();
+        let refused = |engine: &mut Engine, tokens: &[(SequenceId, u32)]| {
+            let mut batch = StepBatch::with_capacity(1);
+            tokens.iter().for_each(|(s, t)| batch.push(*s, *t, true));
+            engine.step(&batch).unwrap_err().to_string()
+        };
+        assert!(refused(&mut engine, &[]).contains("no tokens"));
+        assert!(refused(&mut engine, &[(seq, 256)]).contains("token 256 is not in the vocabulary of 256"));
+        assert!(refused(&mut engine, &[(SequenceId(7), 1)]).contains("no sequence 7"));
+        assert!(refused(&mut engine, &[(seq, 1); 25]).contains("at most 24"));
+        assert!(engine.add_sequence().unwrap_err().to_string().contains("all 1 sequences"));
+        for _ in 0..2 {
+            let mut batch = StepBatch::default();
+            (0..20).for_each(|t| batch.push(seq, t, t == 19));
+            engine.step(&batch).unwrap();
+        }
+        assert!(refused(&mut engine, &[(seq, 1)]).contains("41 tokens do not fit the context of 40"));
+        assert_eq!(engine.len(seq), 40);
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        for (context, sequences) in [(0, 1), (201, 1), (10, 0), (10, 1 << 20)] {
+            let e = Engine::new(toy::model(1), context, sequences).unwrap_err().to_string();
+            assert!(e.starts_with("option "), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_model_serves_several_engines_at_once() {
+        let model = toy::model(3);
+        std::thread::scope(|scope| {
+            for i in 0..4u32 {
+                let model = model.clone();
+                scope.spawn(move || {
+                    let mut engine = Engine::new(model, 100, 1).unwrap();
+                    let seq = engine.add_sequence().unwrap();
+                    let mut history = vec![i];
+                    for _ in 0..50 {
+                        let mut batch = StepBatch::default();
+                        batch.push(seq, *history.last().unwrap(), true);
+                        let said = says(engine.step(&batch).unwrap());
+                        assert_eq!(said, [toy::next(&history)]);
+                        history.extend(said);
+                    }
+                });
+            }
+        });
+    }
 }

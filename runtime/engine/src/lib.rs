@@ -35,6 +35,8 @@ mod sampler;
 mod session;
 mod stop;
 mod text;
+#[cfg(test)]
+mod toy;
 
 pub use attar_artifact::Verify;
 pub use attar_artifact::manifest::Manifest;

@@ -438,3 +438,211 @@ fn shift(tokens: &[u32], keep: usize, capacity: usize) -> Vec<u32> {
     out.extend_from_slice(tokens.get(tokens.len() - newest..).unwrap_or_default());
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toy;
+
+    fn session(context: usize) -> Session {
+        toy::model(2).session(&SessionOptions { context: Some(context) }).unwrap()
+    }
+
+    fn greedy(most: usize) -> GenerateOptions {
+        GenerateOptions { max_tokens: Some(most), ignore_eos: true, ..GenerateOptions::default() }
+    }
+
+    fn expected(prompt: &[u32], n: usize) -> Vec<u32> {
+        let mut all = prompt.to_vec();
+        for _ in 0..n {
+            all.push(toy::next(&all));
+        }
+        all.split_off(prompt.len())
+    }
+
+    fn generate(s: &mut Session, prompt: &[u32], options: &GenerateOptions) -> Generation {
+        let mut pieces = String::new();
+        let mut tokens = Vec::new();
+        let g = s.generate(prompt, options, |p| {
+            pieces.push_str(p.text);
+            tokens.extend(p.token);
+            Control::Continue
+        });
+        let g = g.unwrap();
+        assert_eq!((pieces, tokens), (g.text.clone(), g.tokens.clone()), "pieces add up");
+        assert_eq!(g.timings.generated_tokens, g.tokens.len());
+        g
+    }
+
+    #[test]
+    fn greedy_generation_is_the_models_own() {
+        for prompt in
+            [vec![5], vec![1, 2, 3], (0..24).collect(), (0..25).collect(), (0..77).collect::<Vec<u32>>()]
+        {
+            let mut s = session(150);
+            let g = generate(&mut s, &prompt, &greedy(20));
+            assert_eq!(g.tokens, expected(&prompt, 20));
+            assert_eq!(g.finish, FinishReason::Length);
+            assert_eq!(g.text, s.model().tokenizer().unwrap().decode(&g.tokens));
+            assert_eq!(g.timings.prompt_tokens, prompt.len());
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_not_computed_again() {
+        let mut s = session(150);
+        let prompt: Vec<u32> = (0..40).collect();
+        let first = generate(&mut s, &prompt, &greedy(10));
+        assert_eq!(first.timings.cached_tokens, 0);
+        let mut longer = [prompt.as_slice(), &first.tokens].concat();
+        longer.push(9);
+        let second = generate(&mut s, &longer, &greedy(10));
+        assert_eq!(second.timings.cached_tokens, 49, "all but the last token chosen and the new one");
+        assert_eq!(second.tokens, expected(&longer, 10));
+        let other: Vec<u32> = (0..20).chain([200, 201]).collect();
+        let third = generate(&mut s, &other, &greedy(10));
+        assert_eq!((third.timings.cached_tokens, third.tokens), (20, expected(&other, 10)));
+        assert_eq!(generate(&mut s, &prompt[..10], &greedy(3)).tokens, expected(&prompt[..10], 3));
+    }
+
+    #[test]
+    fn end_of_text_ends_the_text() {
+        let prompt = [5, 6];
+        let tokens = expected(&prompt, 8);
+        let eos = tokens[5];
+        let first = tokens.iter().position(|t| *t == eos).unwrap();
+        let mut s = session(50);
+        let inner = std::sync::Arc::get_mut(&mut s.engine.model_mut().inner).unwrap();
+        inner.manifest.model.eos = vec![0, eos];
+        let mut options = greedy(8);
+        options.ignore_eos = false;
+        let g = generate(&mut s, &prompt, &options);
+        assert_eq!((g.finish, g.tokens.as_slice()), (FinishReason::Eos, &tokens[..=first]));
+        assert_eq!(
+            g.text,
+            s.model().tokenizer().unwrap().decode(&tokens[..first]),
+            "the token itself is no text"
+        );
+        assert_eq!(generate(&mut s, &prompt, &greedy(8)).tokens, tokens);
+    }
+
+    #[test]
+    fn stop_strings_end_the_text_before_them() {
+        let prompt = [40, 41, 42];
+        let whole = generate(&mut session(150), &prompt, &greedy(60)).text;
+        let chars: Vec<(usize, char)> = whole.char_indices().collect();
+        for (i, len) in [(10, 1), (11, 3), (20, 5), (3, 2)] {
+            let (from, to) = (chars[i].0, chars[i + len].0);
+            let stop = whole[from..to].to_owned();
+            let mut options = greedy(60);
+            options.stop = vec!["never there".to_owned(), stop.clone()];
+            let g = generate(&mut session(150), &prompt, &options);
+            assert_eq!(g.text, whole[..whole.find(&stop).unwrap()]);
+            assert_eq!(g.finish, FinishReason::Stop);
+        }
+    }
+
+    #[test]
+    fn a_full_context_ends_or_shifts() {
+        let prompt = [1, 2, 3];
+        let mut s = session(20);
+        let g = generate(&mut s, &prompt, &greedy(100));
+        assert_eq!((g.finish, g.tokens.len()), (FinishReason::Context, 18), "the last token needs no room");
+        assert_eq!(g.tokens, expected(&prompt, 18));
+
+        let too_long: Vec<u32> = (0..21).collect();
+        let e = s.generate(&too_long, &greedy(1), |_| Control::Continue).unwrap_err().to_string();
+        assert!(e.contains("21 tokens do not fit the context of 20"), "{e}");
+
+        let mut options = greedy(100);
+        options.context_overflow = ContextOverflow::Shift { keep: 4 };
+        let g = generate(&mut s, &prompt, &options);
+        assert_eq!((g.finish, g.tokens.len()), (FinishReason::Length, 100));
+        // Replays the policy: whenever 20 tokens are held, keep 4 and the newest 8, then go on.
+        let mut held = prompt.to_vec();
+        for (i, t) in g.tokens.iter().enumerate() {
+            assert_eq!(*t, toy::next(&held), "token {i}");
+            if held.len() == 20 {
+                held = [&held[..4], &held[12..]].concat();
+            }
+            held.push(*t);
+        }
+        let g = generate(&mut s, &too_long, &options);
+        assert_eq!(g.tokens[0], toy::next(&[&too_long[..4], &too_long[13..]].concat()));
+    }
+
+    #[test]
+    fn shifting_keeps_within_bounds() {
+        for (len, keep, capacity) in [(5, 9, 5), (1, 0, 1), (100, 50, 40), (3, 3, 2), (10, 0, 2), (7, 7, 8)] {
+            let tokens: Vec<u32> = (0..len).collect();
+            let out = shift(&tokens, keep, capacity);
+            assert!(!out.is_empty() && out.len() <= capacity.max(1), "{len} {keep} {capacity}: {out:?}");
+            assert_eq!(out.last(), tokens.last());
+        }
+    }
+
+    #[test]
+    fn cancelling_ends_between_steps() {
+        let mut s = session(150);
+        let options = greedy(50);
+        options.cancel.cancel();
+        let g = generate(&mut s, &[1, 2], &options);
+        assert_eq!((g.finish, g.tokens.len()), (FinishReason::Cancelled, 0));
+
+        let options = greedy(50);
+        let mut n = 0;
+        let g = s.generate(&[1, 2], &options, |_| {
+            n += 1;
+            if n == 5 {
+                options.cancel.cancel();
+            }
+            Control::Continue
+        });
+        let g = g.unwrap();
+        assert_eq!((g.finish, g.tokens), (FinishReason::Cancelled, expected(&[1, 2], 5)));
+        let g = s.generate(&[1, 2], &greedy(50), |_| Control::Stop).unwrap();
+        assert_eq!((g.finish, g.tokens.len()), (FinishReason::Cancelled, 1));
+        assert!(generate(&mut s, &[1, 2], &greedy(0)).tokens.is_empty());
+    }
+
+    #[test]
+    fn bad_requests_are_refused_and_harm_nothing() {
+        let mut s = session(50);
+        let mut fail = |prompt: &[u32], options: &GenerateOptions| {
+            s.generate(prompt, options, |_| Control::Continue).unwrap_err().to_string()
+        };
+        assert!(fail(&[], &greedy(1)).contains("no tokens"));
+        assert!(fail(&[1, 999], &greedy(1)).contains("token 999"));
+        let mut hot = greedy(1);
+        hot.sampling.temperature = -1.0;
+        assert!(fail(&[1], &hot).contains("temperature"));
+        assert_eq!(generate(&mut s, &[1], &greedy(3)).tokens, expected(&[1], 3));
+        assert!(toy::model(1).session(&SessionOptions { context: Some(201) }).is_err());
+    }
+
+    #[test]
+    fn logits_of_every_position() {
+        let mut s = session(150);
+        let tokens: Vec<u32> = (0..60).map(|i| i * 4).collect();
+        let mut rows = Vec::new();
+        s.append_with_logits(&tokens, |i, row| rows.push((i, crate::top_logits(row, 1)[0].0))).unwrap();
+        let expected: Vec<(usize, u32)> = (0..60).map(|i| (i, toy::next(&tokens[..=i]))).collect();
+        assert_eq!(rows, expected);
+        assert_eq!(s.tokens(), tokens);
+        assert_eq!(crate::top_logits(s.logits(), 1)[0].0, expected[59].1);
+        s.truncate(10).unwrap();
+        s.append(&[3]).unwrap();
+        assert_eq!(crate::top_logits(s.logits(), 1)[0].0, toy::next(&[&tokens[..10], &[3]].concat()));
+        assert!(s.append(&[0; 140]).is_err());
+    }
+
+    #[test]
+    fn sampling_repeats_with_its_seed() {
+        let mut options = greedy(30);
+        options.sampling = SamplingOptions { temperature: 5.0, seed: 11, ..SamplingOptions::default() };
+        let a = generate(&mut session(150), &[1], &options).tokens;
+        assert_eq!(generate(&mut session(150), &[1], &options).tokens, a);
+        options.sampling.seed = 12;
+        assert_ne!(generate(&mut session(150), &[1], &options).tokens, a);
+    }
+}
