@@ -224,7 +224,7 @@ impl Session {
     /// # Errors
     /// [`ErrorKind::ContextOverflow`] before anything is computed; [`ErrorKind::Token`].
     pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
-        self.append_unless(tokens, &CancelToken::default()).map(|_| ())
+        self.append_unless(tokens, None).map(|_| ())
     }
 
     /// As [`Session::append`], giving `sink` the logits `[V]` after each token: its index in `tokens`, then the logits.
@@ -253,12 +253,12 @@ impl Session {
     }
 
     /// Appends tokens, or stops between two steps when cancelled and returns false.
-    fn append_unless(&mut self, tokens: &[u32], cancel: &CancelToken) -> Result<bool> {
+    fn append_unless(&mut self, tokens: &[u32], cancel: Option<&CancelToken>) -> Result<bool> {
         self.check_room(tokens.len())?;
         let vocab = self.model().manifest().model.vocab as usize;
         let step = self.engine.model().max_step_tokens().max(1);
         for chunk in tokens.chunks(step) {
-            if cancel.is_cancelled() {
+            if cancel.is_some_and(CancelToken::is_cancelled) {
                 return Ok(false);
             }
             self.batch.clear();
@@ -308,7 +308,7 @@ impl Session {
         let cached_tokens = self.keep_prefix(prompt)?;
         let mut timings = Timings { prompt_tokens: prompt.len(), cached_tokens, ..Timings::default() };
         let fresh = prompt.get(cached_tokens..).unwrap_or_default();
-        let complete = self.append_unless(fresh, &options.cancel)?;
+        let complete = self.append_unless(fresh, Some(&options.cancel))?;
         timings.prompt = start.elapsed();
 
         let most = options.max_tokens.unwrap_or(usize::MAX);
@@ -361,7 +361,7 @@ impl Session {
                         let shorter = shift(&self.history, keep, self.context());
                         let known = self.keep_prefix(&shorter)?;
                         let fresh = shorter.get(known..).unwrap_or_default();
-                        if !self.append_unless(fresh, &options.cancel)? {
+                        if !self.append_unless(fresh, Some(&options.cancel))? {
                             Some(FinishReason::Cancelled)
                         } else {
                             None
@@ -372,7 +372,7 @@ impl Session {
                 None
             };
             if finish.is_none() {
-                self.append_unless(&[token], &CancelToken::default())?;
+                self.append_unless(&[token], None)?;
             }
         };
         if !text.stopped() {

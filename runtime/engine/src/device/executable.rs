@@ -5,15 +5,23 @@ use attar_artifact::Artifact;
 use attar_artifact::manifest::Section;
 use memmap2::{Mmap, MmapMut};
 
+/// How kernels are called: by the System V ABI on x86-64, whatever the operating system, else by the C ABI.
+#[cfg(target_arch = "x86_64")]
+type Function = unsafe extern "sysv64" fn(args: *const u64, begin: u64, end: u64);
+/// How kernels are called.
+#[cfg(not(target_arch = "x86_64"))]
+type Function = unsafe extern "C" fn(args: *const u64, begin: u64, end: u64);
+
 /// A kernel's address. It stays valid as long as the [`Image`] it came from, which whoever holds a kernel must hold.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kernel(unsafe extern "C" fn(args: *const u64, begin: u64, end: u64));
+pub(crate) struct Kernel(Function);
 
 impl Kernel {
-    /// A kernel that is part of this program.
-    #[cfg(test)]
+    /// A kernel that is part of this program. Tests define theirs as `extern "C"`, which is the same where they run.
+    #[cfg(all(test, unix))]
     pub(crate) fn of(f: unsafe extern "C" fn(*const u64, u64, u64)) -> Kernel {
-        Kernel(f)
+        // SAFETY: on Unix both ABIs are the same.
+        Kernel(unsafe { std::mem::transmute::<unsafe extern "C" fn(*const u64, u64, u64), Function>(f) })
     }
 
     /// Computes the grid items `begin..end`.
@@ -54,8 +62,7 @@ impl Image {
         let start = self.map.get(usize::try_from(offset).ok()?..)?.as_ptr();
         // SAFETY: `start` points into memory that is executable and stays so while `self` lives. That it is a kernel's
         // first instruction is the artifact's word, which its hash covers: machine code cannot be checked further.
-        let f =
-            unsafe { std::mem::transmute::<*const u8, unsafe extern "C" fn(*const u64, u64, u64)>(start) };
+        let f = unsafe { std::mem::transmute::<*const u8, Function>(start) };
         Some(Kernel(f))
     }
 }
