@@ -37,6 +37,10 @@ fn generating_allocates_nothing() {
     successor::write(&path, &[("x86-64-v2", &["sse2"], successor::X86)]);
     let model = Model::open(&path, &OpenOptions { threads: Some(3), ..OpenOptions::default() }).unwrap();
     let mut session = model.session(&SessionOptions::default()).unwrap();
+    // Worker threads allocate while they start, and on a busy machine that takes a while.
+    let warm = GenerateOptions { max_tokens: Some(10), ..GenerateOptions::default() };
+    session.generate(&[50], &warm, |_| Control::Continue).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
     let sampled = SamplingOptions {
         temperature: 0.9,
         top_k: 100,
