@@ -42,7 +42,7 @@ fn the_best_code_section_runs() {
         &[("x86-64-v2", &["sse2"], trap), ("x86-64-v3", &["sse2"], X86), ("x86-64-v4", &["none-such"], trap)],
     );
     let model = Model::open(&path, &OpenOptions::default()).unwrap();
-    assert_eq!((model.target(), run(&model, 1, 2)), ("x86-64-v3", vec![2, 3]));
+    assert_eq!((model.target(), run(&model, 10, 2)), ("x86-64-v3", vec![11, 12]));
     let judged = attar_runtime::code_targets(model.manifest());
     assert_eq!(judged.len(), 3);
     assert_eq!(judged[2].1.as_deref(), Some("x86-64-v4 needs none-such"));
