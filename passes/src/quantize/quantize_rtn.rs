@@ -1,0 +1,226 @@
+//! `quantize-rtn`: stores weight matrices in a format, rounding each weight to the nearest code.
+//!
+//! Before: `%w = weight @m : f32[N,K]`.   After: `%w = weight @m : n4[N,K]` (or another format).
+//! Scales are searched so that the squared error of a row is small, without knowledge of activations; see
+//! `scale_search.rs`. With `candidates = 1` scales come from the largest magnitude alone.
+//! Preconditions: weights are finite. Vectors (norm gains, biases) stay f32. A matrix whose K is no multiple of the
+//! format's group gets bf16 instead and the metrics say so; when it is named without a wildcard that is an error.
+//! Matrices an earlier step has encoded stay as they are.
+//! Numerics: lossy (`f32`: exact).   Cost: `candidates` × 4 lookups per weight for `n4`, × 1 division for `w8`.
+//! Reference: Nagel et al. 2021, arXiv:2106.08295, section 3 (range setting by mean squared error).
+
+use super::scale_search::{TableSearch, encode_w8_group};
+use attar_format::formats::{BF16, F32, N4_SHIFT, N4_TABLE};
+use attar_format::{Encoded, FormatRef, PackedLayout, Scale, Value};
+use attar_ir::{Elem, Graph, TensorType};
+use attar_pass::{
+    Changed, Error, ErrorKind, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
+    Registered, Result, Subject,
+};
+use rayon::prelude::*;
+
+struct QuantizeRtn {
+    format: FormatRef,
+    candidates: usize,
+}
+
+static DECL: PassDecl = PassDecl {
+    name: "quantize-rtn",
+    summary: "stores matrices in a weight format, rounding to the nearest code after a search for scales",
+    phase: Phase::Compress,
+    numerics: Numerics::Lossy,
+    takes_tensors: true,
+    options: &[
+        OptionDecl {
+            name: "format",
+            kind: OptionKind::Choice { default: None, of: &["f32", "bf16", "w8", "n4"] },
+            doc: "weight format the matrices get",
+        },
+        OptionDecl {
+            name: "candidates",
+            kind: OptionKind::Int { default: 9, min: 1, max: 256 },
+            doc: "scales tried per group; 1 takes the one that clips nothing",
+        },
+    ],
+    file: file!(),
+    make: &|o: &Options| {
+        let name = o.choice("format")?;
+        let format = attar_format::by_name(name).unwrap_or(&F32);
+        // The range check of the option makes the conversion lossless.
+        Ok(Box::new(QuantizeRtn { format, candidates: o.int("candidates")? as usize }))
+    },
+};
+
+attar_pass::inventory::submit!(Registered(&DECL));
+
+impl Pass for QuantizeRtn {
+    fn decl(&self) -> &'static PassDecl {
+        &DECL
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+        let subjects = cx.subjects(graph);
+        let size = |s: &Subject| elements(graph.ty(first_value(s)));
+        let total: u64 = subjects.iter().map(size).sum();
+        let sizes: Vec<u64> = subjects.iter().map(size).collect();
+        let mut done = 0;
+        for (subject, size) in subjects.iter().zip(sizes) {
+            cx.progress(&subject.name, done, total);
+            self.quantize(graph, cx, subject).map_err(|e| e.at_tensor(&subject.name))?;
+            done += size;
+        }
+        cx.progress("", done, total);
+        Ok(cx.changed())
+    }
+}
+
+fn first_value(subject: &Subject) -> attar_ir::ValueId {
+    crate::pattern::out(subject.nodes[0])
+}
+
+fn elements(ty: &TensorType) -> u64 {
+    ty.shape.iter().filter_map(|d| d.fixed()).map(|d| d as u64).product()
+}
+
+impl QuantizeRtn {
+    fn quantize(&self, graph: &mut Graph, cx: &mut PassCx<'_>, subject: &Subject) -> Result<()> {
+        let info = cx.weights.info(&subject.name)?.clone();
+        if let Elem::Coded(has) = info.elem {
+            let problem = format!("an earlier pass has stored it as {}", has.name);
+            return self.leave(cx, subject, has == self.format, &problem);
+        }
+        let [n, k] = info.shape[..] else {
+            return self.leave(cx, subject, false, "only matrices are compressed");
+        };
+        let mut format = self.format;
+        let mut reason = None;
+        if !k.is_multiple_of(format.group) {
+            let problem = format!("its rows of {k} are no multiple of {}", format.group);
+            if subject.explicit {
+                return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
+            }
+            format = &BF16;
+            reason = Some(format!("not {}: {problem}", self.format.name));
+        }
+        if format == &F32 || !cx.rewrite(&subject.name) {
+            return Ok(());
+        }
+        let weights = cx.weights.read_f32(&subject.name)?;
+        let encoded = encode(format, n, k, self.candidates, &weights)?;
+        let error = relative_rmse(&weights, &encoded);
+        let bytes = PackedLayout::new(format, n, k).map_or(0, |l| l.total_bytes());
+        let name = cx.weights.set_encoded(&subject.name, &encoded)?;
+        let elem = cx.weights.info(&name)?.elem;
+        for node in &subject.nodes {
+            graph.set_weight(*node, name.clone(), TensorType::new(elem, [n.into(), k.into()]))?;
+        }
+        cx.metric(
+            &subject.name,
+            [
+                ("format", format.name.into()),
+                ("relative_rmse", error.into()),
+                ("bits_per_weight", (8.0 * bytes as f64 / (n as f64 * k as f64)).into()),
+                ("bytes", (bytes as u64).into()),
+            ],
+        );
+        if let Some(reason) = reason {
+            cx.refused(&subject.name, &reason);
+        }
+        Ok(())
+    }
+
+    /// Does nothing; an error when the tensor was named one by one, unless nothing was to do.
+    fn leave(&self, cx: &mut PassCx<'_>, subject: &Subject, is_done: bool, problem: &str) -> Result<()> {
+        if subject.explicit && !is_done {
+            let format = self.format.name;
+            return Err(Error::new(ErrorKind::FormatDoesNotFit { format, problem: problem.to_owned() }));
+        }
+        if !is_done {
+            cx.refused(&subject.name, problem);
+        }
+        Ok(())
+    }
+}
+
+/// Encodes a matrix `[n, k]`, `k` being a multiple of the format's group.
+///
+/// # Errors
+/// [`ErrorKind::NotFinite`], [`ErrorKind::OutOfRange`].
+fn encode(format: FormatRef, n: usize, k: usize, candidates: usize, weights: &[f32]) -> Result<Encoded> {
+    if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
+        let kind = ErrorKind::NotFinite { value: weights[at], row: at / k, column: at % k };
+        return Err(Error::new(kind));
+    }
+    let does_not_fit = |e: attar_format::FormatError| {
+        Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem: e.to_string() })
+    };
+    let encoded = match format.value {
+        Value::Float(_) => Encoded::from_f32(format, n, k, weights).map_err(does_not_fit)?,
+        Value::Int8 => {
+            let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
+            let (groups, group) = (out.groups(), format.group);
+            let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
+            rows.zip(weights.par_chunks(k)).enumerate().try_for_each(|(row, ((codes, fields), w))| {
+                let parts = codes.chunks_exact_mut(group).zip(w.chunks_exact(group));
+                for ((codes, w), field) in parts.zip(fields) {
+                    let Some(bits) = encode_w8_group(w, candidates, codes) else {
+                        return Err(out_of_range(format, row, w));
+                    };
+                    *field = bits;
+                }
+                Ok(())
+            })?;
+            out
+        }
+        Value::Table4 => {
+            let Scale::RowF32Field8 { bias } = format.scale else {
+                let problem = "its scales are of a kind this pass does not know".to_owned();
+                return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
+            };
+            let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
+            (out.table, out.shift) = (N4_TABLE, N4_SHIFT);
+            let groups = out.groups();
+            let search = TableSearch::n4(candidates, bias);
+            let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
+            rows.zip(out.row_scale.par_iter_mut()).zip(weights.par_chunks(k)).for_each(
+                |(((codes, fields), row_scale), w)| *row_scale = search.encode_row(w, codes, fields),
+            );
+            out
+        }
+    };
+    // Rounding up near the largest f32 can leave the range of numbers.
+    let bad = (0..n).into_par_iter().find_first(|&row| {
+        let mut decoded = vec![0.0; k];
+        encoded.decode_row(row, &mut decoded);
+        decoded.iter().any(|v| !v.is_finite())
+    });
+    match bad {
+        Some(row) => Err(out_of_range(format, row, &weights[row * k..(row + 1) * k])),
+        None => Ok(encoded),
+    }
+}
+
+fn out_of_range(format: FormatRef, row: usize, weights: &[f32]) -> Error {
+    let value = weights.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
+    Error::new(ErrorKind::OutOfRange { format: format.name, value, row })
+}
+
+/// `|w - decoded| / |w|` over the whole matrix; 0 for a zero matrix.
+fn relative_rmse(weights: &[f32], encoded: &Encoded) -> f64 {
+    let k = encoded.k;
+    let per_row: Vec<(f64, f64)> = weights
+        .par_chunks(k)
+        .enumerate()
+        .map(|(row, w)| {
+            let mut decoded = vec![0.0; k];
+            encoded.decode_row(row, &mut decoded);
+            w.iter().zip(&decoded).fold((0.0, 0.0), |(error, square), (w, d)| {
+                let (w, d) = (f64::from(*w), f64::from(*d));
+                (error + (w - d) * (w - d), square + w * w)
+            })
+        })
+        .collect();
+    // Added in order: the sum must not depend on threads.
+    let (error, square) = per_row.iter().fold((0.0, 0.0), |(e, s), (a, b)| (e + a, s + b));
+    if square > 0.0 { (error / square).sqrt() } else { 0.0 }
+}
