@@ -49,6 +49,13 @@ pub(crate) fn weight_name(graph: &Graph, v: ValueId) -> Option<&str> {
     }
 }
 
+/// Puts values in the place of a node and removes what that leaves unused.
+pub(crate) fn replace(graph: &mut Graph, old: NodeId, with: &[ValueId]) -> Result<()> {
+    let inputs = graph.inputs_of(old);
+    graph.replace(old, with)?;
+    inputs.into_iter().try_for_each(|v| remove_unused(graph, v.node))
+}
+
 /// Removes a node and then whatever fed only it. Function inputs and nodes with effects stay.
 pub(crate) fn remove_unused(graph: &mut Graph, node: NodeId) -> Result<()> {
     let mut pending = vec![node];

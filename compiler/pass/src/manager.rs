@@ -198,7 +198,7 @@ impl Manager {
         }
         if self.verify {
             attar_ir::verify(graph, Some(weights)).map_err(|problem| {
-                let text = air_text(graph);
+                let text = attar_ir::text::print(graph);
                 let (before, after) = (text.clone(), text);
                 Error::new(ErrorKind::Broken {
                     pass: "import".to_owned(),
@@ -210,7 +210,7 @@ impl Manager {
             })?;
         }
         if self.print_after == PrintAfter::All {
-            sink(Event::Dump(Dump { index: 0, name: "import", text: air_text(graph) }));
+            sink(Event::Dump(Dump { index: 0, name: "import", text: attar_ir::text::print(graph) }));
         }
         let mut report = Report::default();
         let mut fuel = self.fuel;
@@ -233,7 +233,7 @@ impl Manager {
                 PrintAfter::All => true,
             };
             if wanted {
-                sink(Event::Dump(Dump { index: i + 1, name: decl.name, text: air_text(graph) }));
+                sink(Event::Dump(Dump { index: i + 1, name: decl.name, text: attar_ir::text::print(graph) }));
             }
             if matches!(&self.stop_after, Some(Stop::Pass(name)) if name == decl.name) {
                 report.stopped = true;
@@ -281,8 +281,8 @@ impl Manager {
                     pass: decl.name.to_owned(),
                     rewrite: last_rewrite.clone(),
                     problem,
-                    before: air_text(&before),
-                    after: air_text(graph),
+                    before: attar_ir::text::print(&before),
+                    after: attar_ir::text::print(graph),
                 })
             })?;
         }
@@ -296,8 +296,4 @@ impl Manager {
             time,
         })
     }
-}
-
-fn air_text(graph: &Graph) -> String {
-    format!("{graph:?}")
 }

@@ -108,7 +108,6 @@ fn only_wanted_dumps_are_made() {
 }
 
 #[test]
-#[ignore = "the verifier has not landed"]
 fn an_invalid_graph_is_the_fault_of_the_pass_before() {
     let (result, _) = run(&Manager::default(), &pipeline(&["swap-add", "break-weight"]));
     let e = result.unwrap_err();

@@ -7,7 +7,7 @@
 //! Numerics: exact (the fused ops are defined by their parts).   Cost: none.
 //! Reference: Zhang & Sennrich 2019, arXiv:1910.07467.
 
-use crate::pattern::{only_user, out, remove_unused};
+use crate::pattern::{only_user, out, replace};
 use attar_ir::ops::NormLinear;
 use attar_ir::{Graph, NodeId, OpKind, ValueId};
 use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
@@ -41,10 +41,9 @@ impl Pass for FuseNorm {
             let mut inputs = graph.inputs_of(id);
             inputs.extend_from_slice(&graph.inputs_of(user)[1..]);
             let fused = graph.add(op, &inputs)?;
-            for slot in 0..graph.node(user).outputs.len() as u16 {
-                graph.replace_uses(ValueId { node: user, slot }, ValueId { node: fused, slot })?;
-            }
-            remove_unused(graph, user)?;
+            let slots = 0..graph.node(fused).outputs.len() as u16;
+            let results: Vec<ValueId> = slots.map(|slot| ValueId { node: fused, slot }).collect();
+            replace(graph, user, &results)?;
         }
         Ok(cx.changed())
     }

@@ -6,7 +6,7 @@
 //! Numerics: exact (the fused op is defined by these ops).   Cost: none.
 //! Reference: He et al. 2015, arXiv:1512.03385 (residual connections).
 
-use crate::pattern::{LinearAt, linear_at, only_user, out, remove_unused};
+use crate::pattern::{LinearAt, linear_at, only_user, replace};
 use attar_ir::ops::LinearResidual;
 use attar_ir::{Graph, NodeId, OpKind, ValueId};
 use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
@@ -41,8 +41,7 @@ impl Pass for FuseResidual {
             inputs.extend(linear.b);
             inputs.push(residual);
             let y = graph.add1(LinearResidual { bias: linear.b.is_some() }, &inputs)?;
-            graph.replace_uses(out(id), y)?;
-            remove_unused(graph, id)?;
+            replace(graph, id, &[y])?;
         }
         Ok(cx.changed())
     }

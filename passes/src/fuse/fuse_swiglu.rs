@@ -7,7 +7,7 @@
 //! Numerics: exact (the fused op is defined by these ops).   Cost: none.
 //! Reference: Shazeer 2020, arXiv:2002.05202.
 
-use crate::pattern::{LinearAt, linear_at, only_user, out, remove_unused};
+use crate::pattern::{LinearAt, linear_at, only_user, replace};
 use attar_ir::ops::GateUpSwiglu;
 use attar_ir::{Dim, Graph, NodeId, OpKind, ValueId};
 use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
@@ -37,8 +37,7 @@ impl Pass for FuseSwiglu {
             let Some(linear) = matched(graph, id) else { continue };
             if cx.rewrite(&graph.node(id).name) {
                 let y = graph.add1(GateUpSwiglu { eps: None, gain: false }, &[linear.x, linear.w])?;
-                graph.replace_uses(out(id), y)?;
-                remove_unused(graph, id)?;
+                replace(graph, id, &[y])?;
             }
         }
         Ok(cx.changed())

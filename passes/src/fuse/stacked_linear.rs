@@ -1,6 +1,6 @@
 //! Several linears of one input as one linear on stacked rows, shared by `fuse-qkv` and `fuse-gate-up`.
 
-use crate::pattern::{LinearAt, remove_unused, weight_name};
+use crate::pattern::{LinearAt, replace, weight_name};
 use attar_format::Value;
 use attar_ir::ops::{Linear, Slice};
 use attar_ir::{Elem, Graph, TensorType, WeightName, WeightStore};
@@ -52,11 +52,8 @@ pub(super) fn stack_linears(graph: &mut Graph, cx: &mut PassCx<'_>, parts: &[Lin
     let mut start = 0;
     for (part, len) in parts.iter().zip(rows) {
         let slice = graph.add1(Slice { start, len }, &[y])?;
-        graph.replace_uses(part.y(), slice)?;
+        replace(graph, part.node, &[slice])?;
         start += len;
-    }
-    for part in parts {
-        remove_unused(graph, part.node)?;
     }
     Ok(true)
 }

@@ -1,17 +1,17 @@
 //! `quantize-rtn`: stores weight matrices in a format, rounding each weight to the nearest code.
 //!
 //! Before: `%w = weight @m : f32[N,K]`.   After: `%w = weight @m : n4[N,K]` (or another format).
-//! Scales are searched so that the squared error of a row is small, without knowledge of activations; see
-//! `scale_search.rs`. With `candidates = 1` scales come from the largest magnitude alone.
+//! `n4` scales are searched so that the squared error of a row is small, without knowledge of activations; see
+//! `scale_search.rs`. `w8` scales come from the largest magnitude of a group: its error is far below what matters.
 //! Preconditions: weights are finite. Vectors (norm gains, biases) stay f32. A matrix whose K is no multiple of the
 //! format's group gets bf16 instead and the metrics say so; when it is named without a wildcard that is an error.
 //! Matrices an earlier step has encoded stay as they are.
-//! Numerics: lossy (`f32`: exact).   Cost: `candidates` × 4 lookups per weight for `n4`, × 1 division for `w8`.
+//! Numerics: lossy (`f32`: exact).   Cost: up to 80 table lookups per weight for `n4`, one division for `w8`.
 //! Reference: Nagel et al. 2021, arXiv:2106.08295, section 3 (range setting by mean squared error).
 
 use super::scale_search::{TableSearch, encode_w8_group};
 use attar_format::formats::{BF16, F32, N4_SHIFT, N4_TABLE};
-use attar_format::{Encoded, FormatRef, PackedLayout, Scale, Value};
+use attar_format::{Encoded, FormatRef, PackedLayout, Value};
 use attar_ir::{Elem, Graph, TensorType};
 use attar_pass::{
     Changed, Error, ErrorKind, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 struct QuantizeRtn {
     format: FormatRef,
-    candidates: usize,
+    search: bool,
 }
 
 static DECL: PassDecl = PassDecl {
@@ -37,17 +37,16 @@ static DECL: PassDecl = PassDecl {
             doc: "weight format the matrices get",
         },
         OptionDecl {
-            name: "candidates",
-            kind: OptionKind::Int { default: 9, min: 1, max: 256 },
-            doc: "scales tried per group; 1 takes the one that clips nothing",
+            name: "search",
+            kind: OptionKind::Bool { default: true },
+            doc: "search scales with a small squared error (`n4`); else take those that clip nothing",
         },
     ],
     file: file!(),
     make: &|o: &Options| {
         let name = o.choice("format")?;
         let format = attar_format::by_name(name).unwrap_or(&F32);
-        // The range check of the option makes the conversion lossless.
-        Ok(Box::new(QuantizeRtn { format, candidates: o.int("candidates")? as usize }))
+        Ok(Box::new(QuantizeRtn { format, search: o.bool("search")? }))
     },
 };
 
@@ -87,17 +86,26 @@ impl QuantizeRtn {
         let info = cx.weights.info(&subject.name)?.clone();
         if let Elem::Coded(has) = info.elem {
             let problem = format!("an earlier pass has stored it as {}", has.name);
-            return self.leave(cx, subject, has == self.format, &problem);
+            if has == self.format {
+                return Ok(());
+            }
+            if subject.explicit {
+                return Err(self.does_not_fit(problem));
+            }
+            cx.refused(&subject.name, &problem);
+            return Ok(());
         }
         let [n, k] = info.shape[..] else {
-            return self.leave(cx, subject, false, "only matrices are compressed");
+            // That vectors stay as they are is no news, unless one was asked for.
+            let problem = "only matrices are compressed".to_owned();
+            return if subject.explicit { Err(self.does_not_fit(problem)) } else { Ok(()) };
         };
         let mut format = self.format;
         let mut reason = None;
         if !k.is_multiple_of(format.group) {
             let problem = format!("its rows of {k} are no multiple of {}", format.group);
             if subject.explicit {
-                return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
+                return Err(self.does_not_fit(problem));
             }
             format = &BF16;
             reason = Some(format!("not {}: {problem}", self.format.name));
@@ -106,7 +114,7 @@ impl QuantizeRtn {
             return Ok(());
         }
         let weights = cx.weights.read_f32(&subject.name)?;
-        let encoded = encode(format, n, k, self.candidates, &weights)?;
+        let encoded = encode(format, n, k, self.search, &weights)?;
         let error = relative_rmse(&weights, &encoded);
         let bytes = PackedLayout::new(format, n, k).map_or(0, |l| l.total_bytes());
         let name = cx.weights.set_encoded(&subject.name, &encoded)?;
@@ -129,16 +137,8 @@ impl QuantizeRtn {
         Ok(())
     }
 
-    /// Does nothing; an error when the tensor was named one by one, unless nothing was to do.
-    fn leave(&self, cx: &mut PassCx<'_>, subject: &Subject, is_done: bool, problem: &str) -> Result<()> {
-        if subject.explicit && !is_done {
-            let format = self.format.name;
-            return Err(Error::new(ErrorKind::FormatDoesNotFit { format, problem: problem.to_owned() }));
-        }
-        if !is_done {
-            cx.refused(&subject.name, problem);
-        }
-        Ok(())
+    fn does_not_fit(&self, problem: String) -> Error {
+        Error::new(ErrorKind::FormatDoesNotFit { format: self.format.name, problem })
     }
 }
 
@@ -146,7 +146,7 @@ impl QuantizeRtn {
 ///
 /// # Errors
 /// [`ErrorKind::NotFinite`], [`ErrorKind::OutOfRange`].
-fn encode(format: FormatRef, n: usize, k: usize, candidates: usize, weights: &[f32]) -> Result<Encoded> {
+fn encode(format: FormatRef, n: usize, k: usize, search: bool, weights: &[f32]) -> Result<Encoded> {
     if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
         let kind = ErrorKind::NotFinite { value: weights[at], row: at / k, column: at % k };
         return Err(Error::new(kind));
@@ -163,7 +163,7 @@ fn encode(format: FormatRef, n: usize, k: usize, candidates: usize, weights: &[f
             rows.zip(weights.par_chunks(k)).enumerate().try_for_each(|(row, ((codes, fields), w))| {
                 let parts = codes.chunks_exact_mut(group).zip(w.chunks_exact(group));
                 for ((codes, w), field) in parts.zip(fields) {
-                    let Some(bits) = encode_w8_group(w, candidates, codes) else {
+                    let Some(bits) = encode_w8_group(w, codes) else {
                         return Err(out_of_range(format, row, w));
                     };
                     *field = bits;
@@ -173,17 +173,17 @@ fn encode(format: FormatRef, n: usize, k: usize, candidates: usize, weights: &[f
             out
         }
         Value::Table4 => {
-            let Scale::RowF32Field8 { bias } = format.scale else {
+            let Some(table_search) = TableSearch::for_format(format) else {
                 let problem = "its scales are of a kind this pass does not know".to_owned();
                 return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
             };
+            let table_search = if search { table_search } else { table_search.plain() };
             let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
             (out.table, out.shift) = (N4_TABLE, N4_SHIFT);
             let groups = out.groups();
-            let search = TableSearch::n4(candidates, bias);
             let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
             rows.zip(out.row_scale.par_iter_mut()).zip(weights.par_chunks(k)).for_each(
-                |(((codes, fields), row_scale), w)| *row_scale = search.encode_row(w, codes, fields),
+                |(((codes, fields), row_scale), w)| *row_scale = table_search.encode_row(w, codes, fields),
             );
             out
         }

@@ -51,10 +51,9 @@ impl Pass for EliminateCommonSubexpressions {
             if !cx.rewrite(&graph.node(id).name) {
                 continue;
             }
-            for slot in 0..graph.node(id).outputs.len() as u16 {
-                graph.replace_uses(ValueId { node: id, slot }, ValueId { node: kept, slot })?;
-            }
-            graph.remove(id)?;
+            let slots = 0..graph.node(id).outputs.len() as u16;
+            let same: Vec<ValueId> = slots.map(|slot| ValueId { node: kept, slot }).collect();
+            graph.replace(id, &same)?;
         }
         Ok(cx.changed())
     }

@@ -7,8 +7,8 @@
 //! Numerics: rounding (values are computed in f64 and rounded once).   Cost: that of the folded ops.
 //! Reference: Wegman and Zadeck 1991, "Constant propagation with conditional branches", without the branches.
 
-use crate::pattern::{only_user, out, remove_unused, weight_name};
-use attar_ir::interp::{EvalCx, KvState};
+use crate::pattern::{only_user, out, replace, weight_name};
+use attar_ir::interp::{EvalCx, KvState, Sizes};
 use attar_ir::ops::Reshape;
 use attar_ir::{Elem, Graph, NodeId, Op, OpKind, Tensor, TensorType, ValueId, WeightStore};
 use attar_pass::{
@@ -51,14 +51,12 @@ impl Pass for FoldConstants {
             }
             if let Some(same) = unchanged(graph, id) {
                 if cx.rewrite(&graph.node(id).name) {
-                    graph.replace_uses(out(id), same)?;
-                    remove_unused(graph, id)?;
+                    replace(graph, id, &[same])?;
                 }
             } else if let Some((x, shape)) = reshape_of_reshape(graph, id) {
                 if cx.rewrite(&graph.node(id).name) {
                     let y = graph.add1(shape, &[x])?;
-                    graph.replace_uses(out(id), y)?;
-                    remove_unused(graph, id)?;
+                    replace(graph, id, &[y])?;
                 }
             } else if self.folds(graph, id) && cx.rewrite(&graph.node(id).name) {
                 fold(graph, cx.weights, id)?;
@@ -129,8 +127,9 @@ fn fold(graph: &mut Graph, weights: &mut WeightStore, id: NodeId) -> Result<()> 
         tensors.push(Tensor::real(shape, values.into_iter().map(f64::from).collect()));
     }
     let mut cache = KvState::default();
-    let mut cx = EvalCx { weights, cache: &mut cache, seqs: &[] };
+    let mut cx = EvalCx { weights, cache: &mut cache, seqs: &[], sizes: Sizes::default() };
     let results = graph.op(id).eval(&mut cx, &tensors)?;
+    let mut folded = Vec::with_capacity(results.len());
     for (slot, result) in results.iter().enumerate() {
         let old = ValueId { node: id, slot: slot as u16 };
         let values = result.as_real().iter().map(|v| *v as f32).collect();
@@ -138,9 +137,9 @@ fn fold(graph: &mut Graph, weights: &mut WeightStore, id: NodeId) -> Result<()> 
         let name = weights.add_values(&name, &result.shape, values);
         let ty = graph.ty(old).clone();
         let new = graph.add_weight(&name, ty);
-        graph.replace_uses(old, new)?;
+        folded.push(new);
     }
-    Ok(remove_unused(graph, id)?)
+    Ok(replace(graph, id, &folded)?)
 }
 
 /// `stem`, or `stem` with a number where the store already has it.

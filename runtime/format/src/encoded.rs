@@ -44,7 +44,7 @@ pub struct Encoded {
     pub k: usize,
     /// Table formats: the 16 table entries; unused otherwise.
     pub table: [i8; 16],
-    /// Table formats: added to each entry in groups whose choice bit is set.
+    /// Table formats: added to each entry as often as the group's choice says.
     pub shift: i8,
     /// `[N]`, only with [`Scale::RowF32Field8`]; empty otherwise.
     pub row_scale: Vec<f32>,
@@ -116,10 +116,10 @@ impl Encoded {
         match self.format.scale {
             Scale::None => (1.0, 0),
             Scale::Bf16 => (bf16::from_bits(field).to_f32(), 0),
-            Scale::RowF32Field8 { bias } => {
-                let s = i32::from(field >> 1) - bias;
-                let shift = if field & 1 == 1 { i32::from(self.shift) } else { 0 };
-                (self.row_scale[n] * s as f32, shift)
+            Scale::RowF32Field8 { bias, choice_bits } => {
+                let s = i32::from(field >> choice_bits) - bias;
+                let choice = i32::from(field & ((1 << choice_bits) - 1));
+                (self.row_scale[n] * s as f32, choice * i32::from(self.shift))
             }
         }
     }

@@ -51,11 +51,13 @@ pub enum Scale {
     None,
     /// One bf16 per group: `w = scale * code`.
     Bf16,
-    /// One f32 per row and one byte per group, `field = (s << 1) | choice`, `s` in 0..=127:
+    /// One f32 per row and one byte per group, `field = (s << choice_bits) | choice`:
     /// `w = row_scale * (s - bias) * (table[code] + choice * shift)`.
     RowF32Field8 {
-        /// Subtracted from the 7-bit scale; 0 when scales are never negative.
+        /// Subtracted from the stored scale, which makes it signed: a negative scale turns the table over.
         bias: i32,
+        /// Low bits of the byte that hold the choice; the scale has the others.
+        choice_bits: u32,
     },
 }
 

@@ -1,7 +1,8 @@
 //! `n4`: 4-bit codes through a 16-entry table; 4.25 bits per weight and one f32 per row.
 //!
-//! `w[n, k] = row_scale[n] * (s[n, g] - bias) * (table[code[n, k]] + choice[n, g] * shift)`, `g = k / 32`. The
-//! scale `s` (7 bits) and the choice (1 bit) share the group's byte. Table and shift are stored once per tensor.
+//! `w[n, k] = row_scale[n] * (s[n, g] - 32) * (table[code[n, k]] + 4 * choice[n, g])`, `g = k / 32`. A group's byte is
+//! `(s << 2) | choice`: a signed scale of magnitude up to 31, whose sign turns the table over, and one of four
+//! places of the table. Table and shift (the 4) are stored with each tensor. docs/formats.md has the measurements.
 
 use super::{Format, Scale, Value};
 
@@ -10,14 +11,17 @@ pub const N4: Format = Format {
     name: "n4",
     value: Value::Table4,
     group: 32,
-    scale: Scale::RowF32Field8 { bias: 0 },
+    scale: Scale::RowF32Field8 { bias: 32, choice_bits: 2 },
     source: "non-linear 4-bit grids: Dettmers et al. 2023, arXiv:2305.14314; measured in docs/formats.md",
 };
 
 const _: () = assert!(N4.bits_per_weight() == 4.25);
 
-/// The default table: a cubic spaced more densely near zero.
-pub const N4_TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// The default table, ascending: fitted to normally distributed weights by Lloyd's algorithm.
+pub const N4_TABLE: [i8; 16] = [-127, -101, -79, -62, -47, -34, -22, -10, 1, 13, 25, 37, 51, 66, 82, 110];
 
-/// What a group adds to each table entry when its choice bit is set.
+/// What each step of a group's choice adds to every table entry.
 pub const N4_SHIFT: i8 = 4;
+
+/// With the largest choice an entry still fits a signed byte.
+const _: () = assert!(N4_TABLE[15] as i32 + 3 * N4_SHIFT as i32 <= 127);
