@@ -1,11 +1,11 @@
 //! Contraction with integer weights and int8 activations.
 //!
 //! Within a group of 32 inputs everything is an exact i32:
-//! `dot = sum_k table[code[c, k]] * x[k]  (+ shift * sum_k x[k] where the group's choice bit is set)`,
+//! `dot = sum_k table[code[c, k]] * x[k]  (+ choice[c, g] * shift * sum_k x[k])`,
 //! and then `sum[c] += f32(dot) * (scale[c, g] * x_scale[g])`, g ascending. A row scale multiplies the final sum.
 
 use super::{Contraction, TILE};
-use crate::lanes::{DotActivation, DotWeights, F32x4, I8x16, I32x4, IntCmp, Lanes, Scalar};
+use crate::lanes::{DotActivation, DotWeights, F32x4, I8x16, I32x4, Lanes, Scalar};
 use attar_format::{CHANNELS, Format, Scale, Value};
 use attar_kernel::{ActInt8Layout, RowTile};
 
@@ -27,7 +27,7 @@ pub(super) struct Workspace {
     row_shifts: Scalar,
     /// Per slab: the scales of its channels.
     scales: Scalar,
-    /// Per slab: all ones in the lanes of channels whose choice bit is set.
+    /// Per slab: the choices of its channels.
     choices: Scalar,
 }
 
@@ -79,16 +79,15 @@ fn shift(c: &Contraction<'_>, cx: &mut Lanes<'_>) -> Scalar {
     }
 }
 
-/// Scales of the 4 channels of a slab, and their choices as masks; `fields` is the group's first field.
+/// Scales of the 4 channels of a slab, and their choices; `fields` is the group's first field.
 fn fields(format: &Format, cx: &mut Lanes<'_>, fields: Scalar, slab: usize) -> (F32x4, Option<I32x4>) {
     let at = (slab * 4 * format.field_bytes()) as i32;
     match format.scale {
-        Scale::RowF32Field8 { bias } => {
+        Scale::RowF32Field8 { bias, choice_bits } => {
             let field = cx.load4_u8(fields, at);
-            let one = cx.splat_const_i32(1);
-            let choice = cx.viand(field, one);
-            let choice = cx.vineg(choice);
-            let mut s = cx.vushr_imm(field, 1);
+            let mask = cx.splat_const_i32((1 << choice_bits) - 1);
+            let choice = cx.viand(field, mask);
+            let mut s = cx.vushr_imm(field, choice_bits);
             if bias != 0 {
                 let bias = cx.splat_const_i32(bias);
                 s = cx.visub(s, bias);
@@ -264,7 +263,7 @@ fn group_activations(cx: &mut Lanes<'_>, x: Scalar) -> [DotActivation; QUADS] {
     std::array::from_fn(|q| if q < 4 { low[q] } else { high[q - 4] })
 }
 
-/// `sums += f32(dot + (choice & x_shift)) * (scale * x_scale)`.
+/// `sums += f32(dot + choice * x_shift) * (scale * x_scale)`.
 fn add_group(
     cx: &mut Lanes<'_>,
     dot: I32x4,
@@ -276,7 +275,7 @@ fn add_group(
 ) {
     let dot = match shift {
         Some((choice, x_shift)) => {
-            let extra = cx.viand(choice, x_shift);
+            let extra = cx.vimul(choice, x_shift);
             cx.viadd(dot, extra)
         }
         None => dot,
@@ -324,15 +323,13 @@ fn scalar(c: &Contraction<'_>, cx: &mut Lanes<'_>) {
                 let fields_offset = c.layout.fields_offset as i32;
                 let per_group = cx.offset(x, g, 4);
                 let (dot, scale) = match format.scale {
-                    Scale::RowF32Field8 { bias } => {
+                    Scale::RowF32Field8 { bias, choice_bits } => {
                         let field = cx.load_u8(field, fields_offset);
                         let sum = cx.load_i32(per_group, rows.sums_offset as i32);
                         let extra = cx.imul(sum, shift);
-                        let choice = cx.iand_imm(field, 1);
-                        let chosen = cx.icmp_imm(IntCmp::NotEqual, choice, 0);
-                        let none = cx.int32(0);
-                        let extra = cx.select(chosen, extra, none);
-                        let s = cx.ushr_imm(field, 1);
+                        let choice = cx.iand_imm(field, (1 << choice_bits) - 1);
+                        let extra = cx.imul(choice, extra);
+                        let s = cx.ushr_imm(field, choice_bits);
                         let s = cx.iadd_imm(s, -i64::from(bias));
                         (cx.iadd(dot, extra), cx.int_to_float(s))
                     }
