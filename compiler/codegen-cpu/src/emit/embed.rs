@@ -73,14 +73,14 @@ fn coded_row(
     cx.for_const(layout.groups, 1, |cx, g| {
         let at = cx.offset(field, g, CHANNELS * format.field_bytes());
         let (scale, shift) = match format.scale {
-            Scale::RowF32Field8 { bias } => {
+            Scale::RowF32Field8 { bias, choice_bits } => {
                 let byte = cx.load_u8(at, 0);
-                let s = cx.ushr_imm(byte, 1);
+                let s = cx.ushr_imm(byte, choice_bits);
                 let s = cx.iadd_imm(s, i64::from(-bias));
                 let s = cx.int_to_float(s);
                 let row = cx.offset(block, channel, 4);
                 let row = cx.load_f32(row, 0);
-                let choice = cx.iand_imm(byte, 1);
+                let choice = cx.iand_imm(byte, (1 << choice_bits) - 1);
                 let step = cx.load_i8(table, 16);
                 (cx.fmul(row, s), cx.imul(choice, step))
             }
