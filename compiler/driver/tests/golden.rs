@@ -11,18 +11,34 @@ use attar_ir::interp::Step;
 use attar_pass::{Manager, Pipeline, Preset, Recipe};
 use std::path::{Path, PathBuf};
 
-fn tiny() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny")
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data")
 }
 
-const MODELS: [&str; 8] =
-    ["llama2", "llama2-sharded", "llama3", "mistral", "qwen2", "qwen3", "smollm2", "tinyllama"];
+/// Every tiny checkpoint, as folder or GGUF file, with the file its golden logits stand in.
+fn models() -> Vec<(PathBuf, PathBuf)> {
+    let list = |folder: &str| {
+        let folder = data().join(folder);
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        entries.map(|e| e.expect("an entry").path()).collect::<Vec<_>>()
+    };
+    let folders = list("tiny").into_iter().map(|p| (p.clone(), p.join("golden.json")));
+    let files = list("gguf").into_iter().filter(|p| p.extension().is_some_and(|e| e == "gguf"));
+    let files = files.map(|p| (p.clone(), p.with_extension("golden.json")));
+    let mut models: Vec<_> = folders.chain(files).filter(|(_, golden)| has_logits(golden)).collect();
+    models.sort();
+    assert!(models.len() >= 10, "checkpoints are missing from {}", data().display());
+    models
+}
 
-fn models() -> Vec<&'static str> {
-    let there: Vec<&str> =
-        MODELS.into_iter().filter(|m| tiny().join(m).join("golden.json").exists()).collect();
-    assert!(there.len() >= 7, "checkpoints are missing from {}", tiny().display());
-    there
+/// Some goldens are of tokenizers alone.
+fn has_logits(golden: &Path) -> bool {
+    std::fs::read_to_string(golden).is_ok_and(|text| text.contains("\"last_logits\""))
+}
+
+fn llama2() -> (PathBuf, PathBuf) {
+    let folder = data().join("tiny/llama2");
+    (folder.clone(), folder.join("golden.json"))
 }
 
 struct Golden {
@@ -33,11 +49,11 @@ struct Golden {
     greedy: Vec<i32>,
 }
 
-fn golden(model: &str) -> Golden {
-    let text = std::fs::read_to_string(tiny().join(model).join("golden.json")).expect("golden.json");
+fn golden(file: &Path) -> Golden {
+    let text = std::fs::read_to_string(file).expect("golden.json");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let numbers = |key: &str| -> Vec<f64> {
-        let list = json[key].as_array().unwrap_or_else(|| panic!("{model}: no list {key}"));
+        let list = json[key].as_array().unwrap_or_else(|| panic!("{}: no list {key}", file.display()));
         list.iter().filter_map(serde_json::Value::as_f64).collect()
     };
     let ints = |key: &str| numbers(key).into_iter().map(|v| v as i32).collect::<Vec<_>>();
@@ -50,8 +66,8 @@ fn golden(model: &str) -> Golden {
     }
 }
 
-fn runner(model: &str, preset: Preset, kernels: Kernels) -> HostRunner {
-    let mut imported = attar_import::open(&tiny().join(model)).expect("imports");
+fn runner(model: &Path, preset: Preset, kernels: Kernels) -> HostRunner {
+    let mut imported = attar_import::open(model).expect("imports");
     let registry = registry().expect("passes");
     let recipe = Recipe::parse(preset.recipe(), "preset", &registry).expect("a recipe");
     let pipeline = Pipeline::new(&pipeline::default_passes(), &recipe, &registry).expect("a pipeline");
@@ -66,9 +82,10 @@ fn argmax(row: &[f64]) -> usize {
     row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i)
 }
 
-fn check(model: &str, kernels: Kernels) {
-    let golden = golden(model);
+fn check((model, file): &(PathBuf, PathBuf), kernels: Kernels) {
+    let golden = golden(file);
     let mut runner = runner(model, Preset::F32, kernels);
+    let model = model.display();
     let logits = runner.step(&Step::new(&golden.tokens, 0).all_rows()).expect("runs").remove(0);
     let vocab = logits.shape[1];
     assert_eq!(logits.shape, [golden.tokens.len(), golden.last_logits.len()]);
@@ -96,23 +113,25 @@ fn check(model: &str, kernels: Kernels) {
 
 #[test]
 fn reference_kernels_reach_the_golden_logits() {
-    models().into_iter().for_each(|m| check(m, Kernels::Reference));
+    models().iter().for_each(|m| check(m, Kernels::Reference));
 }
 
 #[test]
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
 fn compiled_kernels_reach_the_golden_logits() {
     let Some(target) = host_target() else {
         eprintln!("skipped {} models: no target fits this machine", models().len());
         return;
     };
-    models().into_iter().for_each(|m| check(m, Kernels::Compiled(target)));
+    models().iter().for_each(|m| check(m, Kernels::Compiled(target)));
 }
 
 #[test]
 fn compressed_weights_drift_but_do_not_break() {
-    let golden = golden("llama2");
+    let (model, file) = llama2();
+    let golden = golden(&file);
     let error = |preset| {
-        let mut runner = runner("llama2", preset, Kernels::Reference);
+        let mut runner = runner(&model, preset, Kernels::Reference);
         let logits = runner.step(&Step::new(&golden.tokens, 0)).expect("runs").remove(0);
         let pairs = logits.as_real().iter().zip(&golden.last_logits);
         let square: f64 = pairs.map(|(a, b)| (a - b).powi(2)).sum();
@@ -122,6 +141,7 @@ fn compressed_weights_drift_but_do_not_break() {
         (golden.last_logits.iter().map(|v| v * v).sum::<f64>() / golden.last_logits.len() as f64).sqrt();
     let (bf16, w8, n4) = (error(Preset::Bf16), error(Preset::W8), error(Preset::N4));
     assert!(bf16 < 0.02 * scale, "bf16 drifts by {bf16} of {scale}");
-    assert!(w8 < 0.05 * scale, "w8 drifts by {w8} of {scale}");
+    // These seeded models amplify: int8 activations cost as much as 8-bit weights, and both show.
+    assert!(w8 < 0.1 * scale, "w8 drifts by {w8} of {scale}");
     assert!(n4 > bf16 && n4 < 0.5 * scale, "n4 drifts by {n4} of {scale}");
 }

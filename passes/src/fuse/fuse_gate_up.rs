@@ -34,6 +34,9 @@ impl Pass for FuseGateUp {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            if !graph.contains(id) {
+                continue;
+            }
             if let Some((gate, up)) = gate_and_up(graph, id) {
                 stack_linears(graph, cx, &[gate, up])?;
             }

@@ -34,6 +34,9 @@ impl Pass for FuseNorm {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            if !graph.contains(id) {
+                continue;
+            }
             let Some((user, op)) = matched(graph, id) else { continue };
             if !cx.rewrite(&graph.node(user).name) {
                 continue;

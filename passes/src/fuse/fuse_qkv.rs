@@ -35,6 +35,9 @@ impl Pass for FuseQkv {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            if !graph.contains(id) {
+                continue;
+            }
             let OpKind::Attention(_) = graph.op(id) else { continue };
             let inputs = graph.inputs_of(id);
             let parts: Option<Vec<LinearAt>> = inputs.iter().take(3).map(|v| projection(graph, *v)).collect();

@@ -33,6 +33,9 @@ impl Pass for FuseResidual {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            if !graph.contains(id) {
+                continue;
+            }
             let Some((linear, residual)) = matched(graph, id) else { continue };
             if !cx.rewrite(&graph.node(id).name) {
                 continue;

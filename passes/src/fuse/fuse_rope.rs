@@ -34,6 +34,9 @@ impl Pass for FuseRope {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            if !graph.contains(id) {
+                continue;
+            }
             let Some(found) = matched(graph, id) else { continue };
             if !cx.rewrite(&graph.node(id).name) {
                 continue;

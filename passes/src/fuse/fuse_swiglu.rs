@@ -34,6 +34,9 @@ impl Pass for FuseSwiglu {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            if !graph.contains(id) {
+                continue;
+            }
             let Some(linear) = matched(graph, id) else { continue };
             if cx.rewrite(&graph.node(id).name) {
                 let y = graph.add1(GateUpSwiglu { eps: None, gain: false }, &[linear.x, linear.w])?;

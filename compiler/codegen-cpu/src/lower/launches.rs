@@ -120,11 +120,15 @@ fn logits_value(graph: &Graph) -> Option<ValueId> {
     if !is_logits(graph.ty(*output)) {
         return None;
     }
-    let mut v = *output;
-    while let OpKind::Reshape(_) = graph.op(v.node) {
-        v = graph.inputs_of(v.node)[0];
+    Some(behind_reshapes(graph, *output))
+}
+
+/// The value that reshapes made this one of.
+fn behind_reshapes(graph: &Graph, mut v: ValueId) -> ValueId {
+    while let (OpKind::Reshape(_), Some(x)) = (graph.op(v.node), graph.inputs_of(v.node).first()) {
+        v = *x;
     }
-    Some(v)
+    v
 }
 
 fn is_logits(ty: &TensorType) -> bool {
@@ -574,7 +578,7 @@ impl Walker<'_> {
             args: vec![arg, VirtualArg::Write(buf)],
             grid: m,
             weight_bytes: 0,
-            note: note(self.graph, x.node) + " to int8",
+            note: note(self.graph, behind_reshapes(self.graph, x).node) + " to int8",
             may_overwrite: None,
         });
         self.shared.insert(key, buf);

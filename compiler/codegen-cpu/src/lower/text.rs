@@ -1,7 +1,7 @@
 //! Programs as text, for tests, `inspect` and people: one launch per line.
 
 use super::Lowered;
-use attar_artifact::program::{Arg, Extent, Program, StepBuffer};
+use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepBuffer};
 use std::fmt::{self, Write};
 
 impl Lowered {
@@ -22,7 +22,11 @@ impl Lowered {
     }
 
     fn program(&self, program: &Program, out: &mut String) -> fmt::Result {
-        let kind = format!("{:?}", program.kind).to_lowercase();
+        let kind = match program.kind {
+            ProgramKind::Decode => "decode",
+            ProgramKind::SmallBatch => "small batch",
+            ProgramKind::Prefill => "prefill",
+        };
         writeln!(
             out,
             "program {kind}, up to {} tokens, arena {}",
