@@ -76,8 +76,8 @@ def decode(tensor, data):
             else:
                 byte = data[lane + within % 4]
                 code = byte >> 4 if within >= 4 else byte & 15
-                scale = f32(row_scale * (data[at] >> 1))
-                row.append(f32(scale * (table[code] + (data[at] & 1) * shift)))
+                scale = f32(row_scale * ((data[at] >> 2) - 32))
+                row.append(f32(scale * (table[code] + (data[at] & 3) * shift)))
         rows.append(row)
     return rows
 
