@@ -1,6 +1,6 @@
 //! Reading patterns off a graph, and removing what a rewrite has left unused.
 
-use attar_ir::{Graph, NodeId, OpKind, Result, ValueId};
+use attar_ir::{Graph, NodeId, OpKind, Result, ValueId, WeightStore};
 
 /// A `linear` and what it takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -82,4 +82,15 @@ pub(crate) fn is_used(graph: &Graph, id: NodeId) -> bool {
 /// Whether a node does nothing but yield its outputs: `attention` extends the KV cache, inputs are the signature.
 pub(crate) fn is_pure(op: &OpKind) -> bool {
     !matches!(op, OpKind::Attention(_) | OpKind::Input(_))
+}
+
+/// `stem`, or `stem` with a number where the store already has it.
+pub(crate) fn fresh_name(weights: &WeightStore, stem: &str) -> String {
+    let mut name = stem.to_owned();
+    let mut n = 2;
+    while weights.contains(&name) {
+        name = format!("{stem}.{n}");
+        n += 1;
+    }
+    name
 }

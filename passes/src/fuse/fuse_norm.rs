@@ -34,6 +34,7 @@ impl Pass for FuseNorm {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         for id in graph.topo() {
+            // The projection, which comes later in this order, is gone once it is fused.
             if !graph.contains(id) {
                 continue;
             }

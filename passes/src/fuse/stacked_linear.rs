@@ -1,6 +1,6 @@
 //! Several linears of one input as one linear on stacked rows, shared by `fuse-qkv` and `fuse-gate-up`.
 
-use crate::pattern::{LinearAt, replace, weight_name};
+use crate::pattern::{LinearAt, fresh_name, replace, weight_name};
 use attar_format::Value;
 use attar_ir::ops::{Linear, Slice};
 use attar_ir::{Elem, Graph, TensorType, WeightName, WeightStore};
@@ -31,7 +31,7 @@ pub(super) fn stack_linears(graph: &mut Graph, cx: &mut PassCx<'_>, parts: &[Lin
     let rows: Vec<usize> = parts.iter().filter_map(|p| graph.ty(p.w).shape[0].fixed()).collect();
     let total: usize = rows.iter().sum();
     let k = graph.ty(parts[0].w).shape[1];
-    let w = cx.weights.add_concat_rows(&name, &names)?;
+    let w = cx.weights.add_concat_rows(&fresh_name(cx.weights, &name), &names)?;
     let elem = cx.weights.info(&w)?.elem;
     let mut inputs = vec![parts[0].x, graph.add_weight(&w, TensorType::new(elem, [total.into(), k]))];
     if biases.iter().any(Option::is_some) {
@@ -45,7 +45,7 @@ pub(super) fn stack_linears(graph: &mut Graph, cx: &mut PassCx<'_>, parts: &[Lin
         let given: Vec<WeightName> = biases.iter().flatten().cloned().collect();
         // With one bias given the stacked name would be that of the part.
         let bias_name = if given.len() > 1 { stacked_name(&given) } else { format!("{name}.bias") };
-        let b = cx.weights.add_values(&bias_name, &[total], values);
+        let b = cx.weights.add_values(&fresh_name(cx.weights, &bias_name), &[total], values);
         inputs.push(graph.add_weight(&b, TensorType::f32([total.into()])));
     }
     let y = graph.add1(Linear {}, &inputs)?;

@@ -7,7 +7,7 @@
 //! Numerics: rounding (values are computed in f64 and rounded once).   Cost: that of the folded ops.
 //! Reference: Wegman and Zadeck 1991, "Constant propagation with conditional branches", without the branches.
 
-use crate::pattern::{only_user, out, replace, weight_name};
+use crate::pattern::{fresh_name, only_user, out, replace, weight_name};
 use attar_ir::interp::{EvalCx, KvState, Sizes};
 use attar_ir::ops::Reshape;
 use attar_ir::{Elem, Graph, NodeId, Op, OpKind, Tensor, TensorType, ValueId, WeightStore};
@@ -140,15 +140,4 @@ fn fold(graph: &mut Graph, weights: &mut WeightStore, id: NodeId) -> Result<()> 
         folded.push(new);
     }
     Ok(replace(graph, id, &folded)?)
-}
-
-/// `stem`, or `stem` with a number where the store already has it.
-fn fresh_name(weights: &WeightStore, stem: &str) -> String {
-    let mut name = stem.to_owned();
-    let mut n = 2;
-    while weights.contains(&name) {
-        name = format!("{stem}.{n}");
-        n += 1;
-    }
-    name
 }

@@ -6,6 +6,7 @@ use crate::random;
 use anyhow::{Context, Result, ensure};
 use attar_ir::{Graph, WeightStore, text};
 use attar_pass::{Manager, Options, Pipeline, Registry, Step, TensorGlobs, Value};
+use attar_passes as _;
 
 pub(super) fn test(case: &Case<'_>) -> Result<Verdict> {
     let before = case.function.graph()?;
