@@ -312,13 +312,26 @@ impl Rules {
 /// The byte that a character of GPT-2's byte alphabet stands for: printable Latin-1 stands for itself, the other 68
 /// bytes in ascending order for U+0100 on.
 fn byte_of(c: char) -> Option<u8> {
+    const fn printable(b: u32) -> bool {
+        matches!(b, 33..=126 | 161..=172 | 174..=255)
+    }
+    const OTHERS: [u8; 68] = {
+        let mut out = [0; 68];
+        let (mut b, mut n) = (0, 0);
+        while b < 256 {
+            if !printable(b) {
+                out[n] = b as u8;
+                n += 1;
+            }
+            b += 1;
+        }
+        out
+    };
     let code = u32::from(c);
-    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
     if printable(code) {
         return u8::try_from(code).ok();
     }
-    let n = code.checked_sub(256)? as usize;
-    (0..256u32).filter(|b| !printable(*b)).nth(n).and_then(|b| u8::try_from(b).ok())
+    OTHERS.get(code.checked_sub(256)? as usize).copied()
 }
 
 #[cfg(test)]
