@@ -11,14 +11,18 @@
 //! | `eval` | `; with %x = [[1, 2]]`, `; with @w = …`, `; with seqs = …` and then `; gives [[3]]` per output (or `; fails TEXT`); several groups are steps that follow each other. Fused ops must give the same when decomposed |
 //! | `eval tol=CLASS` | beside `pass`: random inputs and weights give the same before and after, within the class of [`crate::tolerance`] |
 //! | `size` | the `; size:` block: bytes and bits per weight of each tensor as packed |
+//! | `lower [kv=f16] [program=decode]` | the `; lower:` block: launches one per line, and the tensors as packed |
+//! | `run [tol=CLASS] [kv=f16]` | lowered, with reference kernels and with kernels compiled for this machine, the function gives what the interpreter gives; skipped where no target fits this machine |
 //!
 //! A block is a line `; name:` behind the function and the lines starting with `;   ` that follow. With
 //! `ATTAR_UPDATE_FILETESTS=1` blocks, errors and results are rewritten to what came out.
 
 mod eval;
 mod file;
+mod lower;
 mod pass;
 mod roundtrip;
+mod run;
 mod size;
 mod verify;
 
@@ -121,6 +125,8 @@ impl Case<'_> {
                 None => eval::test(self),
             },
             "size" => size::test(self),
+            "lower" => lower::test(self),
+            "run" => run::test(self),
             other => bail!("no such mode: {other}"),
         }
     }

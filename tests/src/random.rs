@@ -79,14 +79,21 @@ pub fn encoded(format: FormatRef, n: usize, k: usize, rng: &mut impl Rng) -> Res
             _ => rng.random_range(-127i8..=127) as u8,
         };
     }
-    out.row_scale.iter_mut().for_each(|s| *s = bound / 127.0 / 96.0 * rng.random_range(0.7..1.3));
+    out.row_scale.iter_mut().for_each(|s| *s = bound / 127.0 / 20.0 * rng.random_range(0.7..1.3));
     for field in &mut out.field {
         *field = match format.scale {
             Scale::Bf16 => bf16::from_f32(bound / 127.0 * rng.random_range(0.7..1.3)).to_bits(),
-            _ => rng.random_range(120..=255),
+            _ => rng.random_range(0..=255),
         };
     }
     Ok(out)
+}
+
+/// How many sequences a random step begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sequences {
+    One,
+    Two,
 }
 
 /// What a random step is given: values for the graph's inputs, and the sequence of each token.
@@ -96,12 +103,13 @@ pub struct Inputs {
     pub seqs: Vec<i32>,
 }
 
-/// Values for every input of the graph, for a step that begins two sequences.
+/// Values for every input of the graph, for a step that begins two sequences, or one.
 ///
 /// # Errors
 /// When an integer input is used in a way nothing is known about.
-pub fn inputs(graph: &Graph, seed: u64) -> Result<Inputs> {
-    let seqs: Vec<i32> = (0..TOKENS).map(|t| i32::from(t >= 3)).collect();
+pub fn inputs(graph: &Graph, seed: u64, sequences: Sequences) -> Result<Inputs> {
+    let second = if sequences == Sequences::Two { 3 } else { TOKENS };
+    let seqs: Vec<i32> = (0..TOKENS).map(|t| i32::from(t >= second)).collect();
     let tensors = graph.inputs().iter().map(|id| {
         let value = ValueId { node: *id, slot: 0 };
         let ty = graph.ty(value);
@@ -128,7 +136,7 @@ pub fn inputs(graph: &Graph, seed: u64) -> Result<Inputs> {
             }
         }
         let values = (0..count).map(|t| match (are_positions, t) {
-            (true, t) => (if t >= 3 { t - 3 } else { t }) as i32,
+            (true, t) => (if t >= second { t - second } else { t }) as i32,
             (false, _) => rng.random_range(0..bound),
         });
         let values = values.collect();

@@ -55,7 +55,8 @@ impl Pass for FoldConstants {
                 }
             } else if let Some((x, shape)) = reshape_of_reshape(graph, id) {
                 if cx.rewrite(&graph.node(id).name) {
-                    let y = graph.add1(shape, &[x])?;
+                    let is_back = graph.ty(x) == graph.ty(out(id));
+                    let y = if is_back { x } else { graph.add1(shape, &[x])? };
                     replace(graph, id, &[y])?;
                 }
             } else if self.folds(graph, id) && cx.rewrite(&graph.node(id).name) {

@@ -83,7 +83,7 @@ pub(super) fn compare_around_pass(case: &Case<'_>, class: &str) -> Result<Verdic
     let before = case.function.graph()?;
     for seed in 0..4 {
         let mut weights = random::weights(&before, seed)?;
-        let inputs = random::inputs(&before, seed)?;
+        let inputs = random::inputs(&before, seed, random::Sequences::Two)?;
         let run = |graph: &Graph, weights: &WeightStore| {
             let cache = &mut KvState::default();
             interp::run_seqs(graph, weights, Precision::F64, cache, &inputs.tensors, &inputs.seqs)
