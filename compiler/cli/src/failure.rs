@@ -2,6 +2,8 @@
 //!
 //! Library errors keep their types up to here; this is the one place that sorts them.
 
+use attar_artifact::ErrorKind as Container;
+use attar_runtime::ErrorKind as Run;
 use std::fmt;
 use std::io;
 
@@ -89,22 +91,53 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
+/// The family an error of any of our crates belongs to.
 fn family_of(error: &(dyn std::error::Error + 'static)) -> Family {
     if let Some(e) = error.downcast_ref::<io::Error>() {
-        return match e.kind() {
-            io::ErrorKind::BrokenPipe => Family::OutputClosed,
-            io::ErrorKind::NotFound | io::ErrorKind::InvalidData => Family::Input,
-            _ => Family::Environment,
-        };
+        return of_io(e);
+    }
+    if let Some(e) = error.downcast_ref::<attar_compiler::Error>() {
+        return of_pass(e.family());
     }
     if let Some(e) = error.downcast_ref::<attar_pass::Error>() {
-        return match e.family() {
-            attar_pass::Family::Input => Family::Input,
-            attar_pass::Family::Environment => Family::Environment,
-            attar_pass::Family::Bug => Family::Bug,
+        return of_pass(e.family());
+    }
+    if let Some(e) = error.downcast_ref::<attar_artifact::Error>() {
+        return of_artifact(e);
+    }
+    if let Some(e) = error.downcast_ref::<attar_runtime::Error>() {
+        return match &*e.kind {
+            Run::Artifact(e) => of_artifact(e),
+            Run::NoCode { .. } | Run::TargetUnsupported { .. } | Run::Memory { .. } => Family::Environment,
+            Run::OutOfPages { .. } | Run::NoSequence { .. } | Run::StepTooLarge { .. } => Family::Bug,
+            _ => Family::Input,
         };
     }
     Family::Input
+}
+
+fn of_io(e: &io::Error) -> Family {
+    match e.kind() {
+        io::ErrorKind::BrokenPipe => Family::OutputClosed,
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory => Family::Input,
+        _ => Family::Environment,
+    }
+}
+
+fn of_pass(family: attar_pass::Family) -> Family {
+    match family {
+        attar_pass::Family::Input => Family::Input,
+        attar_pass::Family::Environment => Family::Environment,
+        attar_pass::Family::Bug => Family::Bug,
+    }
+}
+
+fn of_artifact(e: &attar_artifact::Error) -> Family {
+    match &*e.kind {
+        Container::Io { source, .. } => of_io(source),
+        Container::Unfinished { .. } => Family::Bug,
+        _ => Family::Input,
+    }
 }
 
 #[cfg(test)]

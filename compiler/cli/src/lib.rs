@@ -7,16 +7,27 @@
 pub mod commands;
 pub mod failure;
 pub mod fetch;
+pub mod generation;
 pub mod home;
+pub mod model;
+pub mod perplexity;
+pub mod speed;
 pub mod terminal;
 
 pub use failure::{Failure, Family, Result};
 
 use clap::{Parser, Subcommand};
+use commands::bench::Bench;
+use commands::chat::Chat;
+use commands::compile::Compile;
 use commands::completions::Completions;
 use commands::doctor::Doctor;
+use commands::eval::Eval;
+use commands::inspect::Inspect;
 use commands::passes::Passes;
 use commands::pull::Pull;
+use commands::quickstart::Quickstart;
+use commands::run::Run;
 use std::process::ExitCode;
 use terminal::Terminal;
 
@@ -40,8 +51,22 @@ pub struct Cli {
 /// The commands; each has a file of its name in `commands/`.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Get a small model, compile it, say how good and fast it is, and answer a prompt
+    Quickstart(Quickstart),
     /// Fetch a checkpoint into the cache folder
     Pull(Pull),
+    /// Turn a checkpoint into one artifact
+    Compile(Compile),
+    /// Generate from a prompt
+    Run(Run),
+    /// Talk with a model in the terminal
+    Chat(Chat),
+    /// Show what is inside an artifact
+    Inspect(Inspect),
+    /// Measure perplexity on a text
+    Eval(Eval),
+    /// Measure prompt and generation speed
+    Bench(Bench),
     /// List the passes a recipe may name
     Passes(Passes),
     /// Show what this machine supports
@@ -85,7 +110,14 @@ const BUG_NOTE: &str = "This is a fault of Attar, not of your input. Please repo
 pub fn run(cli: &Cli) -> Result<()> {
     let terminal = Terminal { quiet: cli.quiet };
     match &cli.command {
+        Command::Quickstart(c) => c.run(terminal),
         Command::Pull(c) => c.run(terminal),
+        Command::Compile(c) => c.run(terminal),
+        Command::Run(c) => c.run(terminal),
+        Command::Chat(c) => c.run(terminal),
+        Command::Inspect(c) => c.run(terminal),
+        Command::Eval(c) => c.run(terminal),
+        Command::Bench(c) => c.run(terminal),
         Command::Passes(c) => c.run(terminal),
         Command::Doctor(c) => c.run(terminal),
         Command::Completions(c) => c.run(),

@@ -43,7 +43,7 @@ pub use attar_artifact::manifest::Manifest;
 pub use chat::{ChatTemplate, Message};
 pub use engine::{Engine, SequenceId, StepBatch};
 pub use error::{Error, ErrorKind, Result, TokenizerFault};
-pub use model::{Model, OpenOptions, code_targets};
+pub use model::{Model, OpenOptions, chosen_target, code_targets, target_refusal};
 pub use sampler::{Sampler, SamplingOptions, top_logits};
 pub use session::{
     CancelToken, ContextOverflow, Control, FinishReason, GenerateOptions, Generation, Piece, Session,

@@ -1,7 +1,7 @@
 //! An opened model: weights in memory, code chosen and executable, tokenizer and chat template ready.
 
 use crate::chat::ChatTemplate;
-use crate::device::cpu::{Code, judge};
+use crate::device::cpu::{Code, chosen, judge, refusal};
 use crate::device::executable::Kernel;
 use crate::device::threads::Pool;
 use crate::error::{ErrorKind, Result};
@@ -226,6 +226,16 @@ impl Model {
 /// The CPU targets an artifact has code for; with each the reason why it cannot run here, or `None` when it can.
 pub fn code_targets(manifest: &Manifest) -> Vec<(String, Option<String>)> {
     judge(&manifest.sections)
+}
+
+/// The code target of an artifact that would be used on this CPU, if there is one.
+pub fn chosen_target(manifest: &Manifest) -> Option<String> {
+    chosen(&manifest.sections)
+}
+
+/// Why this CPU cannot run code for `target` that needs `features` (named as in artifacts); `None` when it can.
+pub fn target_refusal(target: &str, features: &[&str]) -> Option<String> {
+    refusal(target, features)
 }
 
 fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {

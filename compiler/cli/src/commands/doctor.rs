@@ -5,7 +5,7 @@ use crate::fetch::http::{self, Patience};
 use crate::fetch::hub;
 use crate::home::Home;
 use crate::terminal::{Terminal, bytes_text};
-use attar_codegen_cpu::Target;
+use attar_compiler::{Target, resolve_targets};
 use clap::Args;
 use serde::Serialize;
 use std::fs;
@@ -56,8 +56,8 @@ struct Report {
 struct TargetReport {
     name: &'static str,
     runs_here: bool,
-    /// Features the CPU lacks, or the other architecture.
-    missing: Vec<&'static str>,
+    /// Why it does not.
+    refused: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -97,7 +97,7 @@ impl Doctor {
             arch: std::env::consts::ARCH,
             cpu: cpu_name(),
             features,
-            native: Target::ALL.into_iter().rfind(|t| target_report(*t).runs_here).map(Target::name),
+            native: native().map(Target::name),
             targets,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: meminfo(&memory, "MemTotal"),
@@ -125,7 +125,7 @@ fn render(r: &Report) -> String {
         let state = match (t.runs_here, r.native == Some(t.name)) {
             (true, true) => "runs here; this is `native`".to_owned(),
             (true, false) => "runs here".to_owned(),
-            _ => format!("cross-compile only (needs {})", t.missing.join(", ")),
+            _ => format!("cross-compile only ({})", t.refused.as_deref().unwrap_or_default()),
         };
         say("target", format!("{:<18} {state}", t.name));
     }
@@ -156,49 +156,23 @@ fn render(r: &Report) -> String {
     out
 }
 
-fn target_report(target: Target) -> TargetReport {
-    let arch = match target {
-        Target::X86_64V2 | Target::X86_64V3 => "x86_64",
-        Target::Aarch64 | Target::Aarch64Dotprod => "aarch64",
-        Target::Riscv64 => "riscv64",
-    };
-    let missing: Vec<&'static str> = if std::env::consts::ARCH == arch {
-        target.features().iter().copied().filter(|f| !cpu_has(f)).collect()
-    } else {
-        vec![arch]
-    };
-    TargetReport { name: target.name(), runs_here: missing.is_empty(), missing }
+/// What `--target native` means here.
+fn native() -> Option<Target> {
+    resolve_targets(&["native"]).ok()?.first().copied()
 }
 
-/// Whether this CPU has a feature a target asks for. A name this list does not know counts as missing.
+fn target_report(target: Target) -> TargetReport {
+    let refused = attar_runtime::target_refusal(target.name(), target.features());
+    TargetReport { name: target.name(), runs_here: refused.is_none(), refused }
+}
+
+/// Whether this CPU has a feature that some target of its architecture asks for.
 fn cpu_has(feature: &str) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = match feature {
-        "sse3" => is_x86_feature_detected!("sse3"),
-        "ssse3" => is_x86_feature_detected!("ssse3"),
-        "sse4.1" => is_x86_feature_detected!("sse4.1"),
-        "sse4.2" => is_x86_feature_detected!("sse4.2"),
-        "popcnt" => is_x86_feature_detected!("popcnt"),
-        "avx" => is_x86_feature_detected!("avx"),
-        "avx2" => is_x86_feature_detected!("avx2"),
-        "fma" => is_x86_feature_detected!("fma"),
-        "bmi1" => is_x86_feature_detected!("bmi1"),
-        "bmi2" => is_x86_feature_detected!("bmi2"),
-        "lzcnt" => is_x86_feature_detected!("lzcnt"),
-        _ => false,
-    };
-    #[cfg(target_arch = "aarch64")]
-    let has = match feature {
-        "neon" => std::arch::is_aarch64_feature_detected!("neon"),
-        "dotprod" => std::arch::is_aarch64_feature_detected!("dotprod"),
-        _ => false,
-    };
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let has = {
-        let _ = feature;
-        false
-    };
-    has
+    let asks = |t: &Target| t.features().contains(&feature);
+    Target::ALL
+        .iter()
+        .filter(|t| asks(t))
+        .any(|t| attar_runtime::target_refusal(t.name(), &[feature]).is_none())
 }
 
 /// Whether the hub's model list can be asked; a proxy's refusal is no answer.
@@ -246,12 +220,14 @@ mod tests {
     }
 
     #[test]
-    fn every_feature_of_this_architecture_is_known_here() {
+    fn the_target_called_native_runs_here() {
+        let native = native();
         for target in Target::ALL {
             let report = target_report(target);
-            assert_eq!(report.runs_here, report.missing.is_empty());
+            assert!(native != Some(target) || report.runs_here, "{:?}", report.refused);
         }
-        #[cfg(target_arch = "x86_64")]
-        assert!(cpu_has("sse3"), "x86-64 machines of this century have it");
+        if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+            assert!(native.is_some());
+        }
     }
 }

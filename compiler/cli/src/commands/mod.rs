@@ -1,6 +1,13 @@
 //! The commands, one file each.
 
+pub mod bench;
+pub mod chat;
+pub mod compile;
 pub mod completions;
 pub mod doctor;
+pub mod eval;
+pub mod inspect;
 pub mod passes;
 pub mod pull;
+pub mod quickstart;
+pub mod run;

@@ -83,6 +83,20 @@ impl Cpu {
     }
 }
 
+/// Why this CPU cannot run code of a target that needs these features; `None` when it can.
+pub(crate) fn refusal(target: &str, features: &[&str]) -> Option<String> {
+    let features: Vec<String> = features.iter().map(|f| (*f).to_owned()).collect();
+    Cpu::here().refuses(target, &features)
+}
+
+/// The target of the code section that would be used here.
+pub(crate) fn chosen(sections: &[Section]) -> Option<String> {
+    match &choose(sections, None, &Cpu::here()).ok()?.kind {
+        SectionKind::Code { target, .. } => Some(target.clone()),
+        _ => None,
+    }
+}
+
 /// Code targets that this CPU can and cannot run: `(target, why not)`.
 pub(crate) fn judge(sections: &[Section]) -> Vec<(String, Option<String>)> {
     let cpu = Cpu::here();

@@ -1,0 +1,140 @@
+//! `attar bench FILE`: prompt and generation speed as llama-bench counts them.
+
+use crate::failure::{Failure, Result};
+use crate::generation::OpenArgs;
+use crate::speed::{self, Plan, Speed};
+use crate::terminal::{Terminal, bytes_text, seconds_text, table};
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "pp N: N prompt tokens at once. tg N: N tokens one at a time from an empty cache. Tokens are arbitrary, nothing is
+sampled, and one run of each comes before those that count. Reported is the median; spread is (max - min) / median.
+
+Examples:
+  attar bench model.attar
+  attar bench model.attar --threads 1,2 --repetitions 9 --json
+  attar bench model.attar --prompt 0 --generate 64"
+)]
+pub struct Bench {
+    /// The artifact
+    file: PathBuf,
+    /// Threads to compute with; several counts separated by commas (default: as many as the process may use)
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    threads: Vec<usize>,
+    /// Tokens of the prompt; 0 leaves the test out
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to generate; 0 leaves the test out
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    generate: usize,
+    /// Runs that count
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repetitions: usize,
+    /// Use this code target of the artifact instead of the best one
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+    /// Use the weights as mapped from the file instead of copying them into huge pages
+    #[arg(long)]
+    mmap: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    target: String,
+    artifact_bytes: u64,
+    /// Mapping, checking and copying weights; the first opening, so the file may come from the disk.
+    open_seconds: f64,
+    /// Largest resident memory of this process.
+    peak_memory_bytes: Option<u64>,
+    repetitions: usize,
+    tests: Vec<Speed>,
+}
+
+impl Bench {
+    /// Measures and prints.
+    ///
+    /// # Errors
+    /// Those of opening and running the artifact.
+    pub fn run(&self, terminal: Terminal) -> Result<()> {
+        if self.repetitions == 0 || (self.prompt == 0 && self.generate == 0) {
+            return Err(Failure::input(
+                "nothing to measure: --repetitions and --prompt or --generate must be above 0",
+            ));
+        }
+        let plan = Plan { prompt: self.prompt, generate: self.generate, repetitions: self.repetitions };
+        let counts: Vec<Option<usize>> = match self.threads.as_slice() {
+            [] => vec![None],
+            some => some.iter().copied().map(Some).collect(),
+        };
+        let artifact_bytes = std::fs::metadata(&self.file)
+            .map_err(|e| Failure::from(e).context(self.file.display().to_string()))?
+            .len();
+        let mut report = Report {
+            model: String::new(),
+            target: String::new(),
+            artifact_bytes,
+            open_seconds: 0.0,
+            peak_memory_bytes: None,
+            repetitions: self.repetitions,
+            tests: Vec::new(),
+        };
+        for (i, threads) in counts.into_iter().enumerate() {
+            let open = OpenArgs { threads, target: self.target.clone(), mmap: self.mmap };
+            let start = Instant::now();
+            let model = open.open(&self.file)?;
+            if i == 0 {
+                report.open_seconds = start.elapsed().as_secs_f64();
+                report.model = model.manifest().model.name.clone();
+                report.target = model.target().to_owned();
+            }
+            let spinner = terminal.spinner("warming up");
+            let tests = speed::measure(&model, plan, |test| {
+                spinner.set_message(format!("{test} on {} threads", model.threads()));
+            })?;
+            spinner.finish_and_clear();
+            report.tests.extend(tests);
+        }
+        report.peak_memory_bytes = peak_memory();
+        if self.json { terminal.json(&report) } else { terminal.line(render(&report)) }
+    }
+}
+
+fn render(r: &Report) -> String {
+    let memory = r.peak_memory_bytes.map_or("unknown".to_owned(), bytes_text);
+    let mut out = format!(
+        "{} on {}: artifact {}, opened in {}, peak memory {memory}\n",
+        r.model,
+        r.target,
+        bytes_text(r.artifact_bytes),
+        seconds_text(r.open_seconds),
+    );
+    let mut rows = vec![["TEST", "THREADS", "TOKENS/S", "MIN", "MAX", "SPREAD"].map(str::to_owned).to_vec()];
+    for t in &r.tests {
+        rows.push(vec![
+            t.test.clone(),
+            t.threads.to_string(),
+            format!("{:.1}", t.tokens_per_second),
+            format!("{:.1}", t.min),
+            format!("{:.1}", t.max),
+            format!("{:.1} %", t.spread * 100.0),
+        ]);
+    }
+    out.push_str(&table(&rows));
+    out
+}
+
+/// Largest resident memory of this process so far; `None` where the system does not say.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,267 @@
+//! `attar compile MODEL`: a checkpoint becomes one artifact.
+
+use crate::failure::{Failure, Result};
+use crate::model::find_checkpoint;
+use crate::terminal::{Terminal, bytes_text, seconds_text, table};
+use attar_artifact::manifest::KvType;
+use attar_compiler::{
+    CompileOptions, CompileReport, Event, Family, Phase, Session, registry, resolve_targets,
+};
+use attar_pass::{Fuel, Preset, PrintAfter, Recipe};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("weights").required(true))]
+#[command(
+    after_help = "MODEL is a folder with config.json and safetensors, a .gguf file, or a name that was pulled.
+
+--quantize: f32 and bf16 keep the weights; w8 takes 8.5 bits per weight; n4 takes 4.25 for the layers, with embedding
+and head at w8. A recipe (TOML) says it tensor by tensor; `attar passes` lists what it may name.
+
+Phases: import, canonicalize, compress, fuse, lower, emit, package.
+
+Examples:
+  attar compile smollm2-135m --quantize n4 -o smollm2.attar
+  attar compile ./Qwen3-0.6B --quantize w8 --target native,aarch64+dotprod -o qwen3.attar
+  attar compile model.gguf --recipe recipe.toml -o model.attar --json
+  attar compile smollm2-135m --quantize n4 --stop-after fuse --emit-ir ir/"
+)]
+pub struct Compile {
+    /// The checkpoint
+    model: String,
+    /// What happens to the weights
+    #[arg(long, value_name = "FORMAT", group = "weights")]
+    quantize: Option<Quantize>,
+    /// A file that says which passes run on which tensors
+    #[arg(long, value_name = "FILE", group = "weights")]
+    recipe: Option<PathBuf>,
+    /// What to make code for: native, all, x86-64-v2, x86-64-v3, aarch64, aarch64+dotprod, riscv64
+    #[arg(long, value_name = "TARGETS", value_delimiter = ',', default_value = "native")]
+    target: Vec<String>,
+    /// The artifact to write
+    #[arg(long, short, value_name = "FILE", required_unless_present = "stop_after")]
+    output: Option<PathBuf>,
+    /// Longest context in tokens (default: what the model was made for)
+    #[arg(long, value_name = "N")]
+    context: Option<u32>,
+    /// Element of cached keys and values (default: f32 when all weights are f32, else f16)
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<Kv>,
+    /// Threads to compile with; never changes the artifact
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Write the graph's text after every pass, and the programs, into this folder
+    #[arg(long, value_name = "DIR")]
+    emit_ir: Option<PathBuf>,
+    /// Stop after this phase or pass
+    #[arg(long, value_name = "PHASE")]
+    stop_after: Option<String>,
+    /// Print the graph's text after these passes (`all`: after every one)
+    #[arg(long, value_name = "PASS", value_delimiter = ',')]
+    print_after: Vec<String>,
+    /// Allow only so many rewrites, to find the one that breaks something
+    #[arg(long, value_name = "N")]
+    fuel: Option<u64>,
+    /// Print a report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Values of `--quantize`: the presets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantize {
+    F32,
+    Bf16,
+    W8,
+    N4,
+}
+
+impl Quantize {
+    /// The preset behind the name.
+    pub fn preset(self) -> Preset {
+        match self {
+            Quantize::F32 => Preset::F32,
+            Quantize::Bf16 => Preset::Bf16,
+            Quantize::W8 => Preset::W8,
+            Quantize::N4 => Preset::N4,
+        }
+    }
+}
+
+/// Values of `--kv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kv {
+    F32,
+    F16,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// `None` when the compile was asked to stop early.
+    artifact: Option<&'a PathBuf>,
+    #[serde(flatten)]
+    report: &'a CompileReport,
+}
+
+impl Compile {
+    /// Compiles and reports.
+    ///
+    /// # Errors
+    /// Those of the compiler.
+    pub fn run(&self, terminal: Terminal) -> Result<()> {
+        let source = find_checkpoint(&self.model)?;
+        let targets = resolve_targets(&self.target)?;
+        let output = self.output.clone().unwrap_or_else(|| PathBuf::from("model.attar"));
+        let mut options = CompileOptions::new(source, self.recipe()?, targets, output);
+        options.context_length = self.context;
+        options.kv = self.kv.map(|kv| match kv {
+            Kv::F32 => KvType::F32,
+            Kv::F16 => KvType::F16,
+        });
+        options.threads = self.threads;
+        options.emit_ir.clone_from(&self.emit_ir);
+        options.stop_after.clone_from(&self.stop_after);
+        options.fuel = self.fuel.map_or(Fuel::UNLIMITED, Fuel::limited);
+        options.print_after = match self.print_after.as_slice() {
+            [] => PrintAfter::Nothing,
+            [all] if all == "all" => PrintAfter::All,
+            names => PrintAfter::Passes(names.to_vec()),
+        };
+        let report = compile(options.clone(), terminal, self.json)?;
+        let artifact = report.stopped_after.is_none().then_some(&options.out);
+        if self.json {
+            return terminal.json(&Report { artifact, report: &report });
+        }
+        terminal.line(render(&report))?;
+        match (artifact, &report.stopped_after) {
+            (Some(path), _) => terminal.line(format_args!("wrote {}", path.display())),
+            (None, Some(phase)) => terminal.line(format_args!("stopped after {phase}; nothing was written")),
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn recipe(&self) -> Result<Recipe> {
+        match (&self.recipe, self.quantize) {
+            (Some(file), _) => {
+                let text = crate::commands::run::read_text(file)?;
+                Ok(Recipe::parse(&text, &file.display().to_string(), &registry()?)?)
+            }
+            (None, Some(q)) => preset_recipe(q.preset()),
+            (None, None) => Err(Failure::input("give --quantize or --recipe")),
+        }
+    }
+}
+
+/// The recipe of a preset.
+///
+/// # Errors
+/// A bug when the preset's own text does not parse.
+pub fn preset_recipe(preset: Preset) -> Result<Recipe> {
+    let parsed = Recipe::parse(preset.recipe(), preset.name(), &registry()?);
+    parsed.map_err(|e| Failure::bug(format!("preset {}: {e}", preset.name())))
+}
+
+/// Compiles with a progress bar. Dumps go to standard output, or to standard error when that is for JSON.
+///
+/// # Errors
+/// Those of the compiler; a bug leaves the guilty graph in a file.
+pub fn compile(options: CompileOptions, terminal: Terminal, json: bool) -> Result<CompileReport> {
+    let session = Session::new(options)?;
+    let bar = terminal.spinner("starting");
+    let dumps_failed = Mutex::new(None);
+    let result = session.run(&mut |event| match event {
+        Event::PhaseStarted { phase } => bar.set_message(phase.name()),
+        Event::PassStarted { index, total, decl } => {
+            bar.set_message(format!("{}: {} ({index} of {total})", decl.phase, decl.name));
+        }
+        Event::Progress { phase, what, done, total } => {
+            bar.set_message(progress_text(phase, what, done, total))
+        }
+        Event::Dump(dump) => {
+            let text = format!("; after {}\n{}", dump.name, dump.text);
+            let written = if json {
+                terminal.note(text);
+                Ok(())
+            } else {
+                bar.suspend(|| terminal.line(text))
+            };
+            if let (Err(e), Ok(mut slot)) = (written, dumps_failed.lock()) {
+                *slot = Some(e);
+            }
+        }
+        _ => {}
+    });
+    bar.finish_and_clear();
+    if let Ok(Some(e)) = dumps_failed.into_inner() {
+        return Err(e);
+    }
+    result.map_err(|e| {
+        let air = e.air().filter(|_| e.family() == Family::Bug).map(str::to_owned);
+        let failure = Failure::from(e);
+        match air.and_then(keep_air) {
+            Some(path) => failure.context(format!("the graph that shows it is in {}", path.display())),
+            None => failure,
+        }
+    })
+}
+
+fn progress_text(phase: Phase, what: &str, done: u64, total: u64) -> String {
+    match phase {
+        Phase::Package => format!("{phase}: {} of {}", bytes_text(done), bytes_text(total)),
+        _ => format!("{phase}: {what} ({done} of {total})"),
+    }
+}
+
+/// Writes the `.air` text of a bug where the user finds it.
+fn keep_air(text: String) -> Option<PathBuf> {
+    let mut file = tempfile::Builder::new().prefix("attar-bug-").suffix(".air").tempfile().ok()?;
+    std::io::Write::write_all(&mut file, text.as_bytes()).ok()?;
+    file.keep().ok().map(|(_, path)| path)
+}
+
+/// The report as tables.
+pub fn render(r: &CompileReport) -> String {
+    let mut out = format!(
+        "{} ({}, {:.1} M parameters) in {}\n",
+        r.model.name,
+        r.model.architecture,
+        r.model.parameters as f64 / 1e6,
+        seconds_text(r.seconds)
+    );
+    let mut rows = vec![["PHASE", "TIME", "WHAT"].map(str::to_owned).to_vec()];
+    for p in &r.phases {
+        let passes = r.passes.iter().filter(|x| x.pass.phase == p.phase && x.pass.rewrites > 0);
+        let mut what: Vec<String> = passes.map(|x| format!("{} ×{}", x.pass.name, x.pass.rewrites)).collect();
+        match p.phase {
+            Phase::Import => what = r.inputs.iter().map(|i| i.name.clone()).collect(),
+            Phase::Lower => what.push(format!("{} launches per token", r.decode_launches)),
+            Phase::Emit => {
+                let code = r.sections.iter().filter(|s| s.name.starts_with("code "));
+                what.extend(code.map(|s| format!("{} ({})", &s.name[5..], bytes_text(s.bytes))));
+                what.push(format!("{} kernels", r.kernels));
+            }
+            _ => {}
+        }
+        rows.push(vec![p.phase.name().to_owned(), seconds_text(p.seconds), what.join(", ")]);
+    }
+    out.push_str(&table(&rows));
+    out.push('\n');
+    let before: u64 = r.inputs.iter().map(|i| i.bytes).sum();
+    for f in &r.formats {
+        let size = bytes_text(f.bytes);
+        out.push_str(&format!(
+            "{:<5} {:>4} tensors  {size:>9}  {:.2} bits per weight\n",
+            f.format, f.tensors, f.bits_per_weight
+        ));
+    }
+    if r.artifact_bytes > 0 {
+        let (from, to) = (bytes_text(before), bytes_text(r.artifact_bytes));
+        out.push_str(&format!("checkpoint {from}, artifact {to}\n"));
+    }
+    out.truncate(out.trim_end().len());
+    out
+}

@@ -1,0 +1,183 @@
+//! Generating text: the arguments that `run` and `chat` share, and Ctrl-C.
+
+use crate::failure::{Failure, Result};
+use attar_runtime::{
+    CancelToken, ContextOverflow, GenerateOptions, Generation, Model, OpenOptions, SamplingOptions, Timings,
+};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// How to open the artifact.
+#[derive(Args, Debug, Clone)]
+pub struct OpenArgs {
+    /// Threads to compute with (default: as many as the process may use)
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Use this code target of the artifact instead of the best one
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Use the weights as mapped from the file instead of copying them into huge pages
+    #[arg(long)]
+    pub mmap: bool,
+}
+
+impl OpenArgs {
+    /// Opens an artifact.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`].
+    pub fn open(&self, file: &Path) -> Result<Model> {
+        let options = OpenOptions {
+            threads: self.threads,
+            target: self.target.clone(),
+            mmap: self.mmap,
+            ..OpenOptions::default()
+        };
+        Ok(Model::open(file, &options)?)
+    }
+}
+
+/// How tokens are chosen.
+#[derive(Args, Debug, Clone)]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "X")]
+    pub temperature: Option<f32>,
+    /// Choose among this many of the likeliest tokens; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens whose probabilities reach this sum
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Choose among tokens at least this likely, relative to the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Make recent tokens less likely; 1 changes nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Starts the random draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Most tokens of prompt and answer together (default: what the model was made for)
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// What happens when the context is full: an error, or the older half of it is forgotten
+    #[arg(long, value_name = "POLICY", default_value = "error")]
+    pub context_overflow: Overflow,
+    /// With `--context-overflow shift`: the first N tokens are never forgotten
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep: usize,
+}
+
+/// Policy for a full context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Overflow {
+    Error,
+    Shift,
+}
+
+impl SamplingArgs {
+    /// Options of a generation that Ctrl-C ends.
+    pub fn options(
+        &self,
+        max_tokens: usize,
+        default_temperature: f32,
+        cancel: CancelToken,
+    ) -> GenerateOptions {
+        GenerateOptions {
+            max_tokens: Some(max_tokens),
+            sampling: SamplingOptions {
+                temperature: self.temperature.unwrap_or(default_temperature),
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                seed: self.seed,
+                ..SamplingOptions::default()
+            },
+            stop: self.stop.clone(),
+            context_overflow: match self.context_overflow {
+                Overflow::Error => ContextOverflow::Error,
+                Overflow::Shift => ContextOverflow::Shift { keep: self.keep },
+            },
+            cancel,
+            ..GenerateOptions::default()
+        }
+    }
+}
+
+/// Where the time went, in seconds, and what follows from it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TimingReport {
+    /// Opening the artifact: mapping, checking, copying weights.
+    pub open_seconds: f64,
+    pub prompt_seconds: f64,
+    pub prompt_tokens_per_second: f64,
+    /// From the start of the prompt to the first token.
+    pub first_token_seconds: f64,
+    pub decode_seconds: f64,
+    pub decode_tokens_per_second: f64,
+}
+
+impl TimingReport {
+    pub fn new(open_seconds: f64, t: &Timings) -> TimingReport {
+        TimingReport {
+            open_seconds,
+            prompt_seconds: t.prompt.as_secs_f64(),
+            prompt_tokens_per_second: t.prompt_rate(),
+            first_token_seconds: t.first_token.as_secs_f64(),
+            decode_seconds: t.decode.as_secs_f64(),
+            decode_tokens_per_second: t.decode_rate(),
+        }
+    }
+}
+
+/// One line about a generation, for standard error.
+pub fn summary(g: &Generation) -> String {
+    let t = &g.timings;
+    format!(
+        "{} prompt tokens at {:.1}/s, {} tokens at {:.1}/s, first after {:.0} ms; ended by {}",
+        t.prompt_tokens,
+        t.prompt_rate(),
+        t.generated_tokens,
+        t.decode_rate(),
+        t.first_token.as_secs_f64() * 1e3,
+        g.finish.name(),
+    )
+}
+
+/// What Ctrl-C cancels.
+static RUNNING: Mutex<Option<CancelToken>> = Mutex::new(None);
+
+/// A token that the next Ctrl-C cancels; the one after that ends the process with exit code 130, as does Ctrl-C while
+/// nothing is being generated.
+///
+/// # Errors
+/// When no signal handler can be installed.
+pub fn cancel_on_ctrl_c() -> Result<CancelToken> {
+    static INSTALLED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| {
+        ctrlc::set_handler(|| {
+            let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match running {
+                Some(token) => token.cancel(),
+                None => std::process::exit(i32::from(crate::Family::Cancelled.exit_code())),
+            }
+        })
+        .map_err(|e| e.to_string())
+    });
+    installed.clone().map_err(Failure::environment)?;
+    let token = CancelToken::default();
+    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+    Ok(token)
+}
+
+/// Nothing is being generated any more.
+pub fn generation_ended() {
+    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
