@@ -19,6 +19,9 @@ pub const TINY: f32 = 1e-30;
 /// Weights that share a scale.
 const GROUP: usize = 32;
 
+/// Sums that are kept apart until a group is done.
+const LANES: usize = 16;
+
 /// Chooses codes of table formats: a signed integer scale and a choice per group, an f32 per row.
 ///
 /// A group can be read in several ways: turned over or not, times the places the choice can move the table to. For
@@ -218,29 +221,48 @@ impl Way {
     #[inline(always)]
     fn error(&self, group: &[f32; GROUP], square: f32, scale: f32) -> f32 {
         let inverse = self.sign / scale;
-        // Four chains of additions, so that one need not wait for the other.
-        let (mut wt, mut tt) = ([0.0f32; 4], [0.0f32; 4]);
-        for four in group.as_chunks::<4>().0 {
-            for lane in 0..4 {
-                let w = four[lane];
-                let t = self.values[cell_of(w * inverse)];
+        // One loop for each step and sums in fixed lanes, so that the compiler vectorises and the order of
+        // additions does not depend on the machine.
+        let (mut cells, mut values) = ([0u32; GROUP], [0.0f32; GROUP]);
+        for i in 0..GROUP {
+            cells[i] = cell_of(group[i] * inverse) as u32;
+        }
+        for i in 0..GROUP {
+            values[i] = self.values[cells[i] as usize % CELLS];
+        }
+        let (mut wt, mut tt) = ([0.0f32; LANES], [0.0f32; LANES]);
+        for i in 0..GROUP / LANES {
+            for lane in 0..LANES {
+                let (w, t) = (group[LANES * i + lane], values[LANES * i + lane]);
                 wt[lane] += w * t;
                 tt[lane] += t * t;
             }
         }
-        let sum = |v: [f32; 4]| (v[0] + v[1]) + (v[2] + v[3]);
-        square - 2.0 * scale * self.sign * sum(wt) + scale * scale * sum(tt)
+        square - 2.0 * scale * self.sign * lane_sum(wt) + scale * scale * lane_sum(tt)
     }
+}
+
+/// The sum of all lanes, in one order on every machine.
+#[inline(always)]
+fn lane_sum(lanes: [f32; LANES]) -> f32 {
+    let mut four = [0.0f32; 4];
+    for (i, v) in lanes.iter().enumerate() {
+        four[i % 4] += v;
+    }
+    (four[0] + four[1]) + (four[2] + four[3])
 }
 
 /// Fractions tried of the scale that clips nothing.
 const FRACTIONS: [f32; 7] = [0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05];
 
-/// The half-integer interval of a value in table units.
+/// The half-integer interval of a value in table units. On a border between two intervals either may come out.
 #[inline(always)]
 fn cell_of(y: f32) -> usize {
-    let cell = (y + HALF_RANGE) * 2.0;
-    cell.clamp(0.0, (CELLS - 1) as f32) as usize
+    // Above 2^23 a float has no fraction bits, and its low bits are the integer: a conversion that vectorises.
+    const INTEGERS: f32 = 8_388_608.0;
+    // Rounding to the nearest integer after taking away one half is rounding down.
+    let cell = (y * 2.0 + (2.0 * HALF_RANGE - 0.5)).clamp(0.0, (CELLS - 1) as f32);
+    (cell + INTEGERS).to_bits() as usize % CELLS
 }
 
 /// The entry nearest to the middle of an interval.
