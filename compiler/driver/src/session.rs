@@ -128,6 +128,7 @@ impl Session {
         let Imported { mut graph, mut weights, model, tokenizer_json, chat_template, source } =
             attar_import::open(&self.options.source)
                 .map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
+        self.keep_inputs(&source.files)?;
         let inputs = hash_files(&source.files)?;
         let context_length = self.context_length(&model)?;
         self.options.recipe.check_tensors(&graph)?;
@@ -249,6 +250,18 @@ impl Session {
         let Some(dir) = &self.options.emit_ir else { return Ok(()) };
         let path = dir.join(name);
         std::fs::write(&path, text()).map_err(|e| Error::io(Phase::Lower, "write it", &path, e))
+    }
+
+    /// Refuses to put the artifact in the place of a file it is made from.
+    fn keep_inputs(&self, files: &[attar_import::SourceFile]) -> Result<()> {
+        let Ok(out) = self.options.out.canonicalize() else { return Ok(()) };
+        match files.iter().find(|f| f.path.canonicalize().is_ok_and(|p| p == out)) {
+            None => Ok(()),
+            Some(f) => {
+                let problem = format!("{} is part of the model; name another file", f.path.display());
+                Err(Error::option("--output", problem))
+            }
+        }
     }
 
     fn stops_after(&self, phase: Phase) -> bool {

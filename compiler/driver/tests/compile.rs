@@ -6,8 +6,12 @@ use attar_compiler::{CompileOptions, CompileReport, Error, Family, Phase, Sessio
 use attar_pass::{Preset, Recipe};
 use std::path::{Path, PathBuf};
 
+fn data(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(path)
+}
+
 fn tiny(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny").join(model)
+    data("tiny").join(model)
 }
 
 fn options(source: PathBuf, preset: Preset, out: &Path) -> CompileOptions {
@@ -35,16 +39,17 @@ fn copy(from: &Path, to: &Path) {
 fn every_architecture_compiles_for_every_target() {
     let dir = folder();
     for (model, preset) in [
-        ("llama2", Preset::F32),
-        ("llama2-sharded", Preset::Bf16),
-        ("llama3", Preset::N4),
-        ("mistral", Preset::W8),
-        ("qwen2", Preset::N4),
-        ("qwen3", Preset::N4),
-        ("smollm2", Preset::N4),
+        ("tiny/llama2", Preset::F32),
+        ("tiny/llama2-sharded", Preset::Bf16),
+        ("tiny/llama3", Preset::N4),
+        ("tiny/mistral", Preset::W8),
+        ("tiny/qwen2", Preset::N4),
+        ("tiny/qwen3", Preset::N4),
+        ("tiny/smollm2", Preset::N4),
+        ("gguf/qwen3.gguf", Preset::N4),
     ] {
-        let out = dir.path().join(format!("{model}.attar"));
-        let report = compile(options(tiny(model), preset, &out)).expect("compiles");
+        let out = dir.path().join("model.attar");
+        let report = compile(options(data(model), preset, &out)).expect("compiles");
         let artifact = Artifact::open(&out, Verify::Full).expect("opens");
         let targets: Vec<&str> = artifact
             .manifest()
@@ -64,7 +69,8 @@ fn every_architecture_compiles_for_every_target() {
         assert!(text(SectionKind::Tokenizer).starts_with('{'));
         attar_ir::text::parse(&text(SectionKind::Graph)).expect("the graph's text parses");
         let recipe = text(SectionKind::Recipe);
-        assert!(recipe.contains("# input \"config.json\"") && recipe.contains("blake3"), "{recipe}");
+        let input = if model.ends_with(".gguf") { "qwen3.gguf" } else { "config.json" };
+        assert!(recipe.contains(&format!("# input {input:?}")) && recipe.contains("blake3"), "{recipe}");
         let again = Recipe::parse(&recipe, "recipe", &registry().expect("passes")).expect("parses");
         let preset = Recipe::parse(preset.recipe(), "preset", &registry().expect("passes")).expect("parses");
         assert_eq!(again, preset);
@@ -184,10 +190,27 @@ fn errors_belong_to_families_and_leave_nothing_behind() {
     let error = Session::new(stop).expect_err("no such phase").to_string();
     assert!(error.contains("fuze") && error.contains("fuse"), "{error}");
 
+    let gguf = dir.path().join("m.gguf");
+    std::fs::copy(data("gguf/qwen2.gguf"), &gguf).expect("copies");
+    let itself = compile(options(gguf.clone(), Preset::N4, &gguf)).expect_err("would be lost");
+    assert_eq!(itself.family(), Family::Input);
+    assert!(itself.to_string().contains("--output"), "{itself}");
+
     let recipe = "[[pass]]\nname = \"quantize-rtn\"\ntensors = [\"model.layerz.*\"]\nformat = \"n4\"\n";
     let recipe = Recipe::parse(recipe, "r.toml", &registry().expect("passes")).expect("parses");
     let glob = CompileOptions { recipe, ..options(tiny("llama2"), Preset::N4, &out) };
     let error = compile(glob).expect_err("matches nothing").to_string();
     assert!(error.contains("model.layerz.*"), "{error}");
     assert!(!out.exists());
+}
+
+#[test]
+fn default_passes_are_registered_and_stand_in_the_order_of_their_phases() {
+    let registry = registry().expect("passes");
+    let phases: Vec<Phase> = attar_compiler::pipeline::DEFAULT
+        .iter()
+        .map(|p| registry.find(p.pass).unwrap_or_else(|e| panic!("{e}")).phase)
+        .collect();
+    assert!(phases.is_sorted(), "{phases:?}");
+    assert!(attar_compiler::pipeline::DEFAULT.iter().all(|p| p.reason.len() > 20));
 }
