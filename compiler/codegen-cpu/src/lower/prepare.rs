@@ -3,7 +3,7 @@
 use super::error::LowerError;
 use attar_format::CHANNELS;
 use attar_ir::ops::{GateUpSwiglu, QkvRope};
-use attar_ir::{Dim, Graph, NodeId, Op, OpKind, ValueId};
+use attar_ir::{Dim, Graph, NodeId, OpKind, ValueId};
 use std::collections::BTreeMap;
 
 /// A copy of `graph` in which every fused node can be lowered as it is.
@@ -16,7 +16,7 @@ pub(super) fn prepare(graph: &Graph) -> Result<Graph, LowerError> {
             _ => true,
         };
         if !serves {
-            decompose(&mut graph, id).map_err(|e| e.at(graph.node(id)))?;
+            graph.expand(id)?;
         }
     }
     Ok(graph)
@@ -47,18 +47,6 @@ pub(super) fn qkv_attention(graph: &Graph, id: NodeId, op: &QkvRope) -> Option<N
 /// Gate and up rows can be interleaved in blocks of 16 only when F is a multiple of 16.
 fn has_gate_up_kernel(graph: &Graph, id: NodeId, _: &GateUpSwiglu) -> bool {
     graph.node(id).outputs[0].last().is_some_and(|f| f.is_multiple_of(CHANNELS))
-}
-
-fn decompose(graph: &mut Graph, id: NodeId) -> Result<(), LowerError> {
-    let (op, inputs) = (graph.op(id).clone(), graph.inputs_of(id));
-    let Some(parts) = op.decompose(graph, &inputs)? else {
-        return Err(LowerError::unsupported("a node without a kernel", "every fused op decomposes"));
-    };
-    for (slot, new) in parts.into_iter().enumerate() {
-        graph.replace_uses(ValueId { node: id, slot: slot as u16 }, new)?;
-    }
-    graph.remove(id)?;
-    Ok(())
 }
 
 /// Attention nodes whose keys and values a fused kernel has stored, by the `qkv_rope` node that did.
