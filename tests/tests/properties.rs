@@ -174,7 +174,7 @@ proptest! {
     ) {
         let mut bytes = text::print(&generate::compose(&picks, SMALL).expect("valid")).into_bytes();
         for (at, byte) in damage {
-            let at = usize::from(at) % bytes.len();
+            let Some(at) = usize::from(at).checked_rem(bytes.len()) else { break };
             match byte {
                 0..128 => bytes[at] = byte,
                 128..192 => drop(bytes.remove(at)),

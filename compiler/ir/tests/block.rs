@@ -95,3 +95,17 @@ fn inputs_that_do_not_fit_are_refused() {
     step.rows = vec![-1];
     assert!(run(&step).contains("got -1"));
 }
+
+#[test]
+fn a_long_text_with_one_hot_value_is_read_without_delay() {
+    let mut source = String::from("func @long(%x: f32[T,2]) -> f32[T,2] {\n");
+    for i in 0..100_000 {
+        source.push_str(&format!("  %n{i} = silu %x\n"));
+    }
+    source.push_str("  return %n99999\n}\n");
+    // Quadratic anywhere would take minutes.
+    let graph = text::parse(&source).unwrap().remove(0);
+    assert_eq!(graph.len(), 100_001);
+    assert_eq!(verify(&graph, None), Ok(()));
+    assert_eq!(text::parse(&text::print(&graph)).unwrap()[0], graph);
+}
