@@ -2,6 +2,7 @@
 
 mod data;
 mod ggml_types;
+mod graphs;
 mod hostile;
 mod models;
 mod tokenizers;
