@@ -21,7 +21,8 @@ fuzz_target!(|text: &str| {
         let rope = config.rope.table(config.head_dim);
         for tied in [false, true] {
             assert!(!arch::weights(&config, &blocks, tied).is_empty());
-            let graph = arch::build("step", &config, &blocks, tied, &rope).expect("a checked configuration builds");
+            let graph =
+                arch::build("step", &config, &blocks, tied, &rope).expect("a checked configuration builds");
             attar_ir::verify(&graph, None).expect("a built graph is valid");
         }
     }

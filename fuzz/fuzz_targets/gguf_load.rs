@@ -18,7 +18,8 @@ fuzz_target!(|bytes: &[u8]| {
         let values = t.kind.decode_all(&bytes[t.range.clone()]);
         assert_eq!(values.len(), t.shape.iter().product::<usize>());
     }
-    let Ok(model) = attar_import::open_gguf(FileBytes::from_vec(Path::new("fuzz.gguf"), bytes.to_vec())) else {
+    let Ok(model) = attar_import::open_gguf(FileBytes::from_vec(Path::new("fuzz.gguf"), bytes.to_vec()))
+    else {
         return;
     };
     attar_ir::verify(&model.graph, Some(&model.weights)).expect("an imported graph is valid");
