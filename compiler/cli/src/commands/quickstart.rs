@@ -33,7 +33,7 @@ Examples:
 )]
 pub struct Quickstart {
     /// What to ask
-    #[arg(long, default_value = "Why does bread rise? Answer in two sentences.")]
+    #[arg(long, default_value = "Give me three tips for learning to cook.")]
     prompt: String,
     /// Where to put the artifact (default: the cache folder)
     #[arg(long, short, value_name = "FILE")]

@@ -1,0 +1,363 @@
+//! The commands through the built binary: shapes of `--json`, exit codes, and what messages say.
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+fn tiny(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny").join(name)
+}
+
+fn attar(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_attar")).args(arguments).output().expect("attar starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Standard output of a command that must succeed.
+fn text(arguments: &[&str]) -> String {
+    let output = attar(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let text = text(arguments);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {text}"))
+}
+
+/// Runs a command that must fail, and returns its message.
+fn failure(code: i32, arguments: &[&str]) -> String {
+    let output = attar(arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+    stderr(&output)
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A compiled tiny model with a chat template.
+struct Compiled {
+    folder: TempDir,
+    artifact: String,
+    report: Value,
+}
+
+fn compiled(quantize: &str) -> Compiled {
+    let folder = tempfile::tempdir().expect("a folder");
+    let artifact = utf8(&folder.path().join("tiny.attar")).to_owned();
+    let model = tiny("smollm2");
+    let report = json(&["compile", utf8(&model), "--quantize", quantize, "-o", &artifact, "--json"]);
+    Compiled { folder, artifact, report }
+}
+
+fn copy_of(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in fs::read_dir(tiny(name)).expect("a checkpoint").flatten() {
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
+    }
+    folder
+}
+
+#[test]
+fn compile_reports_phases_formats_and_sections() {
+    let c = compiled("n4");
+    assert_eq!(c.report["artifact"], Value::from(c.artifact.as_str()));
+    assert_eq!(c.report["artifact_bytes"], fs::metadata(&c.artifact).expect("the artifact").len());
+    let phases: Vec<&str> =
+        c.report["phases"].as_array().expect("phases").iter().filter_map(|p| p["phase"].as_str()).collect();
+    assert_eq!(phases, ["import", "canonicalize", "compress", "fuse", "lower", "emit", "package"]);
+    let formats: Vec<&str> = c.report["formats"]
+        .as_array()
+        .expect("formats")
+        .iter()
+        .filter_map(|f| f["format"].as_str())
+        .collect();
+    assert!(formats.contains(&"n4") && formats.contains(&"w8"), "{formats:?}");
+    assert!(c.report["model"]["parameters"].as_u64().expect("a count") > 0);
+}
+
+#[test]
+fn compile_stops_dumps_and_emits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ir = folder.path().join("ir");
+    let model = tiny("llama2");
+    let base = ["compile", utf8(&model), "--quantize", "w8"];
+    let report = json(&[&base[..], &["--stop-after", "fuse", "--emit-ir", utf8(&ir), "--json"]].concat());
+    assert_eq!(report["artifact"], Value::Null);
+    assert_eq!(report["stopped_after"], "fuse");
+    let dumps = fs::read_dir(&ir).expect("dumps").count();
+    assert!(dumps > 5, "{dumps} dumps");
+    let printed = text(&[&base[..], &["--stop-after", "fuse-qkv", "--print-after", "fuse-qkv"]].concat());
+    assert!(printed.contains("; after fuse-qkv\nfunc @"), "{printed}");
+    let none = json(&[&base[..], &["--stop-after", "fuse", "--fuel", "0", "--json"]].concat());
+    let rewrites: u64 =
+        none["passes"].as_array().expect("passes").iter().filter_map(|p| p["rewrites"].as_u64()).sum();
+    assert_eq!(rewrites, 0);
+}
+
+#[test]
+fn run_prints_what_programs_ask_for() {
+    let c = compiled("f32");
+    let r = json(&[
+        "run",
+        &c.artifact,
+        "--prompt",
+        "the other",
+        "--max-tokens",
+        "5",
+        "--top-logits",
+        "3",
+        "--ignore-eos",
+        "--json",
+    ]);
+    assert!(!r["prompt_tokens"].as_array().expect("ids").is_empty());
+    assert_eq!(r["tokens"].as_array().expect("ids").len(), 5);
+    assert_eq!(r["finish"], "length");
+    let top = r["top_logits"].as_array().expect("pairs");
+    assert_eq!(top.len(), 3);
+    assert_eq!(top[0][0], r["tokens"][0], "greedy takes the largest logit");
+    assert!(top[0][1].as_f64() >= top[1][1].as_f64());
+    assert!(r["timings"]["prompt_seconds"].as_f64().expect("seconds") > 0.0);
+    assert!(r["text"].is_string());
+
+    let prompt = c.folder.path().join("prompt.txt");
+    fs::write(&prompt, "the other").expect("a file");
+    let from_file = json(&[
+        "run",
+        &c.artifact,
+        "--prompt-file",
+        utf8(&prompt),
+        "--max-tokens",
+        "5",
+        "--ignore-eos",
+        "--json",
+    ]);
+    assert_eq!(from_file["tokens"], r["tokens"]);
+    let sampled = |seed: &str| {
+        json(&[
+            "run",
+            &c.artifact,
+            "--prompt",
+            "a",
+            "--temperature",
+            "2",
+            "--seed",
+            seed,
+            "--max-tokens",
+            "12",
+            "--ignore-eos",
+            "--json",
+        ])["tokens"]
+            .clone()
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn run_renders_chats() {
+    let c = compiled("f32");
+    let golden: Value =
+        serde_json::from_slice(&fs::read(tiny("smollm2").join("golden.json")).expect("a golden"))
+            .expect("JSON");
+    let file = c.folder.path().join("chat.json");
+    fs::write(&file, golden["chat"]["messages"].to_string()).expect("a file");
+    let r = json(&["run", &c.artifact, "--chat-json", utf8(&file), "--max-tokens", "1", "--json"]);
+    assert_eq!(r["prompt_tokens"], golden["chat"]["ids"]);
+    fs::write(&file, "{\"role\": \"user\"}").expect("a file");
+    assert!(failure(2, &["run", &c.artifact, "--chat-json", utf8(&file)]).contains("JSON list"));
+}
+
+#[test]
+fn inspect_shows_what_is_inside_and_verifies() {
+    let c = compiled("n4");
+    let r = json(&["inspect", &c.artifact, "--verify", "--json"]);
+    assert_eq!(r["verified"], true);
+    assert_eq!(r["hash"], c.report["artifact_hash"]);
+    assert_eq!(r["code"][0]["target"], r["chosen_target"]);
+    assert!(r["graph"]["ops"]["attention"].as_u64().expect("a count") > 0);
+    assert!(r["recipe"].as_str().expect("a recipe").contains("quantize-rtn"));
+    assert_eq!(
+        r["tensors"].as_array().expect("tensors").len(),
+        c.report["tensors"].as_array().expect("tensors").len()
+    );
+    let shown = text(&["inspect", &c.artifact, "--tensors"]);
+    assert!(
+        shown.contains("chosen here") && shown.contains("SECTION") && shown.contains("TENSOR"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn eval_follows_the_protocol() {
+    let c = compiled("f32");
+    let file = c.folder.path().join("text.txt");
+    fs::write(&file, "the other there then here ".repeat(20)).expect("a file");
+    let base = ["eval", &c.artifact, "--text", utf8(&file), "--context", "32", "--json"];
+    let r = json(&[&base[..], &["--windows", "3"]].concat());
+    assert_eq!((r["windows"].as_u64(), r["scores"].as_u64()), (Some(3), Some(3 * 15)));
+    let means = r["window_mean_nll"].as_array().expect("means");
+    let mean = means.iter().filter_map(Value::as_f64).sum::<f64>() / 3.0;
+    assert!((mean.exp() / r["perplexity"].as_f64().expect("a perplexity") - 1.0).abs() < 1e-9);
+    let long = failure(2, &["eval", &c.artifact, "--text", utf8(&file), "--context", "256"]);
+    assert!(long.contains("a window alone takes 256"), "{long}");
+}
+
+#[test]
+fn bench_measures_each_thread_count() {
+    let c = compiled("n4");
+    let r = json(&[
+        "bench",
+        &c.artifact,
+        "--threads",
+        "1,2",
+        "--prompt",
+        "16",
+        "--generate",
+        "4",
+        "--repetitions",
+        "3",
+        "--json",
+    ]);
+    let tests = r["tests"].as_array().expect("tests");
+    let named: Vec<(Option<&str>, Option<u64>)> =
+        tests.iter().map(|t| (t["test"].as_str(), t["threads"].as_u64())).collect();
+    let expected = [("pp16", 1), ("tg4", 1), ("pp16", 2), ("tg4", 2)].map(|(t, n)| (Some(t), Some(n)));
+    assert_eq!(named, expected);
+    for t in tests {
+        assert_eq!(t["samples"].as_array().expect("samples").len(), 3);
+        assert!(t["tokens_per_second"].as_f64().expect("a rate") > 0.0);
+    }
+}
+
+#[test]
+fn passes_doctor_and_completions_answer() {
+    let passes = json(&["passes", "--json"]);
+    let rtn = passes
+        .as_array()
+        .expect("passes")
+        .iter()
+        .find(|p| p["name"] == "quantize-rtn")
+        .expect("quantize-rtn");
+    assert!(
+        rtn["options"]
+            .as_array()
+            .expect("options")
+            .iter()
+            .any(|o| o["name"] == "format" && o["enum"].is_array())
+    );
+    assert!(text(&["passes", "quantize-rtn"]).contains("format"));
+    assert!(failure(2, &["passes", "quantise-rtn"]).contains("quantize-rtn"), "the nearest name is told");
+
+    let doctor = json(&["doctor", "--json"]);
+    assert!(doctor["threads"].as_u64().expect("a count") > 0);
+    assert_eq!(doctor["targets"].as_array().expect("targets").len(), 5);
+    assert!(text(&["completions", "bash"]).contains("quickstart"));
+}
+
+#[test]
+fn what_is_wrong_with_a_checkpoint_is_said() {
+    let out = tempfile::tempdir().expect("a folder");
+    let artifact = out.path().join("x.attar");
+    let compile =
+        |model: &Path| failure(2, &["compile", utf8(model), "--quantize", "f32", "-o", utf8(&artifact)]);
+
+    let unknown = copy_of("llama2");
+    let config = fs::read_to_string(unknown.path().join("config.json")).expect("a config");
+    let changed = config.replace("LlamaForCausalLM", "MambaForCausalLM").replace("\"llama\"", "\"mamba\"");
+    fs::write(unknown.path().join("config.json"), changed).expect("a file");
+    let said = compile(unknown.path());
+    assert!(said.contains("mamba") && said.contains("qwen3"), "the supported ones are listed: {said}");
+
+    let missing = copy_of("llama2-sharded");
+    fs::remove_file(missing.path().join("model-00002-of-00003.safetensors")).expect("a shard");
+    assert!(compile(missing.path()).contains("model-00002-of-00003.safetensors"));
+
+    let truncated = copy_of("llama2");
+    let weights = truncated.path().join("model.safetensors");
+    let bytes = fs::read(&weights).expect("weights");
+    fs::write(&weights, &bytes[..bytes.len() / 2]).expect("a file");
+    assert!(compile(truncated.path()).contains("model.safetensors"));
+    assert!(!artifact.exists(), "a failed compile leaves nothing");
+
+    let nothing = failure(2, &["compile", "no-such-model", "--quantize", "f32", "-o", utf8(&artifact)]);
+    assert!(nothing.contains("no such file or folder"), "{nothing}");
+    let target = failure(
+        2,
+        &["compile", utf8(&tiny("llama2")), "--quantize", "f32", "--target", "z80", "-o", utf8(&artifact)],
+    );
+    assert!(target.contains("z80") && target.contains("x86-64-v3"), "{target}");
+}
+
+#[test]
+fn a_recipe_is_checked_with_the_nearest_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = folder.path().join("recipe.toml");
+    let model = tiny("llama2");
+    let compile = |text: &str| {
+        fs::write(&recipe, text).expect("a file");
+        failure(2, &["compile", utf8(&model), "--recipe", utf8(&recipe), "--stop-after", "compress"])
+    };
+    let said = compile("[[pass]]\nname = \"quantize-rtm\"\nformat = \"n4\"\n");
+    assert!(said.contains("quantize-rtn") && said.contains("recipe.toml"), "{said}");
+    let said =
+        compile("[[pass]]\nname = \"quantize-rtn\"\ntensors = [\"model.layerz.*\"]\nformat = \"n4\"\n");
+    assert!(said.contains("matches no weight"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_an_artifact_is_said() {
+    let c = compiled("w8");
+    let bytes = fs::read(&c.artifact).expect("the artifact");
+    let damaged = c.folder.path().join("damaged.attar");
+    let open = |bytes: &[u8], verify: bool| {
+        fs::write(&damaged, bytes).expect("a file");
+        let arguments = ["inspect", utf8(&damaged), "--verify"];
+        failure(2, if verify { &arguments } else { &arguments[..2] })
+    };
+    assert!(open(b"hello", false).contains("not an attar artifact"));
+    assert!(open(&bytes[..bytes.len() - 1], false).contains("truncated"));
+    let mut flipped = bytes.clone();
+    // The first byte of the weights section, which an ordinary open does not read.
+    flipped[4096] ^= 1;
+    let said = open(&flipped, true);
+    assert!(said.contains("weights") && said.contains("damaged"), "{said}");
+    assert!(failure(2, &["run", "absent.attar", "--prompt", "x"]).contains("absent.attar"));
+    assert!(failure(2, &["run", &c.artifact, "--prompt", "x", "--threads", "0"]).contains("threads"));
+    let long = "the other ".repeat(200);
+    let said = failure(2, &["run", &c.artifact, "--prompt", &long]);
+    assert!(said.contains("context"), "{said}");
+}
+
+#[test]
+fn chat_answers_each_line() {
+    use std::io::Write;
+    let c = compiled("f32");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_attar"))
+        .args(["chat", &c.artifact, "--temperature", "0", "--max-tokens", "3"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("attar starts");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(b"hello\n/nonsense\n/reset\nhello\n/exit\nlost\n")
+        .expect("input");
+    let output = child.wait_with_output().expect("an end");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert_eq!(said.matches("prompt tokens").count(), 2, "{said}");
+    assert!(said.contains("/nonsense: unknown") && said.contains("forgotten"), "{said}");
+    let answers = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (first, second) = answers.split_at(answers.len() / 2);
+    assert_eq!(first, second, "after /reset the same question has the same answer");
+}
