@@ -103,7 +103,8 @@ pub fn parse(bytes: &[u8]) -> Result<Gguf> {
     let mut c = Cursor { bytes, at: 0 };
     let magic = c.take(4, "the magic")?;
     if magic != b"GGUF" {
-        return Err(Error::malformed("a file that begins with GGUF", format!("{magic:02x?}")));
+        let expected = "a file that begins with GGUF (of safetensors, give the folder)";
+        return Err(Error::malformed(expected, format!("{magic:02x?}")));
     }
     let version = c.u32("the version")?;
     if !matches!(version, 2 | 3) {

@@ -16,13 +16,29 @@ pub(crate) fn json(path: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The real SmolLM2 as GGUF, if `ATTAR_SMOLLM2_GGUF` names it; a test without it says so.
+/// The real SmolLM2 as GGUF: `ATTAR_SMOLLM2_GGUF`, or what `attar pull smollm2-135m-q4_1` has left in the cache. A test
+/// without it says so.
 pub(crate) fn smollm2_gguf() -> Option<PathBuf> {
-    let path = std::env::var_os("ATTAR_SMOLLM2_GGUF").map(PathBuf::from).filter(|p| p.exists());
+    let path = set("ATTAR_SMOLLM2_GGUF").filter(|p| p.exists()).or_else(pulled);
     if path.is_none() {
         // Written past the test harness, which would swallow it.
-        let line = "skipped 1: ATTAR_SMOLLM2_GGUF names no SmolLM2-135M-Instruct.Q4_1.gguf\n";
+        let line = "skipped 1: no SmolLM2-135M-Instruct.Q4_1.gguf; pull smollm2-135m-q4_1 or set ATTAR_SMOLLM2_GGUF\n";
         std::io::stderr().write_all(line.as_bytes()).unwrap();
     }
     path
+}
+
+fn set(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// A finished pull has a `pulled.json` that names the model.
+fn pulled() -> Option<PathBuf> {
+    let root = set("ATTAR_HOME")
+        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("attar")))
+        .or_else(|| set("HOME").map(|p| p.join(".cache/attar")))?;
+    let folder = root.join("models/smollm2-135m-q4_1");
+    let note: Value = serde_json::from_slice(&std::fs::read(folder.join("pulled.json")).ok()?).ok()?;
+    Some(folder.join(note["model"].as_str()?))
+        .filter(|p| p.extension().is_some_and(|x| x == "gguf") && p.exists())
 }

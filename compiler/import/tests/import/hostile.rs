@@ -511,28 +511,31 @@ proptest! {
     }
 }
 
-/// Inputs that once broke a fuzz target of that name.
-fn regressions(target: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/regressions").join(target);
-    let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
-    let mut paths: Vec<_> = files.map(|f| f.unwrap().path()).collect();
+/// Seeds of the fuzz target of that name, and inputs that once broke it.
+fn kept_inputs(target: &str) -> Vec<(String, Vec<u8>)> {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let mut paths = Vec::new();
+    for kept in ["seeds", "regressions"] {
+        let Ok(files) = std::fs::read_dir(fuzz.join(kept).join(target)) else { continue };
+        paths.extend(files.map(|f| f.unwrap().path()));
+    }
     paths.sort();
     paths.iter().map(|p| (p.display().to_string(), std::fs::read(p).unwrap())).collect()
 }
 
 #[test]
 fn what_fuzzing_found_stays_fixed() {
-    for (name, bytes) in regressions("safetensors_load") {
+    for (name, bytes) in kept_inputs("safetensors_load") {
         for t in safetensors::parse(&bytes).into_iter().flatten() {
             assert_eq!(t.kind.decode_all(&bytes[t.range]).len(), t.shape.iter().product::<usize>(), "{name}");
         }
     }
-    for (name, bytes) in regressions("gguf_load") {
+    for (name, bytes) in kept_inputs("gguf_load") {
         if let Ok(m) = open_gguf(FileBytes::from_vec(Path::new(&name), bytes)) {
             attar_ir::verify(&m.graph, Some(&m.weights)).unwrap();
         }
     }
-    for (name, bytes) in regressions("config_load") {
+    for (name, bytes) in kept_inputs("config_load") {
         let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(&bytes) else { continue };
         let mut problems = attar_import::Problems::new();
         let read = attar_import::config::from_hf(&object, &mut problems);

@@ -117,6 +117,18 @@ fn both_spellings_of_a_configuration_mean_the_same() {
 }
 
 #[test]
+fn a_table_of_factors_in_a_gguf_divides_the_frequencies() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/gguf_load");
+    let m = open(&seeds.join("llama.gguf")).unwrap();
+    let plain = (0..8).map(|i| 100f64.powf(-f64::from(i) / 8.0));
+    for (got, want) in m.model.rope[0].inv_freq.iter().zip(plain) {
+        assert!((got - want / 2.0).abs() < 1e-12, "{got} for half of {want}");
+    }
+    assert!(!m.weights.contains("rope_freqs.weight"));
+    verify(&m.graph, Some(&m.weights)).unwrap();
+}
+
+#[test]
 fn smollm2_imports_from_gguf() {
     let Some(path) = smollm2_gguf() else { return };
     let m = open(&path).unwrap();
