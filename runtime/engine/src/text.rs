@@ -43,6 +43,14 @@ enum Start {
     Metaspace,
 }
 
+/// Calls the `tokenizers` crate, which trusts its files: one that was made to harm may make it panic.
+fn guarded<T>(
+    call: impl FnOnce() -> std::result::Result<T, TokenizerFault>,
+) -> std::result::Result<T, TokenizerFault> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the tokenizer's file is damaged: reading it failed half-way".into()))
+}
+
 impl Tokenizer {
     /// Reads the text of a `tokenizer.json`.
     ///
@@ -50,7 +58,7 @@ impl Tokenizer {
     /// [`ErrorKind::Tokenizer`] when it is no such text.
     pub fn from_json(json: &str) -> Result<Tokenizer> {
         let fail = |source: TokenizerFault| ErrorKind::Tokenizer { action: "be read", source };
-        let inner = tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(fail)?;
+        let inner = guarded(|| tokenizers::Tokenizer::from_bytes(json.as_bytes())).map_err(fail)?;
         let table = Table::of(&inner);
         Ok(Tokenizer { shared: Arc::new(Shared { inner, table }) })
     }
@@ -62,7 +70,7 @@ impl Tokenizer {
     /// [`ErrorKind::Tokenizer`].
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let fail = |source: TokenizerFault| ErrorKind::Tokenizer { action: "encode the text", source };
-        let encoding = self.shared.inner.encode_fast(text, special).map_err(fail)?;
+        let encoding = guarded(|| self.shared.inner.encode_fast(text, special)).map_err(fail)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -198,7 +206,7 @@ impl Detokenizer {
 
     /// The slow way: all tokens again, and what came after the text appended so far.
     fn decode_all(&mut self, end: bool, out: &mut String) {
-        let Ok(text) = self.shared.inner.decode(&self.ids, true) else { return };
+        let Ok(text) = guarded(|| self.shared.inner.decode(&self.ids, true)) else { return };
         if (end || !text.ends_with(char::REPLACEMENT_CHARACTER))
             && let Some(new) = text.get(self.emitted..)
         {
@@ -343,6 +351,13 @@ mod tests {
     fn byte_level() -> Tokenizer {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tiny/smollm2/tokenizer.json");
         Tokenizer::from_json(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_panic_in_the_library_is_an_error() {
+        let fault = guarded::<()>(|| panic!("as the library would")).unwrap_err();
+        assert!(fault.to_string().contains("damaged"), "{fault}");
+        assert_eq!(guarded(|| Ok(1)).unwrap(), 1);
     }
 
     fn sentencepiece(decoder: &str) -> Tokenizer {
