@@ -348,6 +348,7 @@ impl HostRunner {
             Arg::Imm(v) => *v,
             Arg::Count(e) => size(e),
             Arg::BlockTableStride => self.pages_per_sequence() as u64,
+            Arg::PrefetchDistance => 4096,
         }
     }
 
