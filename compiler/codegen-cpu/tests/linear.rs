@@ -65,12 +65,13 @@ fn rows_of(all: &Case, spec: LinearSpec, first: usize, count: usize, of: usize) 
         let row = bytes.len() / of;
         *bytes = bytes[first * row..(first + count) * row].to_vec();
     };
+    let slots = case.args.len();
     for (slot, arg) in case.args.iter_mut().enumerate() {
         match arg {
             Arg::Input(x) if slot == 0 => cut(x),
             Arg::Output(out, _) => cut(out),
-            Arg::Number(rows) => *rows = count as u64,
-            Arg::Input(_) => {}
+            Arg::Number(rows) if slot + 2 == slots => *rows = count as u64,
+            Arg::Input(_) | Arg::Number(_) => {}
         }
     }
     case

@@ -75,6 +75,9 @@ pub enum Arg {
     Count(Extent),
     /// Entries of one row of the block tables.
     BlockTableStride,
+    /// Bytes that a kernel prefetches ahead of the weights it reads; the runtime chooses it for the machine, and it may
+    /// differ from step to step. Results never depend on it.
+    PrefetchDistance,
 }
 
 /// Buffers the runtime provides for a step.

@@ -352,6 +352,7 @@ impl Engine {
                     Arg::Imm(value) => value,
                     Arg::Count(extent) => extent.at(tokens, rows).unwrap_or(0),
                     Arg::BlockTableStride => self.stride as u64,
+                    Arg::PrefetchDistance => 4096,
                 };
                 self.args.push(value);
             }

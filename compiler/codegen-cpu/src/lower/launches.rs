@@ -437,6 +437,7 @@ impl Walker<'_> {
         let MatrixLaunch { mut launch, m } = matrix;
         launch.args.push(self.result(y)?);
         launch.args.push(VirtualArg::Known(count(m)));
+        launch.args.push(VirtualArg::Known(Arg::PrefetchDistance));
         launch.note = note(self.graph, y.node);
         self.push(launch);
         Ok(())

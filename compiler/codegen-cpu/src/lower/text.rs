@@ -59,6 +59,7 @@ impl Lowered {
             Arg::Imm(v) => v.to_string(),
             Arg::Count(e) => extent(e),
             Arg::BlockTableStride => "stride".to_owned(),
+            Arg::PrefetchDistance => "prefetch".to_owned(),
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) unsafe fn linear(spec: &LinearSpec, args: Args<'_>, item: usize) {
     let packed = unsafe { args.values::<u8>(1, 0, layout.total_bytes()) };
     let weights = Encoded::unpack(spec.format, spec.n, spec.k, packed).expect("lengths agree");
     let first = 2 + usize::from(spec.bias);
-    let rows = args.number(args.0.len() - 1);
+    let rows = args.number(args.0.len() - 2);
     for m in 0..rows {
         // SAFETY: the caller's contract.
         let sum = |n: usize| unsafe {

@@ -55,6 +55,7 @@ pub fn programs() -> Vec<Program> {
                 Arg::Imm(7),
                 Arg::Count(Extent::per_row(1)),
                 Arg::BlockTableStride,
+                Arg::PrefetchDistance,
                 Arg::Step(StepBuffer::Logits),
             ],
             Extent::fixed(1),
