@@ -1,16 +1,19 @@
-//! Speed as llama-bench counts it: `pp` tokens of a prompt at once, `tg` tokens one at a time from an empty cache.
+//! Speed as llama-bench counts it: `pp` tokens of a prompt at once, `tg` tokens one at a time, from an empty cache or
+//! behind tokens that are in it already, for one sequence or several at once.
 
 use crate::failure::Result;
-use attar_runtime::{Model, Session, SessionOptions};
+use attar_runtime::{Engine, Model, SequenceId, StepBatch};
 use serde::Serialize;
+use std::ops::Range;
 use std::time::Instant;
 
 /// One measurement, repeated.
 #[derive(Clone, Debug, Serialize)]
 pub struct Speed {
-    /// `pp512`, `tg128`.
+    /// `pp512`, `tg128`, `tg128x4`, `tg128@4096`.
     pub test: String,
     pub threads: usize,
+    /// Of all sequences together.
     pub tokens: usize,
     /// Median of the samples, in tokens per second.
     pub tokens_per_second: f64,
@@ -23,10 +26,17 @@ pub struct Speed {
 }
 
 /// What to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
+    /// Tokens of the prompt; 0 leaves the test out.
     pub prompt: usize,
+    /// Tokens to generate; 0 leaves the test out.
     pub generate: usize,
+    /// Tokens of each sequence that are in the cache before a run.
+    pub depth: usize,
+    /// Numbers of sequences to generate at once, one test each; empty means one sequence.
+    pub rows: Vec<usize>,
+    /// Runs that count.
     pub repetitions: usize,
 }
 
@@ -34,41 +44,117 @@ pub struct Plan {
 ///
 /// # Errors
 /// Those of the engine.
-pub fn measure(model: &Model, plan: Plan, mut progress: impl FnMut(&str)) -> Result<Vec<Speed>> {
-    let most = plan.prompt.max(plan.generate).max(1);
-    let mut session = model.session(&SessionOptions { context: Some(most) })?;
+pub fn measure(model: &Model, plan: &Plan, mut progress: impl FnMut(&str)) -> Result<Vec<Speed>> {
+    let mut tests = Vec::new();
+    if plan.prompt > 0 {
+        tests.push(Test { prompt: true, tokens: plan.prompt, rows: 1 });
+    }
+    if plan.generate > 0 {
+        let one = [1];
+        let rows = if plan.rows.is_empty() { &one[..] } else { &plan.rows };
+        tests.extend(rows.iter().map(|&rows| Test { prompt: false, tokens: plan.generate, rows }));
+    }
+    let context = plan.depth + plan.prompt.max(plan.generate);
+    let most_rows = tests.iter().map(|t| t.rows).max().unwrap_or(1);
+    let mut runner = Runner::new(model, context, most_rows)?;
     let mut results = Vec::new();
-    for (name, tokens, at_once) in [("pp", plan.prompt, true), ("tg", plan.generate, false)] {
-        if tokens == 0 {
-            continue;
-        }
-        let test = format!("{name}{tokens}");
-        let ids = token_ids(tokens, model.manifest().model.vocab);
+    for test in tests {
+        let name = test.name(plan.depth);
+        progress(&name);
+        runner.fill(test.rows, plan.depth)?;
         let mut samples = Vec::with_capacity(plan.repetitions);
         for repetition in 0..=plan.repetitions {
-            progress(&test);
-            let rate = tokens as f64 / one_run(&mut session, &ids, at_once)?;
+            progress(&name);
+            let rate = (test.tokens * test.rows) as f64 / runner.run(&test, plan.depth)?;
             if repetition > 0 {
                 samples.push(rate);
             }
         }
-        results.push(Speed::new(test, model.threads(), tokens, samples));
+        results.push(Speed::new(name, model.threads(), test.tokens * test.rows, samples));
     }
     Ok(results)
 }
 
-/// Seconds for one run from an empty cache.
-fn one_run(session: &mut Session, ids: &[u32], at_once: bool) -> Result<f64> {
-    session.truncate(0)?;
-    let start = Instant::now();
-    if at_once {
-        session.append(ids)?;
-    } else {
-        for id in ids {
-            session.append(&[*id])?;
-        }
+/// A kind of run.
+struct Test {
+    /// All tokens at once, or one after the other.
+    prompt: bool,
+    tokens: usize,
+    rows: usize,
+}
+
+impl Test {
+    /// `pp512`; `tg128`, `tg128x4` for four sequences at once, `tg128@4096` behind 4096 tokens.
+    fn name(&self, depth: usize) -> String {
+        let kind = if self.prompt { "pp" } else { "tg" };
+        let rows = if self.rows > 1 { format!("x{}", self.rows) } else { String::new() };
+        let depth = if depth > 0 { format!("@{depth}") } else { String::new() };
+        format!("{kind}{}{rows}{depth}", self.tokens)
     }
-    Ok(start.elapsed().as_secs_f64())
+}
+
+struct Runner {
+    engine: Engine,
+    sequences: Vec<SequenceId>,
+    batch: StepBatch,
+    ids: Vec<u32>,
+}
+
+impl Runner {
+    fn new(model: &Model, context: usize, rows: usize) -> Result<Runner> {
+        let mut engine = Engine::new(model.clone(), context.max(1), rows)?;
+        let sequences = (0..rows).map(|_| engine.add_sequence()).collect::<attar_runtime::Result<_>>()?;
+        let batch = StepBatch::with_capacity(model.max_step_tokens());
+        let ids = token_ids(context.max(1), model.manifest().model.vocab);
+        Ok(Runner { engine, sequences, batch, ids })
+    }
+
+    /// Puts `depth` tokens into the first `rows` sequences and empties the others.
+    fn fill(&mut self, rows: usize, depth: usize) -> Result<()> {
+        for sequence in 0..self.sequences.len() {
+            self.engine.truncate(self.sequences[sequence], 0)?;
+            if sequence < rows {
+                self.append(sequence, 0..depth)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends tokens to one sequence, as many at once as a step takes; logits are wanted after the last.
+    fn append(&mut self, sequence: usize, ids: Range<usize>) -> Result<()> {
+        let most = self.engine.model().max_step_tokens();
+        let mut at = ids.start;
+        while at < ids.end {
+            let next = ids.end.min(at + most);
+            self.batch.clear();
+            for i in at..next {
+                self.batch.push(self.sequences[sequence], self.ids[i], i + 1 == ids.end);
+            }
+            self.engine.step(&self.batch)?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Seconds for one run behind `depth` tokens.
+    fn run(&mut self, test: &Test, depth: usize) -> Result<f64> {
+        for sequence in &self.sequences[..test.rows] {
+            self.engine.truncate(*sequence, depth)?;
+        }
+        let start = Instant::now();
+        if test.prompt {
+            self.append(0, depth..depth + test.tokens)?;
+        } else {
+            for i in depth..depth + test.tokens {
+                self.batch.clear();
+                for sequence in &self.sequences[..test.rows] {
+                    self.batch.push(*sequence, self.ids[i], true);
+                }
+                self.engine.step(&self.batch)?;
+            }
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
 }
 
 impl Speed {
@@ -103,6 +189,14 @@ mod tests {
         assert_eq!((s.tokens_per_second, s.min, s.max, s.spread), (2.5, 1.0, 4.0, 1.2));
         let s = Speed::new("tg1".into(), 1, 1, vec![3.0]);
         assert_eq!((s.tokens_per_second, s.spread), (3.0, 0.0));
+    }
+
+    #[test]
+    fn tests_are_named_for_what_they_do() {
+        let test = |prompt, rows| Test { prompt, tokens: 64, rows };
+        assert_eq!(test(true, 1).name(0), "pp64");
+        assert_eq!(test(false, 4).name(0), "tg64x4");
+        assert_eq!(test(false, 1).name(4096), "tg64@4096");
     }
 
     #[test]

@@ -11,13 +11,16 @@ use std::time::Instant;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "pp N: N prompt tokens at once. tg N: N tokens one at a time from an empty cache. Tokens are arbitrary, nothing is
-sampled, and one run of each comes before those that count. Reported is the median; spread is (max - min) / median.
+    after_help = "pp N: N prompt tokens at once. tg N: N tokens one at a time from an empty cache; tg NxR: of R sequences at once,
+tg N@D: behind D tokens. Tokens are arbitrary, nothing is sampled, and one run of each comes before those that count.
+Reported is the median; spread is (max - min) / median.
 
 Examples:
   attar bench model.attar
   attar bench model.attar --threads 1,2 --repetitions 9 --json
-  attar bench model.attar --prompt 0 --generate 64"
+  attar bench model.attar --prompt 0 --generate 64
+  attar bench model.attar --prompt 0 --rows 1,2,4,8,16
+  attar bench model.attar --prompt 0 --depth 4096"
 )]
 pub struct Bench {
     /// The artifact
@@ -31,6 +34,12 @@ pub struct Bench {
     /// Tokens to generate; 0 leaves the test out
     #[arg(long, value_name = "N", default_value_t = 128)]
     generate: usize,
+    /// Tokens that are in the cache before each run
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    depth: usize,
+    /// Sequences to generate at once; several counts separated by commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    rows: Vec<u16>,
     /// Runs that count
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
@@ -70,7 +79,13 @@ impl Bench {
                 "nothing to measure: --repetitions and --prompt or --generate must be above 0",
             ));
         }
-        let plan = Plan { prompt: self.prompt, generate: self.generate, repetitions: self.repetitions };
+        let plan = Plan {
+            prompt: self.prompt,
+            generate: self.generate,
+            depth: self.depth,
+            rows: self.rows.iter().copied().map(usize::from).collect(),
+            repetitions: self.repetitions,
+        };
         let counts: Vec<Option<usize>> = match self.threads.as_slice() {
             [] => vec![None],
             some => some.iter().copied().map(Some).collect(),
@@ -97,7 +112,7 @@ impl Bench {
                 report.target = model.target().to_owned();
             }
             let spinner = terminal.spinner("warming up");
-            let tests = speed::measure(&model, plan, |test| {
+            let tests = speed::measure(&model, &plan, |test| {
                 spinner.set_message(format!("{test} on {} threads", model.threads()));
             })?;
             spinner.finish_and_clear();

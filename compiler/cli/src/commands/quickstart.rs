@@ -74,8 +74,8 @@ impl Quickstart {
 
         terminal.line("\n4. How fast it is")?;
         let spinner = terminal.spinner("measuring");
-        let plan = Plan { prompt: 128, generate: 32, repetitions: 3 };
-        let speeds = speed::measure(&model, plan, |test| spinner.set_message(test.to_owned()))?;
+        let plan = Plan { prompt: 128, generate: 32, depth: 0, rows: vec![1], repetitions: 3 };
+        let speeds = speed::measure(&model, &plan, |test| spinner.set_message(test.to_owned()))?;
         spinner.finish_and_clear();
         for s in &speeds {
             let what = if s.test.starts_with("pp") { "prompt" } else { "generation" };
