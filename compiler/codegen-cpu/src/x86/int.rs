@@ -12,7 +12,7 @@ use super::{Asm, Dot, Level, Mem, Src, V};
 use attar_format::{CHANNELS, PackedLayout, Scale, Value};
 use attar_kernel::ActInt8Layout;
 use iced_x86::code_asm::{
-    AsmRegister64, dword_ptr, eax, ptr, r8, r9, r10, r11, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, ymm15, xmm15, byte_ptr,
+    AsmRegister64, dword_ptr, eax, ptr, r8, r9, r10, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, byte_ptr,
 };
 
 const GROUP: usize = ActInt8Layout::GROUP;
