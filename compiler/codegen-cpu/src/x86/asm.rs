@@ -6,7 +6,8 @@
 
 use crate::Target;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, eax, k1, ptr, r11, xmm0, xmm1, ymm0, ymm1, zmm0,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, eax, k1, ptr, r11, xmm0, xmm1, ymm0, ymm1,
+    zmm0,
 };
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
@@ -288,8 +289,7 @@ impl Asm {
 
     /// To the nearest integer, ties to even.
     pub(crate) fn vroundps(&mut self, to: V, a: V) -> AsmResult<()> {
-        let codes =
-            (Code::VEX_Vroundps_ymm_ymmm256_imm8, Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae);
+        let codes = (Code::VEX_Vroundps_ymm_ymmm256_imm8, Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae);
         let (code, to, a) = (self.pick(codes), self.register(to), self.register(a));
         self.a.add_instruction(Instruction::with3(code, to, a, 0u32)?)
     }
@@ -301,7 +301,11 @@ impl Asm {
 
     /// 16 bytes of memory in every 128 bits.
     pub(crate) fn broadcast16(&mut self, to: V, from: Mem) -> AsmResult<()> {
-        self.op2((Code::VEX_Vbroadcasti128_ymm_m128, Code::EVEX_Vbroadcasti32x4_zmm_k1z_m128), to, from.into())
+        self.op2(
+            (Code::VEX_Vbroadcasti128_ymm_m128, Code::EVEX_Vbroadcasti32x4_zmm_k1z_m128),
+            to,
+            from.into(),
+        )
     }
 
     pub(crate) fn zero(&mut self, v: V) -> AsmResult<()> {
