@@ -34,12 +34,39 @@ pub enum Arch {
 }
 
 const V4: &[&str] = &[
-    "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512cd", "avx512dq",
-    "avx512vl", "avx512vnni",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "popcnt",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
 ];
 const SAPPHIRE_RAPIDS: &[&str] = &[
-    "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512cd", "avx512dq",
-    "avx512vl", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "popcnt",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+    "amx-tile",
+    "amx-bf16",
+    "amx-int8",
 ];
 
 impl Target {

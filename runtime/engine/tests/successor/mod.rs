@@ -57,6 +57,7 @@ pub fn write(path: &Path, code: &[CodeSection<'_>]) {
         args,
         grid: Extent::per_row(1),
         weight_bytes: 0,
+        tail: false,
         note: String::new(),
     };
     let program = |kind, max_tokens| Program {
@@ -81,7 +82,7 @@ pub fn write(path: &Path, code: &[CodeSection<'_>]) {
         context_length: 4096,
         parameters: 2,
         rope: Vec::new(),
-        kv: KvSpec { dtype: KvType::F16, page_len: 32 },
+        kv: KvSpec { dtype: KvType::F16, page_len: 32, span: 256 },
         eos: vec![2],
         bos: Some(1),
     };
