@@ -19,6 +19,8 @@ class Row:
     # Whether a smaller ratio is better.
     at_most: bool = False
     missing: str = ""
+    # (contestant, test) of the figures.
+    uses: tuple = ()
 
     @property
     def ratio(self):
@@ -72,12 +74,14 @@ def rows(model, threads, speed, load_seconds, bandwidth, weight_bytes):
         name, other = fastest(speed, peers, threads, test)
         attar = speed(ours, threads, test)
         missing = ", ".join(n for n, v in ((ours, attar), (name, other)) if not v)
-        made.append(Row(f"{test}, {ours}", name, attar, other, "tok/s", must, aim, missing=missing))
+        uses = ((ours, test), (name, test))
+        made.append(Row(f"{test}, {ours}", name, attar, other, "tok/s", must, aim, missing=missing, uses=uses))
     if model == "smollm2":
         one, four = speed("attar/n4", threads, "tg128"), speed("attar/n4", threads, "tg128x4")
         times = (4e3 / four if four else None, 1e3 / one if one else None)
         missing = "attar/n4 tg128x4"
-        made.append(Row("decode step, 4 rows", "1 row", *times, "ms", 1.3, 1.15, True, missing))
+        uses = (("attar/n4", "tg128"), ("attar/n4", "tg128x4"))
+        made.append(Row("decode step, 4 rows", "1 row", *times, "ms", 1.3, 1.15, True, missing, uses))
         ours, theirs = load_seconds("attar/n4", threads), load_seconds("openvino/int4", threads)
         missing = ", ".join(n for n, v in (("attar/n4", ours), ("openvino/int4", theirs)) if not v)
         made.append(Row("open to ready", "openvino/int4", ours, theirs, "s", 1 / 20, None, True, missing))
@@ -86,5 +90,6 @@ def rows(model, threads, speed, load_seconds, bandwidth, weight_bytes):
         used = decode * weight_bytes / 1e9 if decode and weight_bytes else None
         read = bandwidth / 1e9 if bandwidth else None
         missing = "attar/n4 tg64" if not used else "read bandwidth"
-        made.append(Row("tg64, bytes of weights", "pure read", used, read, "GB/s", 0.8, 0.9, missing=missing))
+        uses = (("attar/n4", "tg64"),)
+        made.append(Row("tg64, bytes of weights", "pure read", used, read, "GB/s", 0.8, 0.9, missing=missing, uses=uses))
     return made

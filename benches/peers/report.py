@@ -4,12 +4,14 @@ import statistics
 
 import bar
 
+QUIET_SAMPLES = 3
+
 
 def summarize(outcome):
     """Medians per contestant, threads and test.
 
     A sample counts as quiet when other processes took less than `quiet` cores during its run. Medians are over the quiet
-    samples where these are at least three, else over all; `quiet` and `all` say how many there were. Of variants of one
+    samples where these are at least QUIET_SAMPLES, else over all; `quiet` and `all` say how many there were. Of variants of one
     contestant (llama.cpp with flash attention on and off) the one with the higher median stands for it.
     """
     cells, loads, systems = {}, {}, {}
@@ -26,7 +28,7 @@ def summarize(outcome):
         rows = []
         for variant, samples in variants.items():
             calm = [s for s, quiet in samples if quiet]
-            used = calm if len(calm) >= 3 else [s for s, _ in samples]
+            used = calm if len(calm) >= QUIET_SAMPLES else [s for s, _ in samples]
             row = {"contestant": name, "threads": threads, "test": test, "variant": variant}
             row |= {"median": statistics.median(used), "min": min(used), "max": max(used)}
             rows.append(row | {"quiet": len(calm), "all": len(samples)})
@@ -38,12 +40,13 @@ def summarize(outcome):
     ]
     speeds = {(m["contestant"], m["threads"], m["test"]): m["median"] for m in medians if m["stands"]}
     load_times = {(entry["contestant"], entry["threads"]): entry["median"] for entry in load}
+    noisy = {(m["contestant"], m["threads"], m["test"]) for m in medians if m["stands"] and m["quiet"] < QUIET_SAMPLES}
     rows = {}
     for threads in sorted({m["threads"] for m in medians}):
         bandwidth = outcome.get("bandwidth") or {}
         read = bandwidth.get(threads, bandwidth.get(str(threads)))
         rows[threads] = [
-            row.as_json()
+            row.as_json() | {"quiet": not any((c, threads, t) in noisy for c, t in row.uses)}
             for row in bar.rows(
                 outcome["model"],
                 threads,
@@ -92,7 +95,7 @@ def markdown(outcome, summary):
         head = ["work", "peer", "Attar", "peer's", "unit", "ratio", "must", "aim", ""]
         cells = [
             [r["work"], r["peer"], number(r["attar"]), number(r["other"]), r["unit"], number(r["ratio"])]
-            + [*bound(r), r["verdict"]]
+            + [*bound(r), r["verdict"] + ("" if r["quiet"] or r["ratio"] is None else ", but others computed meanwhile")]
             for r in rows
         ]
         parts.append(table(head, cells) + "\n")

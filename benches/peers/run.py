@@ -54,7 +54,8 @@ def parse_test(name):
     kind, rest = name[:2], name[2:]
     rest, _, depth = rest.partition("@")
     tokens, _, rows = rest.partition("x")
-    if kind not in ("pp", "tg") or not tokens.isdigit() or (depth and not depth.isdigit()):
+    numbers = [tokens, *(n for n in (depth, rows) if n)]
+    if kind not in ("pp", "tg") or not all(n.isdigit() for n in numbers):
         raise SystemExit(f"--tests: {name} is not like pp512, tg128, tg128@4096 or tg128x4")
     return {"name": name, "kind": kind, "tokens": int(tokens), "depth": int(depth or 0), "rows": int(rows or 1)}
 

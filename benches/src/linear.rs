@@ -91,13 +91,11 @@ fn measure(
         assert!(found, "no kernel {name}");
     };
     if rows <= 16 {
-        let part = |unit: usize, thread| {
-            read::share(&weights[unit % count * stride..][..stride], thread, threads)
-        };
+        let part =
+            |unit: usize, thread| read::share(&weights[unit % count * stride..][..stride], thread, threads);
         let plain = |unit, thread| read::read::<false>(part(unit, thread));
         let ahead = |unit, thread| read::read::<true>(part(unit, thread));
-        let [seconds, plain, ahead] =
-            timing::in_turns(threads, &options.effort, [&launch, &plain, &ahead]);
+        let [seconds, plain, ahead] = timing::in_turns(threads, &options.effort, [&launch, &plain, &ahead]);
         let limit = stride as f64 / plain.min(ahead) / 1e9;
         return Ok((seconds, Some(limit), "pure read".to_owned()));
     }
@@ -149,6 +147,25 @@ fn activations(format: FormatRef, rows: usize, k: usize) -> Result<Region> {
     }
     let out = Region::filled(rows * ActInt8Layout::new(k).stride)?;
     // SAFETY: both regions are as large as the spec says.
-    unsafe { reference::run(&KernelSpec::Quantize { dim: k }, &[x.address(), out.address()], 0..rows as u64) };
+    unsafe {
+        reference::run(&KernelSpec::Quantize { dim: k }, &[x.address(), out.address()], 0..rows as u64)
+    };
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is put together from one block unpacks as a tensor of the shape it claims.
+    #[test]
+    fn repeated_blocks_are_a_packed_tensor() {
+        for &format in formats::ALL {
+            let bytes = packed(format, 3 * CHANNELS, 64).unwrap();
+            let all = Encoded::unpack(format, 3 * CHANNELS, 64, &bytes).unwrap();
+            let one: Vec<usize> = (0..3 * CHANNELS).map(|row| row % CHANNELS).collect();
+            assert_eq!(all.decode(), all.select_rows(&one).decode(), "{}", format.name);
+            assert!(all.decode().iter().all(|w| w.is_finite()), "{}", format.name);
+        }
+    }
 }

@@ -198,7 +198,8 @@ fn bandwidth(options: &Bandwidth) -> Result<()> {
     let region = memory::Region::filled(options.mib << 20)?;
     let rate = read::bandwidth(region.bytes(), options.threads, &options.effort);
     if options.json {
-        let answer = serde_json::json!({"threads": options.threads, "mib": options.mib, "bytes_per_second": rate});
+        let answer =
+            serde_json::json!({"threads": options.threads, "mib": options.mib, "bytes_per_second": rate});
         return print(&answer.to_string());
     }
     print(&format!("{:.1} GB/s with {} threads over {} MiB", rate / 1e9, options.threads, options.mib))

@@ -238,3 +238,19 @@ mod loops {
     /// Never called: no instruction is there.
     pub(super) fn run(_: super::Instruction, _: u64) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_of_this_machine_runs() {
+        let effort = Effort { seconds: 0.0, runs: 1 };
+        for instruction in Instruction::ALL {
+            let there = instruction.features().iter().all(|f| attar_artifact::cpu::has_feature(f));
+            let rate = instruction.rate(1, &effort);
+            assert_eq!(rate.is_some(), there && cfg!(target_arch = "x86_64"), "{}", instruction.name());
+            assert!(rate.is_none_or(|r| r > 0.0 && r.is_finite()), "{}", instruction.name());
+        }
+    }
+}

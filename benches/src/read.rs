@@ -87,13 +87,7 @@ pub(crate) fn read<const AHEAD: bool>(bytes: &[u8]) {
     } else if is_x86_feature_detected!("avx") {
         // Half of each line: the other half comes with it into the nearest cache, but has to be loaded all the same.
         either!(
-            [
-                ".set at, 0",
-                ".rept 16",
-                "vmovdqu ymm0, [{p} + at]",
-                ".set at, at + 32",
-                ".endr"
-            ],
+            [".set at, 0", ".rept 16", "vmovdqu ymm0, [{p} + at]", ".set at, at + 32", ".endr"],
             "vzeroupper"
         )
     } else {
@@ -111,4 +105,28 @@ pub(crate) fn read<const AHEAD: bool>(bytes: &[u8]) {
         }
     }
     std::hint::black_box(sums);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_the_whole_in_order() {
+        let bytes: Vec<u8> = (0..64 * 7).map(|i| (i % 251) as u8).collect();
+        for threads in 1..=8 {
+            let parts: Vec<&[u8]> = (0..threads).map(|t| share(&bytes, t, threads)).collect();
+            assert_eq!(parts.concat(), bytes, "{threads} threads");
+        }
+    }
+
+    /// Faults would end the process.
+    #[test]
+    fn loops_end_at_the_end() {
+        for len in [0, 1, 511, 512, 513, 4096, 1 << 20] {
+            let bytes = vec![1u8; len];
+            read::<false>(&bytes);
+            read::<true>(&bytes);
+        }
+    }
 }

@@ -27,24 +27,12 @@ pub(crate) struct Sizes {
 impl Model {
     pub(crate) fn sizes(self) -> Sizes {
         match self {
-            Model::Smollm2 => Sizes {
-                name: "smollm2",
-                d: 576,
-                f: 1536,
-                heads: 9,
-                kv_heads: 3,
-                head_dim: 64,
-                vocab: 49152,
-            },
-            Model::OneB => Sizes {
-                name: "1b",
-                d: 2048,
-                f: 8192,
-                heads: 32,
-                kv_heads: 8,
-                head_dim: 64,
-                vocab: 128_256,
-            },
+            Model::Smollm2 => {
+                Sizes { name: "smollm2", d: 576, f: 1536, heads: 9, kv_heads: 3, head_dim: 64, vocab: 49152 }
+            }
+            Model::OneB => {
+                Sizes { name: "1b", d: 2048, f: 8192, heads: 32, kv_heads: 8, head_dim: 64, vocab: 128_256 }
+            }
         }
     }
 }

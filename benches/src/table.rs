@@ -5,7 +5,9 @@ pub(crate) fn aligned(head: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = head
         .iter()
         .enumerate()
-        .map(|(i, h)| rows.iter().filter_map(|r| r.get(i)).map(|c| c.len()).chain([h.len()]).max().unwrap_or(0))
+        .map(|(i, h)| {
+            rows.iter().filter_map(|r| r.get(i)).map(|c| c.len()).chain([h.len()]).max().unwrap_or(0)
+        })
         .collect();
     let line = |cells: Vec<&str>| -> String {
         let cells: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
