@@ -20,7 +20,7 @@ use std::fmt;
 pub enum Kernels {
     /// The scalar reference.
     Reference,
-    /// Code generated for a target that this machine can execute, see [`host_target`].
+    /// Code generated for a target that this machine can execute, see [`Target::native`].
     Compiled(Target),
 }
 
@@ -30,34 +30,6 @@ pub struct Room {
     pub sequences: usize,
     /// Positions per sequence.
     pub context: usize,
-}
-
-/// The best of our targets that this machine executes, if there is one.
-pub fn host_target() -> Option<Target> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx") && has!("avx2") && has!("fma") && has!("bmi1") && has!("bmi2") && has!("lzcnt") {
-            return Some(Target::X86_64V3);
-        }
-        if has!("ssse3") && has!("sse4.1") && has!("sse4.2") && has!("popcnt") {
-            return Some(Target::X86_64V2);
-        }
-        None
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
-        Some(if dotprod { Target::Aarch64Dotprod } else { Target::Aarch64 })
-    }
-    #[cfg(target_arch = "riscv64")]
-    {
-        Some(Target::Riscv64)
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
-    {
-        None
-    }
 }
 
 /// Why a graph could not be run.
@@ -386,6 +358,7 @@ impl HostRunner {
             Arg::Count(e) => size(e),
             Arg::BlockTableStride => self.pages_per_sequence() as u64,
             Arg::Spans => spans,
+            Arg::PrefetchDistance => 4096,
         }
     }
 

@@ -152,7 +152,8 @@ pub enum RowTile {
 /// `y[m, n] = sum_k x[m, k] w[n, k]`, then the epilogue.
 ///
 /// Args: x (f32 rows of width K, or int8 rows when the format wants them), packed weight, then the epilogue's, then
-/// `M` (number of rows) as a number. The grid runs over channels, see [`LinearSpec::items`].
+/// `M` (number of rows) and the prefetch distance in bytes (which changes nothing but speed) as numbers. The grid runs
+/// over channels, see [`LinearSpec::items`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearSpec {
     pub format: FormatRef,
@@ -217,7 +218,8 @@ pub struct ActInt8Layout {
     pub scales_offset: usize,
     /// Offset of the sums.
     pub sums_offset: usize,
-    /// Bytes from one row to the next; a multiple of 64.
+    /// Bytes from one row to the next; a multiple of 64. At least 64 bytes follow the start of every sum, so that sums
+    /// can be read as vectors.
     pub stride: usize,
 }
 
@@ -230,7 +232,7 @@ impl ActInt8Layout {
         let groups = k / Self::GROUP;
         let scales_offset = k.next_multiple_of(64);
         let sums_offset = scales_offset + groups * 4;
-        let stride = (sums_offset + groups * 4).next_multiple_of(64);
+        let stride = (sums_offset + groups * 4 + 60).next_multiple_of(64);
         ActInt8Layout { k, groups, scales_offset, sums_offset, stride }
     }
 }

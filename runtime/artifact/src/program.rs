@@ -96,6 +96,9 @@ pub enum Arg {
     BlockTableStride,
     /// Spans of the longest context that a token of the step sees.
     Spans,
+    /// Bytes that a kernel prefetches ahead of the weights it reads; the runtime chooses it for the machine, and it may
+    /// differ from step to step. Results never depend on it.
+    PrefetchDistance,
 }
 
 /// Buffers the runtime provides for a step.

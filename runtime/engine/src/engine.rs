@@ -356,6 +356,7 @@ impl Engine {
                     Arg::Count(extent) => extent.at(size).unwrap_or(0),
                     Arg::BlockTableStride => self.stride as u64,
                     Arg::Spans => size.spans,
+                    Arg::PrefetchDistance => 4096,
                 };
                 self.args.push(value);
             }

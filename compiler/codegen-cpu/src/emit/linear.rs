@@ -9,8 +9,10 @@
 mod epilogue;
 mod float;
 mod int;
+mod wide;
 
 use crate::lanes::{Lanes, Scalar};
+use crate::x86::Level;
 use attar_format::{CHANNELS, PackedLayout};
 use attar_kernel::{ActInt8Layout, Epilogue, LinearSpec, RowTile};
 
@@ -39,6 +41,20 @@ struct Contraction<'a> {
     sums_stride: usize,
 }
 
+/// Some rows of an item.
+struct Chunk {
+    /// Address of the first row of activations.
+    x: Scalar,
+    /// Address of the item's first block of weights.
+    blocks: Scalar,
+    /// Address of the tensor's header.
+    header: Scalar,
+    /// Address of the first row's sums.
+    sums: Scalar,
+    /// Rows; i64.
+    count: Scalar,
+}
+
 pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> {
     let layout = check(spec)?;
     let int8 = spec.format.wants_int8_activations();
@@ -49,16 +65,22 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
         Epilogue::Qkv(q) => q.head_dim / CHANNELS,
     };
     let sums_stride = blocks * BLOCK_SUMS;
-    let chunk = if spec.rows == RowTile::One { 1 } else { CHUNK };
+    let level = Level::of(cx.target());
+    let chunk = match (spec.rows, level) {
+        (RowTile::One, _) => 1,
+        (rows, Some(level)) => wide::Wide::chunk_rows(level, rows),
+        (_, None) => CHUNK,
+    };
     let (x, weights) = (cx.arg(0), cx.arg(1));
     let sums = cx.scratch(chunk * sums_stride);
-    let workspace = if int8 { Some(int::Workspace::new(cx, spec.rows)) } else { None };
     let epilogue = epilogue::Args::load(spec, cx);
+    let wide = level.map(|level| wide::Wide::new(cx, level, &layout, spec.rows, blocks, epilogue.prefetch));
+    let workspace = (int8 && wide.is_none()).then(|| int::Workspace::new(cx, spec.rows));
+    let mut outcome = Ok(());
     let first_block = cx.iadd_imm(weights, layout.header_bytes as i64);
     cx.for_items(|cx, item| {
         let item_weights = cx.offset(first_block, item, blocks * layout.block_bytes);
-        let chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
-            let x = cx.offset(x, first, x_stride);
+        let contract = |cx: &mut Lanes<'_>, x: Scalar, item_weights: Scalar, count: Scalar| {
             cx.for_const(blocks, 1, |cx, i| {
                 let contraction = Contraction {
                     layout: &layout,
@@ -75,12 +97,21 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
                     None => float::emit(&contraction, cx),
                 }
             });
-            let zero = cx.int(0);
+        };
+        let mut chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
+            let x = cx.offset(x, first, x_stride);
+            if let Some(wide) = &wide {
+                let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
+                outcome = wide.contract(cx, &chunk);
+            } else {
+                contract(cx, x, item_weights, count);
+            }
             let finish = |cx: &mut Lanes<'_>, r: Scalar| {
                 let row = cx.iadd(first, r);
                 let sums = cx.offset(sums, r, sums_stride);
                 epilogue.row(spec, cx, item, row, sums);
             };
+            let zero = cx.int(0);
             if chunk == 1 { finish(cx, zero) } else { cx.for_range(zero, count, 1, finish) }
         };
         let zero = cx.int(0);
@@ -96,7 +127,7 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
             });
         }
     });
-    Ok(())
+    outcome
 }
 
 fn check(spec: &LinearSpec) -> Result<PackedLayout, String> {

@@ -13,7 +13,8 @@ use attar_artifact::program::{Arg, Extent, StepBuffer, StepSize};
 use attar_format::{FormatRef, formats};
 use attar_ir::{Dim, Elem, Graph, NodeId, OpKind, Sym, TensorType, ValueId, WeightName};
 use attar_kernel::{
-    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
+    RowTile,
 };
 use std::collections::BTreeMap;
 
@@ -384,7 +385,8 @@ impl Walker<'_> {
         let width = heads * head_dim;
         let groups = (attention.group() * head_dim).is_multiple_of(ActInt8Layout::GROUP);
         let (out, result) = if groups && self.only_int8_readers(y, width) {
-            let buf = self.buffer(row_bytes(Extent::per_token(1), activation_bytes(width, Activation::Int8)?)?);
+            let buf =
+                self.buffer(row_bytes(Extent::per_token(1), activation_bytes(width, Activation::Int8)?)?);
             self.places.insert(y, Place::Int8(buf));
             (Activation::Int8, VirtualArg::Write(buf))
         } else {
@@ -489,6 +491,7 @@ impl Walker<'_> {
         let MatrixLaunch { mut launch, m } = matrix;
         launch.args.push(self.result(y)?);
         launch.args.push(VirtualArg::Known(count(m)));
+        launch.args.push(VirtualArg::Known(Arg::PrefetchDistance));
         launch.note = note(self.graph, y.node);
         self.push(launch);
         Ok(())
@@ -567,10 +570,9 @@ impl Walker<'_> {
             Place::Step(buffer) => Ok(VirtualArg::Known(Arg::Step(buffer))),
             Place::Weight(name, ty) => Ok(VirtualArg::Known(self.tensors.plain(&name, &ty)?)),
             Place::Norm(norm) => self.norm(&norm, Activation::F32),
-            Place::Int8(_) => Err(LowerError::unsupported(
-                "int8 rows read as f32",
-                "only matrix products read them",
-            )),
+            Place::Int8(_) => {
+                Err(LowerError::unsupported("int8 rows read as f32", "only matrix products read them"))
+            }
             Place::Cached => {
                 Err(LowerError::unsupported("a second reader of cached keys", "only attention reads them"))
             }

@@ -223,7 +223,8 @@ fn an_attention_that_is_read_as_f32_leaves_as_f32() {
     let outputs = graph.outputs().to_vec();
     graph.set_outputs([outputs, vec![again]].concat());
     let lowered = lower(&graph, &options()).expect("lowers");
-    let ends = |end| kernels(&lowered, 2).iter().filter(|k| k.starts_with("attention") && k.ends_with(end)).count();
+    let ends =
+        |end| kernels(&lowered, 2).iter().filter(|k| k.starts_with("attention") && k.ends_with(end)).count();
     assert_eq!((ends("_f32"), ends("_i8")), (1, 1));
 }
 

@@ -100,6 +100,7 @@ pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
         }
     }
     args.push(Arg::Number(rows as u64));
+    args.push(Arg::Number(1024));
     let grid = spec.items() as u64;
     Case { spec: KernelSpec::Linear(spec), args, grid }
 }

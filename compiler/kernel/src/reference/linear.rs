@@ -14,7 +14,7 @@ pub(super) unsafe fn linear(spec: &LinearSpec, args: Args<'_>, item: usize) {
     let packed = unsafe { args.values::<u8>(1, 0, layout.total_bytes()) };
     let weights = Encoded::unpack(spec.format, spec.n, spec.k, packed).expect("lengths agree");
     let first = 2 + usize::from(spec.bias);
-    let rows = args.number(args.0.len() - 1);
+    let rows = args.number(args.0.len() - 2);
     for m in 0..rows {
         // SAFETY: the caller's contract.
         let sum = |n: usize| unsafe {
@@ -43,12 +43,7 @@ pub(super) unsafe fn linear(spec: &LinearSpec, args: Args<'_>, item: usize) {
             }
             Epilogue::Qkv(q) => {
                 let dh = q.head_dim;
-                let shape = Shape {
-                    kv_heads: q.kv_heads,
-                    head_dim: dh,
-                    kv: q.kv,
-                    page_len: q.page_len,
-                };
+                let shape = Shape { kv_heads: q.kv_heads, head_dim: dh, kv: q.kv, page_len: q.page_len };
                 let mut x: Vec<f64> = (item * dh..(item + 1) * dh).map(sum).collect();
                 let rope_slot = first + 2 * usize::from(q.qk_norm.is_some());
                 let is_value = item >= q.heads + q.kv_heads;

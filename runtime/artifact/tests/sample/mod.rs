@@ -56,6 +56,7 @@ pub fn programs() -> Vec<Program> {
                 Arg::Count(Extent::per_row(1)),
                 Arg::BlockTableStride,
                 Arg::Spans,
+                Arg::PrefetchDistance,
                 Arg::Step(StepBuffer::Logits),
             ],
             Extent::fixed(1),

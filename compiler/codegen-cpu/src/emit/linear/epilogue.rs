@@ -11,6 +11,8 @@ use attar_kernel::{Epilogue, LinearSpec, QkvEpilogue};
 pub(super) struct Args {
     /// Rows of the launch; i64.
     pub(super) total_rows: Scalar,
+    /// How far ahead of its use a weight is asked for, in bytes; i64.
+    pub(super) prefetch: Scalar,
     bias: Option<Scalar>,
     rest: Vec<Scalar>,
 }
@@ -25,7 +27,7 @@ impl Args {
         let first = 2 + usize::from(spec.bias);
         let bias = spec.bias.then(|| cx.arg(2));
         let rest = (first..first + count).map(|i| cx.arg(i)).collect();
-        Args { total_rows: cx.arg(first + count), bias, rest }
+        Args { total_rows: cx.arg(first + count), prefetch: cx.arg(first + count + 1), bias, rest }
     }
 
     /// Takes the sums of grid item `item` for row `row` to their destination.
@@ -42,7 +44,7 @@ impl Args {
                     let product = cx.vmul(activated, up);
                     cx.store4(product, gate, 0);
                 });
-                let no_bias = Args { total_rows: self.total_rows, bias: None, rest: Vec::new() };
+                let no_bias = Args { bias: None, rest: Vec::new(), ..*self };
                 no_bias.store(*width, None, self.rest[0], cx, item, row, sums);
             }
             Epilogue::Qkv(q) => self.head(q, cx, item, row, sums),
