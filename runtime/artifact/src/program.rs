@@ -94,11 +94,11 @@ pub enum Arg {
     Count(Extent),
     /// Entries of one row of the block tables.
     BlockTableStride,
+    /// Spans of the longest context that a token of the step sees.
+    Spans,
     /// Bytes that a kernel prefetches ahead of the weights it reads; the runtime chooses it for the machine, and it may
     /// differ from step to step. Results never depend on it.
     PrefetchDistance,
-    /// Spans of the longest context that a token of the step sees.
-    Spans,
 }
 
 /// Buffers the runtime provides for a step.
@@ -135,10 +135,6 @@ pub struct Launch {
     /// What it computes, e.g. `layers.3 gate_up_swiglu`.
     #[serde(default)]
     pub note: String,
-    /// Too small to be shared out: the thread that finishes the launch before runs the whole of it, and no barrier
-    /// stands between the two.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub tail: bool,
 }
 
 /// An ordered list of launches and the arena they need.

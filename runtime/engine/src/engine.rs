@@ -355,8 +355,8 @@ impl Engine {
                     Arg::Imm(value) => value,
                     Arg::Count(extent) => extent.at(size).unwrap_or(0),
                     Arg::BlockTableStride => self.stride as u64,
-                    Arg::PrefetchDistance => 4096,
                     Arg::Spans => size.spans,
+                    Arg::PrefetchDistance => 4096,
                 };
                 self.args.push(value);
             }

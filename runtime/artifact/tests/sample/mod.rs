@@ -33,7 +33,6 @@ pub fn programs() -> Vec<Program> {
         args,
         grid,
         weight_bytes: 64,
-        tail: false,
         note: "a note".to_owned(),
     };
     let launches = vec![
@@ -56,8 +55,8 @@ pub fn programs() -> Vec<Program> {
                 Arg::Imm(7),
                 Arg::Count(Extent::per_row(1)),
                 Arg::BlockTableStride,
-                Arg::PrefetchDistance,
                 Arg::Spans,
+                Arg::PrefetchDistance,
                 Arg::Step(StepBuffer::Logits),
             ],
             Extent::fixed(1),
