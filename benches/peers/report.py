@@ -44,7 +44,8 @@ def summarize(outcome):
     rows = {}
     for threads in sorted({m["threads"] for m in medians}):
         bandwidth = outcome.get("bandwidth") or {}
-        read = bandwidth.get(threads, bandwidth.get(str(threads)))
+        # JSON has made texts of the numbers when the outcome was read from a file.
+        reads = bandwidth.get(threads) or bandwidth.get(str(threads))
         rows[threads] = [
             row.as_json() | {"quiet": not any((c, threads, t) in noisy for c, t in row.uses)}
             for row in bar.rows(
@@ -52,7 +53,7 @@ def summarize(outcome):
                 threads,
                 lambda *key: speeds.get(key),
                 lambda *key: load_times.get(key),
-                read,
+                statistics.median(reads) if reads else None,
                 outcome.get("weight_bytes"),
             )
         ]

@@ -152,10 +152,15 @@ class Contestant:
         return answer
 
 
-def measure_rounds(contestants, tests, options, say, absent):
-    samples = []
+def measure_rounds(contestants, options, say, absent, bandwidth):
+    samples, tests = [], options.tests
     for number in range(options.rounds):
         for threads in options.threads:
+            wait_until_quiet(options.quiet, options.wait)
+            read = read_bandwidth(options, threads)
+            if read:
+                bandwidth[threads].append(read)
+                say(f"round {number + 1}, {threads} threads, pure read: {read / 1e9:.1f} GB/s")
             # Deep contexts run apart: filling them takes longer than all else together.
             for depth in sorted({t["depth"] for t in tests}):
                 for contestant in contestants:
@@ -197,7 +202,7 @@ def read_bandwidth(options, threads):
     """Bytes per second of a pure read loop, from the kernel benchmark; `None` when it is not built."""
     if not options.benches or not Path(options.benches).is_file():
         return None
-    command = [options.benches, "bandwidth", "--threads", str(threads), "--json"]
+    command = [options.benches, "bandwidth", "--threads", str(threads), "--seconds", "0.5", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return json.loads(done.stdout)["bytes_per_second"] if done.returncode == 0 else None
 
@@ -298,7 +303,7 @@ def main():
         outcome = {"machine": machine(), "model": options.model, "absent": absent, "rounds": options.rounds}
         outcome["tests"] = [t["name"] for t in options.tests]
         outcome["quiet"] = options.quiet
-        outcome["bandwidth"] = {t: read_bandwidth(options, t) for t in options.threads}
+        outcome["bandwidth"] = {t: [] for t in options.threads}
         ours = next((c for c in contestants if c.name == "attar/n4"), None)
         outcome["weight_bytes"] = weight_bytes(options.attar, ours.file) if ours else None
 
@@ -307,7 +312,7 @@ def main():
             results.write_text(json.dumps(outcome, indent=1))
 
         options.keep = keep
-        keep(measure_rounds(contestants, options.tests, options, say, absent))
+        keep(measure_rounds(contestants, options, say, absent, outcome["bandwidth"]))
     summary = report.summarize(outcome)
     (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
     text = report.markdown(outcome, summary)

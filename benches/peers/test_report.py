@@ -72,7 +72,7 @@ class Report(unittest.TestCase):
 
     def test_bandwidth_of_the_larger_shape(self):
         samples = [("attar/n4", "tg64", "", 40.0, 0.0)] * 3
-        done = outcome(samples, model="1b", bandwidth={"2": 60e9}, weight_bytes=1.2e9)
+        done = outcome(samples, model="1b", bandwidth={"2": [60e9, 61e9, 20e9]}, weight_bytes=1.2e9)
         row = report.summarize(done)["bar"][2][-1]
         self.assertAlmostEqual(row["ratio"], 0.8)
 

@@ -21,12 +21,14 @@ pub(crate) enum Instruction {
     Fma256,
     /// `mulps`, `addps`.
     Mulps128,
+    /// 16 lanes of two bf16 products each.
+    Vdpbf16ps512,
     /// AMX: 16 by 16 outputs of 32 bf16 products each.
     Tdpbf16ps,
 }
 
 impl Instruction {
-    pub(crate) const ALL: [Instruction; 8] = [
+    pub(crate) const ALL: [Instruction; 9] = [
         Instruction::Vpdpbusd512,
         Instruction::Vpdpbusd256,
         Instruction::Vpmaddubsw256,
@@ -34,6 +36,7 @@ impl Instruction {
         Instruction::Fma512,
         Instruction::Fma256,
         Instruction::Mulps128,
+        Instruction::Vdpbf16ps512,
         Instruction::Tdpbf16ps,
     ];
 
@@ -46,6 +49,7 @@ impl Instruction {
             Instruction::Fma512 => "vfmadd231ps zmm",
             Instruction::Fma256 => "vfmadd231ps ymm",
             Instruction::Mulps128 => "mulps+addps xmm",
+            Instruction::Vdpbf16ps512 => "vdpbf16ps zmm",
             Instruction::Tdpbf16ps => "tdpbf16ps",
         }
     }
@@ -76,6 +80,7 @@ impl Instruction {
             Instruction::Pmaddwd128 | Instruction::Mulps128 => &["sse2"],
             Instruction::Fma512 => &["avx512f"],
             Instruction::Fma256 => &["avx", "fma"],
+            Instruction::Vdpbf16ps512 => &["avx512f", "avx512bf16"],
             Instruction::Tdpbf16ps => &["amx-tile", "amx-bf16"],
         }
     }
@@ -84,7 +89,7 @@ impl Instruction {
     fn operations(self) -> f64 {
         let products = match self {
             Instruction::Vpdpbusd512 => 64,
-            Instruction::Vpdpbusd256 | Instruction::Vpmaddubsw256 => 32,
+            Instruction::Vpdpbusd256 | Instruction::Vpmaddubsw256 | Instruction::Vdpbf16ps512 => 32,
             Instruction::Pmaddwd128 => 8,
             Instruction::Fma512 => 16,
             Instruction::Fma256 => 8,
@@ -188,6 +193,9 @@ mod loops {
                     "",
                     ["movaps xmm12, xmm14", "mulps xmm12, xmm14", "addps xmm\\n, xmm12"]
                 ),
+                Instruction::Vdpbf16ps512 => {
+                    rounds!(count, "vzeroall", "vzeroupper", ["vdpbf16ps zmm\\n, zmm14, zmm15"]);
+                }
                 Instruction::Tdpbf16ps => tiles(count),
             }
         }
