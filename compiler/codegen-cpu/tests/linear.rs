@@ -6,7 +6,8 @@ use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob, disassemble, disassemble_inners};
 use attar_format::formats;
 use attar_kernel::{Epilogue, KernelSpec, LinearSpec, RowTile};
-use case::{Arg, Case, Random, host_targets, linear_cases};
+use case::emulate::host_targets;
+use case::{Arg, Case, Random, linear_cases};
 
 fn specs(cases: &[Case]) -> Vec<KernelSpec> {
     cases.iter().map(|c| c.spec.clone()).collect()
@@ -102,7 +103,9 @@ fn code_is_self_contained_and_uses_the_dot_product() {
                 // Per group: 4 quads of channels by 8 quads of inputs, or those of 4 rows by 8 quads of inputs.
                 if format.wants_int8_activations() {
                     match target {
-                        Target::Aarch64Dotprod | Target::Aarch64I8mm => assert_eq!(dots("sdot"), 32, "{text}"),
+                        Target::Aarch64Dotprod | Target::Aarch64I8mm => {
+                            assert_eq!(dots("sdot"), 32, "{text}")
+                        }
                         Target::Aarch64 => assert_eq!(dots("smull"), 64, "{text}"),
                         Target::X86_64V2 => assert_eq!(dots("pmaddwd"), 64, "{text}"),
                         // Inner functions have a test of their own.
