@@ -9,9 +9,9 @@ use crate::emit;
 use crate::error::{Error, ErrorKind};
 use crate::isa::target_isa;
 use crate::lanes::Lanes;
+use crate::target::Arch;
 use attar_artifact::program::Entry;
 use attar_kernel::KernelSpec;
-use crate::target::Arch;
 use cranelift_codegen::FinalizedRelocTarget;
 use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
@@ -95,9 +95,10 @@ fn disassemble_inner(target: Target, code: &[u8]) -> String {
     match target.arch() {
         Arch::X86_64 => crate::x86::disassemble(code),
         // No decoder for these: the words as they are.
-        Arch::Aarch64 | Arch::Riscv64 => {
-            code.chunks(4).map(|w| w.iter().rev().map(|b| format!("{b:02x}")).collect::<String>() + "\n").collect()
-        }
+        Arch::Aarch64 | Arch::Riscv64 => code
+            .chunks(4)
+            .map(|w| w.iter().rev().map(|b| format!("{b:02x}")).collect::<String>() + "\n")
+            .collect(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Targets as Cranelift sees them: triple, feature flags, code generator settings.
 
 use crate::Target;
-use crate::target::Arch;
 use crate::error::{Error, ErrorKind};
+use crate::target::Arch;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 

@@ -24,8 +24,8 @@ use crate::target::Arch;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4, I64};
 use cranelift_codegen::ir::{
-    AbiParam, BlockArg, ConstantData, Endianness, ExtFuncData, ExternalName, InstBuilder, MemFlagsData, Signature,
-    StackSlotData, StackSlotKind, Type, UserExternalName, Value,
+    AbiParam, BlockArg, ConstantData, Endianness, ExtFuncData, ExternalName, InstBuilder, MemFlagsData,
+    Signature, StackSlotData, StackSlotKind, Type, UserExternalName, Value,
 };
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::{FunctionBuilder, Variable};

@@ -13,7 +13,7 @@ pub enum Target {
     X86_64V3Avxvnni,
     /// AVX-512 F, BW, CD, DQ, VL and VNNI.
     X86_64V4,
-    /// With AMX bf16 and int8.
+    /// With AVX-512 BF16, AMX bf16 and int8.
     SapphireRapids,
     /// ARMv8.0 with NEON.
     Aarch64,
@@ -34,12 +34,40 @@ pub enum Arch {
 }
 
 const V4: &[&str] = &[
-    "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512cd", "avx512dq",
-    "avx512vl", "avx512vnni",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "popcnt",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
 ];
 const SAPPHIRE_RAPIDS: &[&str] = &[
-    "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avx512f", "avx512bw", "avx512cd", "avx512dq",
-    "avx512vl", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "popcnt",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+    "avx512bf16",
+    "amx-tile",
+    "amx-bf16",
+    "amx-int8",
 ];
 
 impl Target {

@@ -12,7 +12,8 @@ use super::{Asm, Dot, Level, Mem, Src, V};
 use attar_format::{CHANNELS, PackedLayout, Scale, Value};
 use attar_kernel::ActInt8Layout;
 use iced_x86::code_asm::{
-    AsmRegister64, dword_ptr, eax, ptr, r8, r9, r10, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, byte_ptr,
+    AsmRegister64, byte_ptr, dword_ptr, eax, ptr, r8, r9, r10, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi,
+    rsp,
 };
 
 const GROUP: usize = ActInt8Layout::GROUP;
@@ -274,14 +275,7 @@ impl IntKernel<'_> {
     }
 
     /// `rows` rows against the panel: rdi codes, rbp scales, rsi panel, rdx sums, r8 first block.
-    fn tile(
-        &self,
-        s: &mut Asm,
-        blocks: usize,
-        rows: usize,
-        span: Span,
-        sums_stride: usize,
-    ) -> AsmResult<()> {
+    fn tile(&self, s: &mut Asm, blocks: usize, rows: usize, span: Span, sums_stride: usize) -> AsmResult<()> {
         let x = self.x();
         let parts = self.level.parts();
         let vectors = blocks * parts;
@@ -454,7 +448,11 @@ impl IntKernel<'_> {
             for quad in 0..QUADS {
                 let from = Mem::at(codes, quad * 64 + offset);
                 let w = w[quad % 2];
-                if self.biased() { s.vpxor(w, t.table, from)? } else { s.vmovups(w, from)? }
+                if self.biased() {
+                    s.vpxor(w, t.table, from)?
+                } else {
+                    s.vmovups(w, from)?
+                }
                 each(s, quad, w)?;
             }
             return Ok(());

@@ -6,10 +6,12 @@
 //!
 //! They are written once over a [`Level`]: 256-bit or 512-bit registers, and one of three ways to multiply bytes.
 
+mod amx;
 mod asm;
 mod float;
 mod int;
 
+pub(crate) use amx::{BLOCK_ROWS, TILE, TILE_ROWS, TileKernel};
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
 pub(crate) use float::FloatKernel;
 pub(crate) use int::{IntKernel, Span};
