@@ -12,6 +12,7 @@
 #![allow(dead_code, reason = "a language is complete before every operation has a user")]
 
 mod dot;
+mod index;
 mod math;
 mod memory;
 #[cfg(test)]

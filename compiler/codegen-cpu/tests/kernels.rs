@@ -5,8 +5,7 @@ mod case;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob};
 use attar_kernel::KernelSpec;
-use case::emulate::host_targets;
-use case::row_cases;
+use case::{host_targets, row_cases};
 
 #[test]
 fn kernels_match_the_reference() {

@@ -6,8 +6,7 @@ use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob, disassemble, disassemble_inners};
 use attar_format::formats;
 use attar_kernel::{Epilogue, KernelSpec, LinearSpec, RowTile};
-use case::emulate::host_targets;
-use case::{Arg, Case, Random, linear_cases};
+use case::{Arg, Case, Random, host_targets, linear_cases};
 
 fn specs(cases: &[Case]) -> Vec<KernelSpec> {
     cases.iter().map(|c| c.spec.clone()).collect()

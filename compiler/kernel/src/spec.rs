@@ -24,17 +24,16 @@ pub enum KernelSpec {
     Rope { heads: usize, head_dim: usize },
     /// Stores keys and values. Args: k f32, v f32, positions, seqs, block tables, table stride, keys, values. Grid T.
     KvWrite { kv_heads: usize, head_dim: usize, kv: KvType, page_len: usize },
-    /// Causal attention over pages, online softmax. Args: q f32 `[T, H, Dh]`, positions, seqs, block tables, table
-    /// stride, keys, values, out f32 `[T, H, Dh]`. Grid T * kv_heads: item `t * kv_heads + h`.
-    Attention {
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        scale: f32,
-        window: Option<usize>,
-        kv: KvType,
-        page_len: usize,
-    },
+    /// Causal attention of any number of tokens. Args: q f32 `[T, H, Dh]`, positions, seqs, block tables, table stride,
+    /// keys, values, out `[T, H, Dh]`, T. Grid: see [`AttentionSpec::tile`].
+    Attention { attention: AttentionSpec, out: Activation },
+    /// The part that one span of the context has in a token's attention, see [`AttentionSpec`]. Args: q f32
+    /// `[T, H, Dh]`, positions, seqs, block tables, table stride, keys, values, partials f32
+    /// `[T, Hk, S, H / Hk, Dh + 4]`, S. Grid T * Hk * S in that order. A head's partial is its sums, its maximum, its
+    /// total, and 2 numbers that mean nothing; partials of spans a token does not see are not written.
+    AttentionSpan(AttentionSpec),
+    /// Joins the partials of a token. Args: partials, positions, out `[T, H, Dh]`, S. Grid T * Hk.
+    AttentionMerge { attention: AttentionSpec, out: Activation },
     /// Elementwise over rows. Args: a, (b for the binary ones), out. Grid: rows.
     Elementwise { op: Elementwise, dim: usize },
     /// Softmax of each row. Args: x, out. Grid: rows.
@@ -43,6 +42,83 @@ pub enum KernelSpec {
     GatherRows { dim: usize },
     /// `out[t, i] = x[t, start + i]`. Args: x, out. Grid: rows.
     Slice { dim: usize, start: usize, len: usize },
+}
+
+/// Causal attention over a paged cache.
+///
+/// A token sees the positions from `position - window + 1` (or 0) to its own. They are cut into spans of `span`
+/// positions, and within the span a head's numbers are
+///
+///   score[s] = sum_d (scale * q[d]) * k[s, d]                    over ascending d
+///   most = max_s score[s],  weight[s] = exp(score[s] - most)
+///   total = sum_s weight[s]                                      16 sums of every 16th s, then those in pairs
+///   sums[d] = sum_s weight[s] * v[s, d]                          over ascending s
+///
+/// Spans are joined in ascending order: the first is taken as it is, and each later one joins by
+///
+///   most' = max(most, span.most),  a = exp(most - most'),  b = exp(span.most - most')
+///   total' = total * a + span.total * b,  sums'[d] = sums[d] * a + span.sums[d] * b
+///
+/// The result is `sums[d] / total`. Where a maximum is minus infinity it counts as 0 in the differences, so that a span
+/// without any weight adds nothing. The kernels share this definition, so that a token's result does not depend on how
+/// many tokens are computed with it.
+///
+/// Int8 keys and values are multiplied by their scale once: `score[s] = scale[s] * sum_d ..`, and `weight[s] * scale[s]` in
+/// place of `weight[s]` in the sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Factor on scores.
+    pub scale: f32,
+    /// Positions a token sees; all up to its own when absent.
+    pub window: Option<usize>,
+    pub kv: KvType,
+    pub page_len: usize,
+    /// Positions of a span, a multiple of `page_len` and of 16.
+    pub span: usize,
+}
+
+impl AttentionSpec {
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Floats of one head's partial.
+    pub fn partial_len(&self) -> usize {
+        self.head_dim + 4
+    }
+
+    /// Tokens of a tile of [`KernelSpec::Attention`]: their query heads of one KV head share what is loaded and converted.
+    pub fn tile_tokens(&self) -> usize {
+        match self.group() {
+            1 => 32,
+            2..=4 => 16,
+            5..=8 => 8,
+            9..=16 => 4,
+            _ => 1,
+        }
+    }
+
+    /// First token and KV head of the tile that belongs to a grid item of [`KernelSpec::Attention`].
+    ///
+    /// The grid has `Hk` items per token and `Hk * (tile_tokens - 1)` more, so that every `tile_tokens`-th can stand for a
+    /// tile; the others are empty. Later tokens come first: they see most and should not be what threads wait for.
+    pub fn tile(&self, item: usize, tokens: usize) -> Option<(usize, usize)> {
+        let (index, rest) = (item / self.tile_tokens(), item % self.tile_tokens());
+        let tiles = tokens.div_ceil(self.tile_tokens());
+        let tile = tiles.checked_sub(1 + index / self.kv_heads).filter(|_| rest == 0)?;
+        Some((tile * self.tile_tokens(), index % self.kv_heads))
+    }
+
+    fn name(&self) -> String {
+        let AttentionSpec { heads, kv_heads, head_dim, kv, page_len, span, .. } = self;
+        let window = self.window.map_or(String::new(), |w| format!("_w{w}"));
+        let scale = self.scale.to_bits();
+        format!("{heads}_{kv_heads}x{head_dim}_s{scale:08x}{window}_{}_p{page_len}_n{span}", kv_name(*kv))
+    }
 }
 
 /// How a kernel hands activations on.
@@ -181,13 +257,12 @@ impl KernelSpec {
             KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len } => {
                 format!("kv_write_{kv_heads}x{head_dim}_{}_p{page_len}", kv_name(*kv))
             }
-            KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len } => {
-                let window = window.map_or(String::new(), |w| format!("_w{w}"));
-                let scale = scale.to_bits();
-                format!(
-                    "attention_{heads}_{kv_heads}x{head_dim}_s{scale:08x}{window}_{}_p{page_len}",
-                    kv_name(*kv)
-                )
+            KernelSpec::Attention { attention, out } => {
+                format!("attention_{}_{}", attention.name(), out.name())
+            }
+            KernelSpec::AttentionSpan(attention) => format!("attention_span_{}", attention.name()),
+            KernelSpec::AttentionMerge { attention, out } => {
+                format!("attention_merge_{}_{}", attention.name(), out.name())
             }
             KernelSpec::Elementwise { op, dim } => format!("{}_{dim}", op.name()),
             KernelSpec::Softmax { dim } => format!("softmax_{dim}"),
@@ -243,5 +318,6 @@ fn kv_name(kv: KvType) -> &'static str {
     match kv {
         KvType::F32 => "kvf32",
         KvType::F16 => "kvf16",
+        KvType::Int8 => "kvi8",
     }
 }

@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Result};
 use crate::kv::{KvCache, Sequence};
 use crate::memory::Region;
 use crate::model::{Inner, Model, Runnable};
-use attar_artifact::program::{Arg, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
 use std::sync::PoisonError;
 
 /// A sequence of an [`Engine`].
@@ -69,7 +69,7 @@ pub struct Engine {
     /// Resolved arguments of the program that ran last, and for which step.
     args: Vec<u64>,
     tasks: Vec<Task>,
-    resolved: Option<(usize, usize, usize)>,
+    resolved: Option<(usize, StepSize)>,
 }
 
 // SAFETY: `tasks` point into `args`, which the engine owns and never lets grow after it is made; they are read only
@@ -113,8 +113,10 @@ impl Engine {
         }
         let stride = context.div_ceil(m.kv.page_len as usize);
         let tokens = model.max_step_tokens() as u64;
-        let arena =
-            inner.programs.iter().map(|p| p.arena.at(p.max_tokens as u64, p.max_tokens as u64).unwrap_or(0));
+        let arena = inner.programs.iter().map(|p| {
+            let (most, spans) = (p.max_tokens as u64, m.kv.spans(context as u64));
+            p.arena.at(StepSize { tokens: most, rows: most, spans }).unwrap_or(0)
+        });
         let region = |bytes, what| Region::zeroed(bytes, what, HINT);
         let rope_bytes = tokens * u64::from(m.head_dim) * 4;
         let buffers = Buffers {
@@ -223,18 +225,18 @@ impl Engine {
     pub fn step(&mut self, batch: &StepBatch) -> Result<&[f32]> {
         let model = self.model.clone();
         let inner = &*model.inner;
-        let rows = self.fill(batch, inner)?;
+        let size = self.fill(batch, inner)?;
         let tokens = batch.len();
         let index = pick(&inner.programs, tokens)
             .ok_or(ErrorKind::StepTooLarge { tokens, most: model.max_step_tokens() })?;
-        if self.resolved != Some((index, tokens, rows)) {
-            self.resolve(inner, index, tokens as u64, rows as u64);
-            self.resolved = Some((index, tokens, rows));
+        if self.resolved != Some((index, size)) {
+            self.resolve(inner, index, size);
+            self.resolved = Some((index, size));
         }
         {
             let mut pool = inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
             // SAFETY: the programs were checked by the artifact's reader: every arena range lies inside the arena for
-            // this T and R, every weight range inside the weights, layers and tables exist. Step buffers are as large
+            // this T, R and S, every weight range inside the weights, layers and tables exist. Step buffers are as large
             // as the programs' token limit, tokens and rows are in range, and block tables name pages of the cache.
             // Kernels share out their grid without overlap, which is the compiler's contract.
             unsafe { pool.run(&self.tasks) };
@@ -245,7 +247,7 @@ impl Engine {
             }
         }
         let logits = self.buffers.logits.words();
-        Ok(logits.get(..rows * inner.manifest.model.vocab as usize).unwrap_or_default())
+        Ok(logits.get(..size.rows as usize * inner.manifest.model.vocab as usize).unwrap_or_default())
     }
 
     fn free_slot(&self) -> Result<(usize, SequenceId)> {
@@ -255,8 +257,8 @@ impl Engine {
         Ok((index, SequenceId(index as u32)))
     }
 
-    /// Checks the batch, reserves pages and writes the step's inputs. Returns the number of wanted rows.
-    fn fill(&mut self, batch: &StepBatch, inner: &Inner) -> Result<usize> {
+    /// Checks the batch, reserves pages and writes the step's inputs. Returns what extents depend on.
+    fn fill(&mut self, batch: &StepBatch, inner: &Inner) -> Result<StepSize> {
         let m = &inner.manifest.model;
         if batch.is_empty() {
             return Err(ErrorKind::EmptyPrompt.into());
@@ -292,7 +294,7 @@ impl Engine {
                 }
             }
         }
-        let mut rows = 0;
+        let (mut rows, mut longest) = (0, 0);
         for (i, t) in batch.tokens.iter().enumerate() {
             let index = t.sequence.0 as usize;
             let len = self.sequences.get(index).and_then(Option::as_ref).map_or(0, Sequence::len);
@@ -301,6 +303,7 @@ impl Engine {
                 position += *before;
                 *before += 1;
             }
+            longest = longest.max(position as u64 + 1);
             put(&mut b.tokens, i, t.token as i32);
             put(&mut b.positions, i, position as i32);
             put(&mut b.seqs, i, t.sequence.0 as i32);
@@ -320,11 +323,11 @@ impl Engine {
                 }
             }
         }
-        Ok(rows)
+        Ok(StepSize { tokens: batch.len() as u64, rows: rows as u64, spans: m.kv.spans(longest) })
     }
 
     /// Turns every launch's arguments into numbers for a step of this size.
-    fn resolve(&mut self, inner: &Inner, index: usize, tokens: u64, rows: u64) {
+    fn resolve(&mut self, inner: &Inner, index: usize, size: StepSize) {
         self.args.clear();
         self.tasks.clear();
         let Some(program) = inner.programs.get(index) else { return };
@@ -334,7 +337,7 @@ impl Engine {
             for arg in &call.args {
                 // Extents were checked not to overflow for any step of this program.
                 let value = match *arg {
-                    Arg::Arena { offset, .. } => b.arena.address() + offset.at(tokens, rows).unwrap_or(0),
+                    Arg::Arena { offset, .. } => b.arena.address() + offset.at(size).unwrap_or(0),
                     Arg::Weight { offset, .. } => weights + offset,
                     Arg::Step(buffer) => match buffer {
                         StepBuffer::Tokens => b.tokens.address(),
@@ -350,9 +353,10 @@ impl Engine {
                     Arg::Keys { layer } => self.kv.addresses(layer as usize).0,
                     Arg::Values { layer } => self.kv.addresses(layer as usize).1,
                     Arg::Imm(value) => value,
-                    Arg::Count(extent) => extent.at(tokens, rows).unwrap_or(0),
+                    Arg::Count(extent) => extent.at(size).unwrap_or(0),
                     Arg::BlockTableStride => self.stride as u64,
                     Arg::PrefetchDistance => 4096,
+                    Arg::Spans => size.spans,
                 };
                 self.args.push(value);
             }
@@ -361,7 +365,7 @@ impl Engine {
         for call in &program.launches {
             let (args, after) = rest.split_at_checked(call.args.len()).unwrap_or_default();
             rest = after;
-            let grid = call.grid.at(tokens, rows).unwrap_or(0);
+            let grid = call.grid.at(size).unwrap_or(0);
             self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid });
         }
     }

@@ -146,7 +146,7 @@ fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
                         max_tokens: p.max_tokens,
                         launches: p.launches.len(),
                         weight_bytes: p.launches.iter().map(|l| l.weight_bytes).sum(),
-                        arena_bytes: p.arena.at(most, most).unwrap_or(0),
+                        arena_bytes: p.arena.at(StepSize { tokens: most, rows: most, spans }).unwrap_or(0),
                     });
                 }
             }

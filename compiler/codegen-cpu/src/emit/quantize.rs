@@ -3,7 +3,7 @@
 use crate::lanes::{F32x4, Lanes, Scalar};
 use attar_kernel::ActInt8Layout;
 
-const QUADS: usize = ActInt8Layout::GROUP / 4;
+pub(super) const QUADS: usize = ActInt8Layout::GROUP / 4;
 
 pub(super) fn quantize(dim: usize, cx: &mut Lanes<'_>) -> Result<(), String> {
     let layout = layout_of(dim)?;
@@ -32,11 +32,26 @@ pub(super) fn groups(
     cx: &mut Lanes<'_>,
     layout: &ActInt8Layout,
     out: Scalar,
+    load: impl FnMut(&mut Lanes<'_>, Scalar) -> [F32x4; QUADS],
+) {
+    let first = cx.int(0);
+    some_groups(cx, layout, out, first, layout.groups, load);
+}
+
+/// Quantizes `count` groups of a row from group `first` on; `load` is given indices relative to the first of them.
+pub(super) fn some_groups(
+    cx: &mut Lanes<'_>,
+    layout: &ActInt8Layout,
+    out: Scalar,
+    first: Scalar,
+    count: usize,
     mut load: impl FnMut(&mut Lanes<'_>, Scalar) -> [F32x4; QUADS],
 ) {
-    let scales = cx.iadd_imm(out, layout.scales_offset as i64);
-    let sums = cx.iadd_imm(out, layout.sums_offset as i64);
-    cx.for_const(layout.groups, 1, |cx, g| {
+    let at = cx.offset(out, first, 4);
+    let scales = cx.iadd_imm(at, layout.scales_offset as i64);
+    let sums = cx.iadd_imm(at, layout.sums_offset as i64);
+    let out = cx.offset(out, first, ActInt8Layout::GROUP);
+    cx.for_const(count, 1, |cx, g| {
         let first = cx.imul_imm(g, ActInt8Layout::GROUP as i64);
         let x = load(cx, first);
         let codes = cx.iadd(out, first);

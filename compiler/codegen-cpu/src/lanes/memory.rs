@@ -214,7 +214,7 @@ impl Lanes<'_> {
     }
 
     /// Each lane's f16 in its low 16 bits; rounding as in [`Lanes::store4_f16`].
-    fn f32_to_f16(&mut self, value: F32x4) -> I32x4 {
+    pub(crate) fn f32_to_f16(&mut self, value: F32x4) -> I32x4 {
         let bits = self.vbits(value);
         let sign = self.vushr_imm(bits, 16);
         let mask = self.splat_const_i32(0x8000);

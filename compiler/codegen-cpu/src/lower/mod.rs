@@ -37,6 +37,8 @@ pub struct LowerOptions {
     pub kv: KvType,
     /// Tokens of one page of the cache.
     pub page_len: u32,
+    /// Positions of one span of attention, a multiple of `page_len`.
+    pub span: u32,
     /// Most tokens of one prefill step.
     pub max_prefill_tokens: u32,
 }
@@ -44,11 +46,17 @@ pub struct LowerOptions {
 impl LowerOptions {
     /// The page and step sizes of the engine's programs.
     pub const PAGE_LEN: u32 = 32;
+    pub const SPAN: u32 = 256;
     pub const MAX_PREFILL_TOKENS: u32 = 512;
 
     /// Standard sizes with the given cache element.
     pub fn new(kv: KvType) -> LowerOptions {
-        LowerOptions { kv, page_len: Self::PAGE_LEN, max_prefill_tokens: Self::MAX_PREFILL_TOKENS }
+        LowerOptions {
+            kv,
+            page_len: Self::PAGE_LEN,
+            span: Self::SPAN,
+            max_prefill_tokens: Self::MAX_PREFILL_TOKENS,
+        }
     }
 }
 

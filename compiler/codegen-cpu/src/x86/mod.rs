@@ -10,6 +10,8 @@ mod amx;
 mod asm;
 mod float;
 mod int;
+mod math;
+pub(crate) mod rows;
 
 pub(crate) use amx::{BLOCK_ROWS, TILE, TILE_ROWS, TileKernel};
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};

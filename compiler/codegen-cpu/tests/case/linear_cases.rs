@@ -86,11 +86,12 @@ pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
             args.push(Arg::Input(bytes_of(&seqs)));
             args.push(Arg::Input(bytes_of(&tables)));
             args.push(Arg::Number(pages_each as u64));
-            let cache = vec![0; pages * q.kv_heads * q.page_len * q.head_dim * q.kv.size()];
+            let cache = vec![0; pages * q.kv_heads * q.kv.block_bytes(q.head_dim, q.page_len)];
             let check = match q.kv {
                 KvType::F32 => Check::F32 { abs: 5e-5, rel: 5e-5 },
                 // A unit of rounding, and the flush of subnormals.
                 KvType::F16 => Check::F16 { abs: 1e-4, rel: 1e-3 },
+                KvType::Int8 => Check::Cache { head_dim: q.head_dim, page_len: q.page_len, slack: 1 },
             };
             args.push(Arg::Output(cache.clone(), check));
             args.push(Arg::Output(cache, check));
@@ -118,6 +119,7 @@ pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
         (Epilogue::Swiglu { width: 16 }, 32),
         qkv(3, 1, 16, None, KvType::F16),
         qkv(2, 2, 48, Some(1e-6), KvType::F32),
+        qkv(2, 1, 32, None, KvType::Int8),
     ]
 }
 

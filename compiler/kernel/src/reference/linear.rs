@@ -44,7 +44,6 @@ pub(super) unsafe fn linear(spec: &LinearSpec, args: Args<'_>, item: usize) {
             Epilogue::Qkv(q) => {
                 let dh = q.head_dim;
                 let shape = Shape {
-                    heads: q.heads,
                     kv_heads: q.kv_heads,
                     head_dim: dh,
                     kv: q.kv,

@@ -81,7 +81,7 @@ pub fn write(path: &Path, code: &[CodeSection<'_>]) {
         context_length: 4096,
         parameters: 2,
         rope: Vec::new(),
-        kv: KvSpec { dtype: KvType::F16, page_len: 32 },
+        kv: KvSpec { dtype: KvType::F16, page_len: 32, span: 256 },
         eos: vec![2],
         bos: Some(1),
     };

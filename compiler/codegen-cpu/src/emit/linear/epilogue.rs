@@ -138,16 +138,12 @@ impl Args {
             |cx| {
                 let kv_item = cx.iadd_imm(item, -(q.heads as i64));
                 let is_key = cx.icmp_imm(IntCmp::SignedLessThan, kv_item, q.kv_heads as i64);
-                let base = cx.select(is_key, keys, values);
                 let value_head = cx.iadd_imm(kv_item, -(q.kv_heads as i64));
                 let head = cx.select(is_key, kv_item, value_head);
                 let cache =
                     Cache { kv_heads: q.kv_heads, head_dim: q.head_dim, kv: q.kv, page_len: q.page_len };
                 let args = CacheArgs { positions, seqs, tables, stride, keys, values };
-                let (position, table) = args.locate(cx, row);
-                let at = cache.at(cx, table, position, head);
-                let to = cx.iadd(base, at);
-                cache.store_head(cx, sums, to);
+                cache.store_head(cx, &args, row, head, is_key, sums);
             },
         );
     }
