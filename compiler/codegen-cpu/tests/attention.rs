@@ -127,12 +127,15 @@ fn what_is_not_finite_stays_where_it_is_seen() {
                 let case = store.tiles(&batch, q, Activation::F32);
                 let (want, got) = (case.reference(), case.compiled(&image));
                 case.check(target.name(), &want, &got);
-                let finite = f32s(&got[0]).chunks(48).zip(&batch).all(|(row, (_, p))| {
-                    p >= position || row.iter().all(|v| v.is_finite())
-                });
+                let finite = f32s(&got[0])
+                    .chunks(48)
+                    .zip(&batch)
+                    .all(|(row, (_, p))| p >= position || row.iter().all(|v| v.is_finite()));
                 assert!(finite, "something not finite shows before position {position}");
                 let spans = by_spans(&image, store, &batch, q, Activation::F32);
-                let bits = |b: &[u8]| f32s(b).iter().map(|v| if v.is_nan() { 0 } else { v.to_bits() }).collect::<Vec<_>>();
+                let bits = |b: &[u8]| {
+                    f32s(b).iter().map(|v| if v.is_nan() { 0 } else { v.to_bits() }).collect::<Vec<_>>()
+                };
                 assert_eq!(bits(&got[0]), bits(&spans));
             }
         }
@@ -171,4 +174,3 @@ fn every_tile_has_one_item() {
         assert_eq!(sorted, expected);
     }
 }
-

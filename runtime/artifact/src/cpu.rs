@@ -114,7 +114,8 @@ mod tests {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     fn amx_is_found_only_where_the_kernel_knows_it() {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        for (feature, flag) in [("amx-tile", "amx_tile"), ("amx-bf16", "amx_bf16"), ("amx-int8", "amx_int8")] {
+        for (feature, flag) in [("amx-tile", "amx_tile"), ("amx-bf16", "amx_bf16"), ("amx-int8", "amx_int8")]
+        {
             let listed = cpuinfo.split_whitespace().any(|f| f == flag);
             assert!(listed || !has_feature(feature), "{feature} found on a machine that has no {flag}");
         }

@@ -111,7 +111,8 @@ pub(super) fn attention_span(spec: &AttentionSpec, cx: &mut Lanes<'_>) -> Result
             let to = cx.offset(to, item, group * spec.partial_len() * 4);
             for g in 0..group {
                 let at = (g * spec.partial_len() * 4) as i64;
-                let (to, from) = (cx.iadd_imm(to, at), cx.iadd_imm(rows.own.sums, (g * spec.head_dim * 4) as i64));
+                let (to, from) =
+                    (cx.iadd_imm(to, at), cx.iadd_imm(rows.own.sums, (g * spec.head_dim * 4) as i64));
                 cx.for_const(spec.head_dim, 4, |cx, d| {
                     let (from, to) = (cx.offset(from, d, 4), cx.offset(to, d, 4));
                     let v = cx.load4(from, 0);
@@ -271,7 +272,15 @@ impl Output {
     }
 
     /// Divides the sums of a KV head's query heads by their totals and stores them as a part of row `t` of `to`.
-    fn store(&self, cx: &mut Lanes<'_>, spec: &AttentionSpec, from: &Sums, to: Scalar, t: Scalar, head: Scalar) {
+    fn store(
+        &self,
+        cx: &mut Lanes<'_>,
+        spec: &AttentionSpec,
+        from: &Sums,
+        to: Scalar,
+        t: Scalar,
+        head: Scalar,
+    ) {
         let (group, dh) = (spec.group(), spec.head_dim);
         let f32_row = cx.offset(to, t, spec.heads * dh * 4);
         let f32_part = cx.offset(f32_row, head, group * dh * 4);
@@ -326,7 +335,12 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(spec: &'a AttentionSpec, rows: usize, block: usize, cx: &mut Lanes<'_>) -> Result<Rows<'a>, String> {
+    fn new(
+        spec: &'a AttentionSpec,
+        rows: usize,
+        block: usize,
+        cx: &mut Lanes<'_>,
+    ) -> Result<Rows<'a>, String> {
         let AttentionSpec { kv_heads, head_dim, kv, page_len, .. } = *spec;
         let cache = Cache { kv_heads, head_dim, kv, page_len };
         cache.check()?;

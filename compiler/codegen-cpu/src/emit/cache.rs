@@ -54,10 +54,7 @@ impl Cache {
     /// Why no kernel handles this shape, if so.
     pub(super) fn check(&self) -> Result<(), String> {
         if !self.head_dim.is_multiple_of(4) {
-            return Err(format!(
-                "a cache of heads of width {}, which is no multiple of 4",
-                self.head_dim
-            ));
+            return Err(format!("a cache of heads of width {}, which is no multiple of 4", self.head_dim));
         }
         if !self.page_len.is_multiple_of(16) {
             return Err(format!("pages of {} tokens, which is no multiple of 16", self.page_len));
@@ -76,7 +73,13 @@ impl Cache {
     }
 
     /// Byte offset of the block of head `head` of page `page_index` of a block table.
-    pub(super) fn block(&self, cx: &mut Lanes<'_>, table: Scalar, page_index: Scalar, head: Scalar) -> Scalar {
+    pub(super) fn block(
+        &self,
+        cx: &mut Lanes<'_>,
+        table: Scalar,
+        page_index: Scalar,
+        head: Scalar,
+    ) -> Scalar {
         let at = cx.offset(table, page_index, 4);
         let page = cx.load_i32(at, 0);
         let page = cx.widen_unsigned(page);

@@ -16,7 +16,7 @@ mod wide;
 use crate::lanes::{IntCmp, Lanes, Scalar};
 use crate::x86::Level;
 use attar_format::{CHANNELS, PackedLayout};
-use attar_kernel::{ActInt8Layout, Epilogue, LinearSpec, RowTile};
+use attar_kernel::{ActInt8Layout, Activation, Epilogue, LinearSpec, RowTile};
 
 /// Rows contracted before their epilogues run.
 const CHUNK: usize = 16;
@@ -61,14 +61,9 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
     let layout = check(spec)?;
     let int8 = spec.format.wants_int8_activations();
     let x_stride = if int8 { ActInt8Layout::new(spec.k).stride } else { spec.k * 4 };
-    let blocks = match &spec.epilogue {
-        Epilogue::Store | Epilogue::Residual => 1,
-        Epilogue::Swiglu { .. } => 2,
-        Epilogue::Qkv(q) => q.head_dim / CHANNELS,
-    };
+    let blocks = spec.blocks_per_item();
     let sums_stride = blocks * BLOCK_SUMS;
     let level = Level::of(cx.target());
-    let (x, weights) = (cx.arg(0), cx.arg(1));
     let tiles = tiles::Tiles::new(cx, level, &layout, spec.rows, blocks);
     // Beside tiles there are only few rows left to do.
     let rows = if tiles.is_some() { RowTile::Small } else { spec.rows };
@@ -77,73 +72,75 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
         (rows, Some(level)) => wide::Wide::chunk_rows(level, rows),
         (_, None) => CHUNK,
     };
+    let (x, weights) = (cx.arg(0), cx.arg(1));
     let sums = cx.scratch(chunk * sums_stride);
     let epilogue = epilogue::Args::load(spec, cx);
     let wide = level.map(|level| wide::Wide::new(cx, level, &layout, rows, blocks, epilogue.prefetch));
     let workspace = (int8 && wide.is_none()).then(|| int::Workspace::new(cx, spec.rows));
     let mut outcome = Ok(());
-    let mut by_items = |cx: &mut Lanes<'_>| {
-        cx.for_items(|cx, item| {
-            let first_block = cx.iadd_imm(weights, layout.header_bytes as i64);
-            let item_weights = cx.offset(first_block, item, blocks * layout.block_bytes);
-            let contract = |cx: &mut Lanes<'_>, x: Scalar, item_weights: Scalar, count: Scalar| {
-                cx.for_const(blocks, 1, |cx, i| {
-                    let contraction = Contraction {
-                        layout: &layout,
-                        rows: spec.rows,
-                        block: cx.offset(item_weights, i, layout.block_bytes),
-                        header: weights,
-                        x,
-                        count,
-                        sums: cx.offset(sums, i, BLOCK_SUMS),
-                        sums_stride,
-                    };
-                    match &workspace {
-                        Some(workspace) => int::emit(&contraction, workspace, cx),
-                        None => float::emit(&contraction, cx),
-                    }
-                });
-            };
-            let mut chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
-                let x = cx.offset(x, first, x_stride);
-                if let Some(wide) = &wide {
-                    let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
-                    outcome = wide.contract(cx, &chunk);
-                } else {
-                    contract(cx, x, item_weights, count);
-                }
-                let finish = |cx: &mut Lanes<'_>, r: Scalar| {
-                    let row = cx.iadd(first, r);
-                    let sums = cx.offset(sums, r, sums_stride);
-                    epilogue.row(spec, cx, item, row, sums);
+    let mut total_rows = epilogue.total_rows;
+    if let Some(tiles) = tiles {
+        let operands = tiles::Operands { x, weights, epilogue: &epilogue };
+        let many = cx.icmp_imm(IntCmp::SignedGreaterThan, total_rows, tiles::FEW as i64);
+        let mut tiled = Ok(());
+        cx.if_(many, |cx| tiled = tiles.emit(spec, cx, &operands));
+        tiled?;
+        let none = cx.int(0);
+        total_rows = cx.select(many, none, total_rows);
+    }
+    let first_block = cx.iadd_imm(weights, layout.header_bytes as i64);
+    cx.for_items(|cx, item| {
+        let item_weights = cx.offset(first_block, item, blocks * layout.block_bytes);
+        let contract = |cx: &mut Lanes<'_>, x: Scalar, item_weights: Scalar, count: Scalar| {
+            cx.for_const(blocks, 1, |cx, i| {
+                let contraction = Contraction {
+                    layout: &layout,
+                    rows: spec.rows,
+                    block: cx.offset(item_weights, i, layout.block_bytes),
+                    header: weights,
+                    x,
+                    count,
+                    sums: cx.offset(sums, i, BLOCK_SUMS),
+                    sums_stride,
                 };
-                let zero = cx.int(0);
-                if chunk == 1 { finish(cx, zero) } else { cx.for_range(zero, count, 1, finish) }
+                match &workspace {
+                    Some(workspace) => int::emit(&contraction, workspace, cx),
+                    None => float::emit(&contraction, cx),
+                }
+            });
+        };
+        let mut chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
+            let x = cx.offset(x, first, x_stride);
+            if let Some(wide) = &wide {
+                let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
+                outcome = wide.contract(cx, &chunk);
+                if outcome.is_ok() && epilogue.wide(spec, cx, level, item, first, count, sums, sums_stride) {
+                    return;
+                }
+            } else {
+                contract(cx, x, item_weights, count);
+            }
+            let finish = |cx: &mut Lanes<'_>, r: Scalar| {
+                let row = cx.iadd(first, r);
+                let sums = cx.offset(sums, r, sums_stride);
+                epilogue.row(spec, cx, item, row, sums);
             };
             let zero = cx.int(0);
-            if chunk == 1 {
-                let one = cx.int(1);
-                chunk_of_rows(cx, zero, one);
-            } else {
-                cx.for_range(zero, epilogue.total_rows, chunk as i64, |cx, first| {
-                    let left = cx.isub(epilogue.total_rows, first);
-                    let most = cx.int(chunk as i64);
-                    let count = cx.imin(left, most);
-                    chunk_of_rows(cx, first, count);
-                });
-            }
-        })
-    };
-    match tiles {
-        None => by_items(cx),
-        Some(tiles) => {
-            let operands = tiles::Operands { x, weights, epilogue: &epilogue };
-            let many = cx.icmp_imm(IntCmp::SignedGreaterThan, epilogue.total_rows, tiles::FEW as i64);
-            let mut tiled = Ok(());
-            cx.if_else(many, |cx| tiled = tiles.emit(spec, cx, &operands), by_items);
-            tiled?;
+            if chunk == 1 { finish(cx, zero) } else { cx.for_range(zero, count, 1, finish) }
+        };
+        let zero = cx.int(0);
+        if chunk == 1 {
+            let one = cx.int(1);
+            chunk_of_rows(cx, zero, one);
+        } else {
+            cx.for_range(zero, total_rows, chunk as i64, |cx, first| {
+                let left = cx.isub(total_rows, first);
+                let most = cx.int(chunk as i64);
+                let count = cx.imin(left, most);
+                chunk_of_rows(cx, first, count);
+            });
         }
-    }
+    });
     outcome
 }
 
@@ -165,7 +162,10 @@ fn check(spec: &LinearSpec) -> Result<PackedLayout, String> {
     }
     match &spec.epilogue {
         Epilogue::Store | Epilogue::Residual => {}
-        Epilogue::Swiglu { width } => {
+        Epilogue::Swiglu { width, out } => {
+            if *out == Activation::Int8 && !width.is_multiple_of(ActInt8Layout::GROUP) {
+                return Err(format!("int8 rows of width {width}, which is no multiple of 32"));
+            }
             if n != 2 * width.next_multiple_of(CHANNELS) {
                 return Err(format!(
                     "swiglu of width {width} needs a weight padded to 16, not of {n} channels"

@@ -74,6 +74,9 @@ fn extent(e: &Extent) -> String {
     };
     let base = if e.base == 0 { None } else { Some(e.base.to_string()) };
     let parts: Vec<String> =
-        [base, unit(e.per_token, "T"), unit(e.per_row, "R"), unit(e.per_token_span, "TS")].into_iter().flatten().collect();
+        [base, unit(e.per_token, "T"), unit(e.per_row, "R"), unit(e.per_token_span, "TS")]
+            .into_iter()
+            .flatten()
+            .collect();
     if parts.is_empty() { "0".to_owned() } else { parts.join("+") }
 }

@@ -138,7 +138,11 @@ fn quantize_group(
 
 /// Rows of SwiGLU over 32 outputs, quantized: sums hold 16 gates, their 16 ups, and again. Arguments: sums, codes of
 /// the first row's group, its scale, rows.
-pub(crate) fn swiglu_quantize(level: Level, layout: &ActInt8Layout, sums_stride: usize) -> AsmResult<Vec<u8>> {
+pub(crate) fn swiglu_quantize(
+    level: Level,
+    layout: &ActInt8Layout,
+    sums_stride: usize,
+) -> AsmResult<Vec<u8>> {
     let mut s = Asm::new(level)?;
     let vectors = GROUP / level.lanes();
     s.repeat(rcx, 1, |s| {

@@ -181,15 +181,8 @@ pub(crate) fn all() -> Vec<Case> {
             let groups = (spec.group() * spec.head_dim).is_multiple_of(ActInt8Layout::GROUP);
             let out = if groups && i % 2 == 0 { Activation::Int8 } else { Activation::F32 };
             // Two sequences from their beginning; one that goes on; single tokens around the borders.
-            let batch = runs(&[
-                (0, 0, 35),
-                (1, 90, 9),
-                (2, 31, 1),
-                (2, 63, 1),
-                (1, 64, 1),
-                (0, 35, 1),
-                (1, 127, 3),
-            ]);
+            let batch =
+                runs(&[(0, 0, 35), (1, 90, 9), (2, 31, 1), (2, 63, 1), (1, 64, 1), (0, 35, 1), (1, 127, 3)]);
             let store = Store::new(spec, &[36, 130, 64], r);
             let q = queries(&spec, &batch);
             cases.push(store.tiles(&batch, &q, out));

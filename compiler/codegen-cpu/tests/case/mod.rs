@@ -198,8 +198,10 @@ impl Case {
                 }
                 Check::Int8 { dim, slack } => int8_rows(&at, dim, slack, want, got),
                 Check::Cache { head_dim, page_len, slack } => {
-                    let (codes, block) =
-                        (KvType::Int8.scales_offset(head_dim, page_len), KvType::Int8.block_bytes(head_dim, page_len));
+                    let (codes, block) = (
+                        KvType::Int8.scales_offset(head_dim, page_len),
+                        KvType::Int8.block_bytes(head_dim, page_len),
+                    );
                     for (b, (want, got)) in want.chunks(block).zip(got.chunks(block)).enumerate() {
                         let at = format!("{at} block {b}");
                         int8_codes(&at, slack, &want[..codes], &got[..codes]);
@@ -238,13 +240,7 @@ fn int8_rows(at: &str, dim: usize, slack: i32, want: &[u8], got: &[u8]) {
             got[..dim].chunks(32).map(|group| group.iter().map(|c| i32::from(*c as i8)).sum()).collect();
         int8_codes(&at, slack, &want[..dim], &got[..dim]);
         let scales = layout.scales_offset..layout.sums_offset;
-        close(
-            &at,
-            &f32s(&want[scales.clone()]),
-            &f32s(&got[scales]),
-            0.0,
-            tolerance_of(slack),
-        );
+        close(&at, &f32s(&want[scales.clone()]), &f32s(&got[scales]), 0.0, tolerance_of(slack));
         let stored = &got[layout.sums_offset..layout.sums_offset + 4 * layout.groups];
         assert!(stored == bytes_of(&sums), "{at}: sums do not belong to the codes");
     }

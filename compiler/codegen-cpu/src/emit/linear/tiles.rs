@@ -139,6 +139,9 @@ impl<'a> Tiles<'a> {
                 cx.for_range(zero, together, 1, |cx, i| {
                     let item = cx.iadd(item, i);
                     let sums = cx.offset(self.sums, i, self.blocks * BLOCK_SUMS);
+                    if o.epilogue.wide(spec, cx, Some(self.level), item, first, count, sums, sums_stride) {
+                        return;
+                    }
                     cx.for_range(zero, count, 1, |cx, r| {
                         let row = cx.iadd(first, r);
                         let sums = cx.offset(sums, r, sums_stride);
