@@ -7,12 +7,13 @@ pub(crate) mod attention_cases;
 #[path = "../emulate/mod.rs"]
 pub(crate) mod emulate;
 pub(crate) mod linear_cases;
+pub(crate) mod rounded;
 pub(crate) mod row_cases;
 
 use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
-pub(crate) use emulate::host_targets;
 use attar_kernel::{KernelSpec, reference};
+pub(crate) use emulate::host_targets;
 
 /// One argument slot.
 #[derive(Clone, Debug)]

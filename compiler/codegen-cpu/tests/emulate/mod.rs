@@ -2,7 +2,7 @@
 //!
 //! Where an instruction does not exist the CPU raises an invalid opcode, which arrives as SIGILL. The handler decodes the
 //! instruction, carries it out on the registers of the signal's context and on a tile file of the thread, and goes on
-//! behind it. Everything else a kernel consists of runs as itself. What the architecture forbids ends the process with
+//! behind it. Everything else a kernel consists of runs as itself (but for plain loads between emulated instructions). What the architecture forbids ends the process with
 //! the reason: no panic could unwind through a kernel.
 
 mod dot;

@@ -4,8 +4,8 @@ use super::{Products, TileFile, vpdpbusd};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::cell::RefCell;
 use std::io::Write;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Once, OnceLock};
 
 /// Instructions carried out.
 pub(crate) static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -20,6 +20,7 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         // The decoder makes its tables at first use, which should not be in the handler.
         let _ = Decoder::new(64, &[0x90], DecoderOptions::NONE).decode();
+        let _ = offsets();
         // SAFETY: the handler has the signature that SA_SIGINFO asks for; all fields not set are valid as zeros.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -38,14 +39,15 @@ pub(crate) fn install() {
 extern "C" fn on_invalid_opcode(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let mut context = Context(context.cast());
     let mut carried_out = 0;
-    // What follows often needs emulation too; taking it along saves a signal.
+    // What follows often needs emulation too, or loads operands of what does; taking it along saves a signal.
     loop {
         let instruction = context.instruction();
-        if !context.execute(&instruction) {
+        if context.execute(&instruction) {
+            carried_out += 1;
+        } else if carried_out == 0 || !context.load(&instruction) {
             break;
         }
         context.set_ip(instruction.next_ip());
-        carried_out += 1;
     }
     COUNT.fetch_add(carried_out, Ordering::Relaxed);
     if carried_out == 0 {
@@ -69,9 +71,12 @@ const SSE: u64 = 1 << 1;
 const AVX: u64 = 1 << 2;
 const ZMM_HIGH: u64 = 1 << 6;
 
-/// Where state number `state` stands in the register area.
-fn state_offset(state: u32) -> usize {
-    std::arch::x86_64::__cpuid_count(0xd, state).ebx as usize
+/// Where the states of AVX and of the upper halves of ZMM registers stand in the register area. Asked for once: virtual
+/// machines take long to answer.
+static OFFSETS: OnceLock<[usize; 2]> = OnceLock::new();
+
+fn offsets() -> [usize; 2] {
+    *OFFSETS.get_or_init(|| [2, 6].map(|state| std::arch::x86_64::__cpuid_count(0xd, state).ebx as usize))
 }
 
 impl Context {
@@ -117,7 +122,15 @@ impl Context {
 
     /// Address of a memory operand, without the index.
     fn base(&self, i: &Instruction) -> u64 {
+        if i.is_ip_rel_memory_operand() {
+            return i.ip_rel_memory_address();
+        }
         self.general(i.memory_base()).wrapping_add(i.memory_displacement64())
+    }
+
+    /// The scaled index of a memory operand.
+    fn index(&self, i: &Instruction) -> u64 {
+        self.general(i.memory_index()).wrapping_mul(u64::from(i.memory_index_scale()))
     }
 
     /// Carries an instruction out; `false` if it is none of those that are emulated.
@@ -138,15 +151,29 @@ impl Context {
         true
     }
 
+    /// Carries out a plain load of a vector register; `false` if it is none.
+    fn load(&mut self, i: &Instruction) -> bool {
+        let address = || self.base(i).wrapping_add(self.index(i)) as *const u8;
+        let value = match i.code() {
+            // SAFETY: these read what the instructions would have.
+            Code::VEX_Vmovups_ymm_ymmm256 if i.op1_kind() == OpKind::Memory => unsafe {
+                address().cast::<[u8; 32]>().read_unaligned()
+            },
+            Code::VEX_Vbroadcastss_ymm_m32 => {
+                // SAFETY: as above.
+                let element = unsafe { address().cast::<[u8; 4]>().read_unaligned() };
+                std::array::from_fn(|b| element[b % 4])
+            }
+            _ => return false,
+        };
+        self.set_ymm(i.op0_register() as usize - Register::YMM0 as usize, value);
+        true
+    }
+
     fn dot(&mut self, i: &Instruction) {
         let number = |op: u32| i.op_register(op) as usize - Register::YMM0 as usize;
         let b = if i.op2_kind() == OpKind::Memory {
-            let index = self.general(i.memory_index()).wrapping_mul(u64::from(i.memory_index_scale()));
-            let address = if i.is_ip_rel_memory_operand() {
-                i.ip_rel_memory_address()
-            } else {
-                self.base(i).wrapping_add(index)
-            };
+            let address = self.base(i).wrapping_add(self.index(i));
             // SAFETY: what the instruction would have read.
             unsafe { (address as *const [u8; 32]).read_unaligned() }
         } else {
@@ -176,7 +203,7 @@ impl Context {
         let mut value = [0; 32];
         // SAFETY: the header is part of the area.
         let states = unsafe { self.states().read() };
-        let halves = [(SSE, XMM), (AVX, state_offset(2))];
+        let halves = [(SSE, XMM), (AVX, offsets()[0])];
         for (half, (state, offset)) in value.chunks_mut(16).zip(halves) {
             if states & state != 0 {
                 // SAFETY: 16 registers of 16 bytes stand at either offset.
@@ -188,7 +215,7 @@ impl Context {
 
     /// With VEX encoding: the upper half of the 512-bit register becomes zero.
     fn set_ymm(&mut self, number: usize, value: [u8; 32]) {
-        let halves = [(SSE, XMM), (AVX, state_offset(2))];
+        let halves = [(SSE, XMM), (AVX, offsets()[0])];
         for (half, (state, offset)) in value.chunks(16).zip(halves) {
             // SAFETY: 16 registers of 16 bytes stand at either offset.
             unsafe {
@@ -202,7 +229,7 @@ impl Context {
         // SAFETY: with that bit 16 upper halves of 32 bytes stand there.
         unsafe {
             if *self.states() & ZMM_HIGH != 0 {
-                self.area().add(state_offset(6) + 32 * number).cast::<[u8; 32]>().write([0; 32]);
+                self.area().add(offsets()[1] + 32 * number).cast::<[u8; 32]>().write([0; 32]);
             }
         }
     }
@@ -211,7 +238,7 @@ impl Context {
     fn tile_instruction(&self, i: &Instruction) -> Option<Result<(), String>> {
         let tile = |op: u32| i.op_register(op) as usize - Register::TMM0 as usize;
         let base = self.base(i);
-        let stride = self.general(i.memory_index()).wrapping_mul(u64::from(i.memory_index_scale()));
+        let stride = self.index(i);
         let row = |r: usize| base.wrapping_add(stride.wrapping_mul(r as u64));
         TILES.with_borrow_mut(|tiles| {
             let mut multiply = |products| tiles.multiply(products, tile(0), tile(1), tile(2));
