@@ -24,6 +24,7 @@
 //!
 //! API boundary: the command line, the server and other programs build on this crate.
 
+mod byte_pairs;
 mod chat;
 mod device;
 mod engine;

@@ -10,6 +10,7 @@ use crate::session::{Session, SessionOptions};
 use crate::text::Tokenizer;
 use attar_artifact::manifest::{Manifest, SectionKind};
 use attar_artifact::program::{Arg, Extent, Program, ProgramKind};
+use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
 use attar_artifact::{Artifact, Verify};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -239,8 +240,7 @@ pub fn target_refusal(target: &str, features: &[&str]) -> Option<String> {
 }
 
 fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
-    let tokenizer =
-        artifact.text(&SectionKind::Tokenizer)?.map(|json| Tokenizer::from_json(&json)).transpose()?;
+    let tokenizer = read_tokenizer(artifact)?;
     let name = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token(id)).unwrap_or_default();
     let model = &artifact.manifest().model;
     let (bos, eos) = (name(model.bos), name(model.eos.first().copied()));
@@ -249,6 +249,21 @@ fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemp
         .map(|text| ChatTemplate::new(text, bos, eos))
         .transpose()?;
     Ok((tokenizer, template))
+}
+
+/// The tokenizer, from the section that opens fast when this version knows its layout, else from the JSON.
+fn read_tokenizer(artifact: &Artifact) -> Result<Option<Tokenizer>> {
+    if let Some(section) = artifact.section(|k| *k == SectionKind::Vocabulary) {
+        match Vocabulary::parse(&artifact.read(section)?) {
+            Ok(vocabulary) => return Tokenizer::from_vocabulary(vocabulary).map(Some),
+            Err(VocabularyFault::Version(_)) => {}
+            Err(source) => {
+                let (action, source) = ("be read", Box::new(source));
+                return Err(ErrorKind::Tokenizer { action, source }.into());
+            }
+        }
+    }
+    artifact.text(&SectionKind::Tokenizer)?.map(|json| Tokenizer::from_json(&json)).transpose()
 }
 
 fn copy_weights(artifact: &Artifact, threads: usize, verify: Verify) -> Result<Region> {
