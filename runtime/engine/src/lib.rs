@@ -5,7 +5,7 @@
 //! sequences. Computation is shared out among the model's threads; after the first token nothing is allocated.
 //!
 //! ```no_run
-//! use attar_runtime::{Control, GenerateOptions, Message, Model, OpenOptions, SessionOptions};
+//! use attar_runtime::{Control, GenerateOptions, Message, Model, OpenOptions, OpenTimings, SessionOptions};
 //!
 //! let model = Model::open("model.attar", &OpenOptions::default())?;
 //! let prompt = model.chat_template()?.render(&[Message::new("user", "What is the capital of France?")], true)?;

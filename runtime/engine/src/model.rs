@@ -14,6 +14,7 @@ use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
 use attar_artifact::{Artifact, Verify};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// How a model is opened.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,24 @@ pub struct OpenOptions {
     /// Use the weights as mapped from the file: opens faster and shares memory between processes. By default they are
     /// copied into huge pages, from which they are read faster.
     pub mmap: bool,
+}
+
+/// Where the time of opening went. Weights and texts are read at the same time, on different threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenTimings {
+    /// Mapping the file; reading and checking manifest, programs and all sections but the weights. Zero for a model
+    /// made of an artifact that was open already.
+    pub file: Duration,
+    /// Copying machine code, checking it and making it executable.
+    pub code: Duration,
+    /// Getting memory for the weights and copying them there.
+    pub weights: Duration,
+    /// Tokenizer and chat template.
+    pub texts: Duration,
+    /// Resolving kernels and starting threads.
+    pub assembly: Duration,
+    /// From the call to the model being ready to tokenize and run.
+    pub total: Duration,
 }
 
 /// A model ready to run. Clones share everything.
@@ -44,6 +63,7 @@ pub(crate) struct Inner {
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
     target: String,
+    opening: OpenTimings,
     /// Holds the kernels' memory; `programs` point into it.
     _code: Code,
 }
@@ -94,6 +114,8 @@ pub(crate) struct Parts {
     pub(crate) tokenizer: Option<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) threads: usize,
+    pub(crate) opening: OpenTimings,
+    pub(crate) started: Instant,
 }
 
 impl Model {
@@ -103,7 +125,9 @@ impl Model {
     /// [`ErrorKind::Artifact`] when the file is damaged, [`ErrorKind::NoCode`] and its kin when it has no code for
     /// this CPU, [`ErrorKind::Memory`] when the weights do not fit.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Model> {
-        Model::of(Artifact::open(path, options.verify)?, options)
+        let started = Instant::now();
+        let artifact = Artifact::open(path, options.verify)?;
+        Model::prepare(artifact, options, started, started.elapsed())
     }
 
     /// A model from an artifact that is open already.
@@ -111,6 +135,11 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn of(artifact: Artifact, options: &OpenOptions) -> Result<Model> {
+        Model::prepare(artifact, options, Instant::now(), Duration::ZERO)
+    }
+
+    fn prepare(artifact: Artifact, options: &OpenOptions, started: Instant, file: Duration) -> Result<Model> {
+        let mut opening = OpenTimings { file, ..OpenTimings::default() };
         let threads = match options.threads {
             Some(n @ 1..=1024) => n,
             Some(n) => {
@@ -119,32 +148,51 @@ impl Model {
             }
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        let code_start = Instant::now();
         let code = Code::load(&artifact, options.target.as_deref())?;
+        opening.code = code_start.elapsed();
         let programs = artifact.programs("cpu").unwrap_or_default().to_vec();
         let manifest = artifact.manifest().clone();
-        // The tokenizer takes as long to parse as small weights take to copy: both at once.
+        // Reading the tokenizer takes about as long as copying small weights: both at once.
         let (texts, weights) = std::thread::scope(|scope| {
-            let texts = scope.spawn(|| read_texts(&artifact));
+            let texts = scope.spawn(|| {
+                let start = Instant::now();
+                read_texts(&artifact).map(|texts| (texts, start.elapsed()))
+            });
+            let start = Instant::now();
             let weights = if options.mmap {
                 Ok(None)
             } else {
                 copy_weights(&artifact, threads, options.verify).map(Some)
             };
+            opening.weights = start.elapsed();
             let texts = texts.join().unwrap_or_else(|_| {
                 let source = "its parser panicked".into();
                 Err(ErrorKind::Tokenizer { action: "be read", source }.into())
             });
             (texts, weights)
         });
-        let (tokenizer, template) = texts?;
+        let ((tokenizer, template), texts) = texts?;
+        opening.texts = texts;
         let weights = match weights? {
             Some(region) => WeightMemory::Copied(region),
             None => WeightMemory::Mapped(Box::new(artifact)),
         };
-        Model::assemble(Parts { manifest, programs, weights, code, tokenizer, template, threads })
+        Model::assemble(Parts {
+            manifest,
+            programs,
+            weights,
+            code,
+            tokenizer,
+            template,
+            threads,
+            opening,
+            started,
+        })
     }
 
     pub(crate) fn assemble(parts: Parts) -> Result<Model> {
+        let start = Instant::now();
         if parts.programs.is_empty() {
             return Err(ErrorKind::Missing { what: "CPU programs", hint: " with a CPU target" }.into());
         }
@@ -163,12 +211,16 @@ impl Model {
             programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args });
         }
         let most_launches = programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
+        let pool = Mutex::new(Pool::new(parts.threads, most_launches));
+        let mut opening = parts.opening;
+        (opening.assembly, opening.total) = (start.elapsed(), parts.started.elapsed());
         Ok(Model {
             inner: Arc::new(Inner {
                 manifest: parts.manifest,
                 programs,
                 weights: parts.weights,
-                pool: Mutex::new(Pool::new(parts.threads, most_launches)),
+                pool,
+                opening,
                 tokenizer: parts.tokenizer,
                 template: parts.template,
                 target: parts.code.target.clone(),
@@ -198,6 +250,11 @@ impl Model {
     /// Threads in use, the caller's included.
     pub fn threads(&self) -> usize {
         self.inner.pool.lock().map_or(1, |p| p.threads())
+    }
+
+    /// Where the time of opening went.
+    pub fn opening(&self) -> OpenTimings {
+        self.inner.opening
     }
 
     /// Most tokens of one step.

@@ -53,10 +53,22 @@ struct Report {
     artifact_bytes: u64,
     /// Mapping, checking and copying weights; the first opening, so the file may come from the disk.
     open_seconds: f64,
+    /// The same in milliseconds, and its parts; weights and texts overlap.
+    open_ms: f64,
+    open_phases_ms: OpenPhases,
     /// Largest resident memory of this process.
     peak_memory_bytes: Option<u64>,
     repetitions: usize,
     tests: Vec<Speed>,
+}
+
+#[derive(Serialize, Default)]
+struct OpenPhases {
+    file: f64,
+    code: f64,
+    weights: f64,
+    texts: f64,
+    assembly: f64,
 }
 
 impl Bench {
@@ -83,6 +95,8 @@ impl Bench {
             target: String::new(),
             artifact_bytes,
             open_seconds: 0.0,
+            open_ms: 0.0,
+            open_phases_ms: OpenPhases::default(),
             peak_memory_bytes: None,
             repetitions: self.repetitions,
             tests: Vec::new(),
@@ -93,6 +107,16 @@ impl Bench {
             let model = open.open(&self.file)?;
             if i == 0 {
                 report.open_seconds = start.elapsed().as_secs_f64();
+                report.open_ms = report.open_seconds * 1e3;
+                let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
+                let t = model.opening();
+                report.open_phases_ms = OpenPhases {
+                    file: ms(t.file),
+                    code: ms(t.code),
+                    weights: ms(t.weights),
+                    texts: ms(t.texts),
+                    assembly: ms(t.assembly),
+                };
                 report.model = model.manifest().model.name.clone();
                 report.target = model.target().to_owned();
             }
