@@ -15,6 +15,9 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+/// Chunks that a thread copies at a time: two huge pages.
+const PIECE_CHUNKS: usize = 4;
+
 /// How much is compared with its hash when a file is opened. The structure is always checked, and so is the
 /// manifest's hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -117,19 +120,32 @@ impl Artifact {
         if self.verify == Verify::None {
             return Ok(());
         }
+        // One buffer for all, so that its memory is touched for the first time only once.
+        let mut buffer = Vec::new();
         for section in &self.manifest.sections {
             match section.kind {
-                SectionKind::Weights => {}
+                SectionKind::Weights => continue,
                 // What this version does not know it will not use; only a full check looks at it.
-                SectionKind::Unknown if self.verify != Verify::Full => {}
-                SectionKind::Unknown => self.verify_stream(section)?,
-                _ => drop(self.read(section)?),
+                SectionKind::Unknown if self.verify != Verify::Full => continue,
+                SectionKind::Unknown => {
+                    self.verify_stream(section)?;
+                    continue;
+                }
+                _ => {}
             }
-        }
-        for kind in
-            [SectionKind::Tokenizer, SectionKind::ChatTemplate, SectionKind::Graph, SectionKind::Recipe]
-        {
-            drop(self.text(&kind)?);
+            let len = usize_of(section.len).map_err(|k| self.error(k))?;
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let bytes = buffer.get_mut(..len).unwrap_or_default();
+            self.read_into(section, bytes)?;
+            let is_text = matches!(
+                section.kind,
+                SectionKind::Tokenizer | SectionKind::ChatTemplate | SectionKind::Graph | SectionKind::Recipe
+            );
+            if is_text && let Err(source) = std::str::from_utf8(bytes) {
+                return Err(self.error(ErrorKind::Text { section: section.kind.name(), source }));
+            }
         }
         if self.verify == Verify::Full {
             self.verify_padding()?;
@@ -281,25 +297,28 @@ impl Artifact {
             let fault = SectionFault::TooLong { len: section.len, most };
             return Err(self.error(ErrorKind::Section { section: section.kind.name(), fault }));
         }
-        let pieces = out.chunks_mut(CHUNK as usize).enumerate();
+        // Pieces of whole huge pages: two threads that touch the same one first would both have it cleared.
+        let pieces = out.chunks_mut(PIECE_CHUNKS * CHUNK as usize).enumerate();
         let queue = std::sync::Mutex::new(pieces);
         let fault = std::sync::Mutex::new(None::<(usize, ErrorKind)>);
         let work = || {
             loop {
                 let piece = queue.lock().map(|mut q| q.next()).unwrap_or(None);
-                let Some((i, piece)) = piece else { break };
-                let found = match self.source.read(section.offset + i as u64 * CHUNK, piece) {
-                    Err(kind) => Some(kind),
-                    Ok(()) if verify && Some(blake3::hash(piece)) != chunk_hash(section, i) => {
-                        Some(ErrorKind::Hash { section: section.kind.name(), chunk: Some(i) })
+                let Some((p, piece)) = piece else { break };
+                for (i, chunk) in (p * PIECE_CHUNKS..).zip(piece.chunks_mut(CHUNK as usize)) {
+                    let found = match self.source.read(section.offset + i as u64 * CHUNK, chunk) {
+                        Err(kind) => Some(kind),
+                        Ok(()) if verify && Some(blake3::hash(chunk)) != chunk_hash(section, i) => {
+                            Some(ErrorKind::Hash { section: section.kind.name(), chunk: Some(i) })
+                        }
+                        Ok(()) => None,
+                    };
+                    if let Some(kind) = found
+                        && let Ok(mut slot) = fault.lock()
+                        && slot.as_ref().is_none_or(|(j, _)| i < *j)
+                    {
+                        *slot = Some((i, kind));
                     }
-                    Ok(()) => None,
-                };
-                if let Some(kind) = found
-                    && let Ok(mut slot) = fault.lock()
-                    && slot.as_ref().is_none_or(|(j, _)| i < *j)
-                {
-                    *slot = Some((i, kind));
                 }
             }
         };

@@ -5,7 +5,7 @@
 //! sequences. Computation is shared out among the model's threads; after the first token nothing is allocated.
 //!
 //! ```no_run
-//! use attar_runtime::{Control, GenerateOptions, Message, Model, OpenOptions, OpenTimings, SessionOptions};
+//! use attar_runtime::{Control, GenerateOptions, Message, Model, OpenOptions, SessionOptions};
 //!
 //! let model = Model::open("model.attar", &OpenOptions::default())?;
 //! let prompt = model.chat_template()?.render(&[Message::new("user", "What is the capital of France?")], true)?;
@@ -32,6 +32,7 @@ mod error;
 mod kv;
 mod memory;
 mod model;
+mod prefetch;
 mod sampler;
 mod session;
 mod stop;
@@ -41,10 +42,11 @@ mod toy;
 
 pub use attar_artifact::Verify;
 pub use attar_artifact::manifest::Manifest;
+pub use attar_artifact::program::ProgramKind;
 pub use chat::{ChatTemplate, Message};
-pub use engine::{Engine, SequenceId, StepBatch};
+pub use engine::{Engine, LaunchTime, SequenceId, StepBatch};
 pub use error::{Error, ErrorKind, Result, TokenizerFault};
-pub use model::{Model, OpenOptions, chosen_target, code_targets, target_refusal};
+pub use model::{Model, OpenOptions, OpenTimings, chosen_target, code_targets, target_refusal};
 pub use sampler::{Sampler, SamplingOptions, top_logits};
 pub use session::{
     CancelToken, ContextOverflow, Control, FinishReason, GenerateOptions, Generation, Piece, Session,

@@ -6,6 +6,7 @@ use crate::device::executable::Kernel;
 use crate::device::threads::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::memory::Region;
+use crate::prefetch;
 use crate::session::{Session, SessionOptions};
 use crate::text::Tokenizer;
 use attar_artifact::manifest::{Manifest, SectionKind};
@@ -13,7 +14,7 @@ use attar_artifact::program::{Arg, Extent, Program, ProgramKind};
 use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
 use attar_artifact::{Artifact, Verify};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How a model is opened.
@@ -28,6 +29,9 @@ pub struct OpenOptions {
     /// Use the weights as mapped from the file: opens faster and shares memory between processes. By default they are
     /// copied into huge pages, from which they are read faster.
     pub mmap: bool,
+    /// Bytes that kernels prefetch ahead of the weights they read, 0 to 65536; by default tuned for this machine when the
+    /// first engine or session is made, in a few milliseconds. Results do not depend on it.
+    pub prefetch_bytes: Option<u32>,
 }
 
 /// Where the time of opening went. Weights and texts are read at the same time, on different threads.
@@ -64,6 +68,8 @@ pub(crate) struct Inner {
     template: Option<ChatTemplate>,
     target: String,
     opening: OpenTimings,
+    /// Given, or tuned by the first engine.
+    pub(crate) prefetch: OnceLock<u64>,
     /// Holds the kernels' memory; `programs` point into it.
     _code: Code,
 }
@@ -84,6 +90,9 @@ pub(crate) struct Call {
     pub(crate) kernel: Kernel,
     pub(crate) args: Vec<Arg>,
     pub(crate) grid: Extent,
+    pub(crate) name: String,
+    pub(crate) note: String,
+    pub(crate) weight_bytes: u64,
 }
 
 /// Where the weights are.
@@ -116,6 +125,7 @@ pub(crate) struct Parts {
     pub(crate) threads: usize,
     pub(crate) opening: OpenTimings,
     pub(crate) started: Instant,
+    pub(crate) prefetch: Option<u32>,
 }
 
 impl Model {
@@ -148,6 +158,10 @@ impl Model {
             }
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        if let Some(n) = options.prefetch_bytes.filter(|n| u64::from(*n) > prefetch::MOST) {
+            let (value, expected) = (n.to_string(), format!("0 to {}", prefetch::MOST));
+            return Err(ErrorKind::Option { name: "prefetch_bytes", value, expected }.into());
+        }
         let code_start = Instant::now();
         let code = Code::load(&artifact, options.target.as_deref())?;
         opening.code = code_start.elapsed();
@@ -188,6 +202,7 @@ impl Model {
             threads,
             opening,
             started,
+            prefetch: options.prefetch_bytes,
         })
     }
 
@@ -205,7 +220,14 @@ impl Model {
                 let kernel =
                     kernel.ok_or(ErrorKind::Missing { what: "kernel that its programs call", hint: "" })?;
                 args += launch.args.len();
-                launches.push(Call { kernel, args: launch.args, grid: launch.grid });
+                launches.push(Call {
+                    kernel,
+                    args: launch.args,
+                    grid: launch.grid,
+                    name: launch.kernel,
+                    note: launch.note,
+                    weight_bytes: launch.weight_bytes,
+                });
             }
             let max_tokens = p.max_tokens as usize;
             programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args });
@@ -221,6 +243,7 @@ impl Model {
                 weights: parts.weights,
                 pool,
                 opening,
+                prefetch: parts.prefetch.map_or_else(OnceLock::new, |p| OnceLock::from(u64::from(p))),
                 tokenizer: parts.tokenizer,
                 template: parts.template,
                 target: parts.code.target.clone(),
@@ -250,6 +273,11 @@ impl Model {
     /// Threads in use, the caller's included.
     pub fn threads(&self) -> usize {
         self.inner.pool.lock().map_or(1, |p| p.threads())
+    }
+
+    /// Bytes that kernels prefetch ahead of the weights; `None` until an engine has tuned it.
+    pub fn prefetch_bytes(&self) -> Option<u64> {
+        self.inner.prefetch.get().copied()
     }
 
     /// Where the time of opening went.
@@ -325,7 +353,7 @@ fn read_tokenizer(artifact: &Artifact) -> Result<Option<Tokenizer>> {
 
 fn copy_weights(artifact: &Artifact, threads: usize, verify: Verify) -> Result<Region> {
     let len = artifact.section(|k| *k == SectionKind::Weights).map_or(0, |s| s.len);
-    let mut region = Region::zeroed(len, "the weights", "; open with mmap")?;
+    let mut region = Region::huge(len, "the weights", "; open with mmap")?;
     if len > 0 {
         // Under a full check the file was compared at open, but it is this copy that runs.
         artifact.copy_weights(region.bytes_mut(), threads, verify == Verify::Full)?;

@@ -279,7 +279,8 @@ impl Table {
         let decoder = serde_json::to_value(inner.get_decoder()?).ok()?;
         let rules = Rules::of(&decoder)?;
         let added = inner.get_added_tokens_decoder();
-        let size = inner.get_vocab_size(true).max(added.keys().max().map_or(0, |m| *m as usize + 1));
+        // The library counts a vocabulary with its added tokens by listing all of it; ids of added ones say as much.
+        let size = inner.get_vocab_size(false).max(added.keys().max().map_or(0, |m| *m as usize + 1));
         let mut table = Table {
             bytes: Vec::new(),
             ends: Vec::new(),

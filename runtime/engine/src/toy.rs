@@ -157,6 +157,7 @@ pub(crate) fn model(threads: usize) -> Model {
         threads,
         opening: OpenTimings::default(),
         started: std::time::Instant::now(),
+        prefetch: None,
     })
     .unwrap()
 }
