@@ -69,6 +69,8 @@ pub struct LaunchTime {
     pub weight_bytes: u64,
     /// Work items.
     pub grid: u64,
+    /// Rows of activations that it works on, as far as its arguments say: tokens, or wanted rows.
+    pub rows: u64,
     /// From its start to its end on all threads.
     pub time: Duration,
 }
@@ -308,6 +310,7 @@ impl Engine {
             let mut each = vec![Duration::ZERO; tasks.len()];
             // SAFETY: nothing but the pool's own conditions, which are handed through.
             unsafe { pool.run_timed(tasks, &mut each) };
+            let wanted = batch.tokens.iter().filter(|t| t.wanted).count() as u64;
             for ((task, call), time) in tasks.iter().zip(&program.launches).zip(each) {
                 times.push(LaunchTime {
                     program: program.kind,
@@ -315,6 +318,7 @@ impl Engine {
                     note: call.note.clone(),
                     weight_bytes: call.weight_bytes,
                     grid: task.grid,
+                    rows: call.rows(batch.len() as u64, wanted),
                     time,
                 });
             }

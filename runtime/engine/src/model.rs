@@ -95,6 +95,18 @@ pub(crate) struct Call {
     pub(crate) weight_bytes: u64,
 }
 
+impl Call {
+    /// Rows that the launch works on in a step of that many tokens and wanted rows: what a count among its arguments
+    /// says, else what its grid depends on.
+    pub(crate) fn rows(&self, tokens: u64, rows: u64) -> u64 {
+        let counted = self.args.iter().filter_map(|a| match a {
+            Arg::Count(extent) => extent.at(tokens, rows),
+            _ => None,
+        });
+        counted.max().unwrap_or(if self.grid.per_row > 0 { rows } else { tokens })
+    }
+}
+
 /// Where the weights are.
 #[derive(Debug)]
 pub(crate) enum WeightMemory {
