@@ -61,16 +61,15 @@ impl Vocabulary {
         }
         let [tokens, merges, settings] = [tokens, merges, settings].map(|n| n as usize);
         let width = if tokens <= MOST_NARROW { 2 } else { 4 };
-        let part = |rest: &mut &[u8], len: Option<usize>| -> Result<Vec<u8>, VocabularyFault> {
+        let mut rest = rest;
+        let mut part = |len: Option<usize>| -> Result<&[u8], VocabularyFault> {
             let (part, after) = len.and_then(|n| rest.split_at_checked(n)).ok_or(Length)?;
-            let part = part.to_vec();
-            *rest = after;
+            rest = after;
             Ok(part)
         };
-        let mut rest = rest;
-        let lens = part(&mut rest, tokens.checked_mul(2))?;
-        let order = part(&mut rest, tokens.checked_mul(width))?;
-        let merges = part(&mut rest, merges.checked_mul(3 * width))?;
+        let lens = part(tokens.checked_mul(2))?;
+        let order = part(tokens.checked_mul(width))?;
+        let merges = part(merges.checked_mul(3 * width))?;
         let (text, settings) =
             rest.len().checked_sub(settings).and_then(|n| rest.split_at_checked(n)).ok_or(Length)?;
         let string = |b: &[u8]| std::str::from_utf8(b).map(str::to_owned).map_err(|_| Text);
@@ -95,8 +94,8 @@ impl Vocabulary {
             };
             if ids.iter().any(|id| *id as usize >= tokens) { Err(Id) } else { Ok(ids) }
         };
-        let order = ids(&order)?;
-        let merges = ids(&merges)?;
+        let order = ids(order)?;
+        let merges = ids(merges)?;
         let merges = merges.chunks_exact(3).filter_map(|m| <[u32; 3]>::try_from(m).ok()).collect();
         let out = Vocabulary { text, ends, order, merges, settings };
         // Strictly ascending texts of as many ids as there are tokens: each id once, each token once.
