@@ -1,7 +1,8 @@
 //! Laws that hold for every valid graph, tried on random ones.
 
 use attar_artifact::manifest::KvType;
-use attar_codegen_cpu::host::{Kernels, host_target};
+use attar_codegen_cpu::Target;
+use attar_codegen_cpu::host::Kernels;
 use attar_codegen_cpu::lower::LowerOptions;
 use attar_format::{FormatRef, formats};
 use attar_ir::interp::{self, KvState, Precision};
@@ -126,7 +127,7 @@ fn kernel_class(format: FormatRef) -> &'static str {
 
 fn runs_compiled(graph: &Graph, seed: u64, class: &str) -> Result<(), TestCaseError> {
     let options = LowerOptions::new(KvType::F32);
-    let kernels = [Some(Kernels::Reference), host_target().map(Kernels::Compiled)];
+    let kernels = [Some(Kernels::Reference), Target::native().map(Kernels::Compiled)];
     for kernels in kernels.into_iter().flatten() {
         let result =
             compiled::check(graph, &options, kernels, seed, tolerance(class).expect("a known class"));

@@ -1,18 +1,22 @@
 //! Code images: kernels compiled for one target, laid end to end in a flat position-independent blob.
 //!
-//! Every function is self-contained (its constants stand beside its code, it calls nothing), so the image needs no
-//! relocation: copied anywhere and made executable, it runs.
+//! Every function is self-contained: its constants stand beside its code, and it calls nothing but the hand-assembled
+//! inner functions laid right behind it, by relative calls that are resolved here. So the image needs no relocation:
+//! copied anywhere and made executable, it runs.
 
 use crate::Target;
 use crate::emit;
 use crate::error::{Error, ErrorKind};
 use crate::isa::target_isa;
 use crate::lanes::Lanes;
+use crate::target::Arch;
 use attar_artifact::program::Entry;
 use attar_kernel::KernelSpec;
+use cranelift_codegen::FinalizedRelocTarget;
+use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::types::I64;
-use cranelift_codegen::ir::{AbiParam, Function, Signature, UserFuncName};
+use cranelift_codegen::ir::{AbiParam, ExternalName, Function, Signature, UserFuncName};
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_codegen::{CompileError, Context};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -51,9 +55,8 @@ pub fn compile_blob(target: Target, specs: &[KernelSpec]) -> Result<CodeBlob, Er
     let compiled: Vec<(String, Vec<u8>)> = unique
         .into_par_iter()
         .map(|(name, spec)| {
-            let (context, code) = compile(&*isa, target, spec, false)?;
-            drop(context);
-            Ok((name, code))
+            let compiled = compile(&*isa, target, spec, false)?;
+            Ok((name, compiled.code))
         })
         .collect::<Result<_, Error>>()?;
     let mut bytes = Vec::new();
@@ -73,8 +76,30 @@ pub fn compile_blob(target: Target, specs: &[KernelSpec]) -> Result<CodeBlob, Er
 /// As [`compile_blob`].
 pub fn disassemble(target: Target, spec: &KernelSpec) -> Result<String, Error> {
     let isa = target_isa(target)?;
-    let (mut context, _) = compile(&*isa, target, spec, true)?;
-    Ok(context.take_compiled_code().and_then(|c| c.vcode).unwrap_or_default())
+    let compiled = compile(&*isa, target, spec, true)?;
+    let inner: String = compiled.inner.iter().map(|code| disassemble_inner(target, code)).collect();
+    Ok(compiled.text + &inner)
+}
+
+/// Text of the inner functions of one kernel alone: what was assembled by hand.
+///
+/// # Errors
+/// As [`compile_blob`].
+pub fn disassemble_inners(target: Target, spec: &KernelSpec) -> Result<Vec<String>, Error> {
+    let isa = target_isa(target)?;
+    let compiled = compile(&*isa, target, spec, false)?;
+    Ok(compiled.inner.iter().map(|code| disassemble_inner(target, code)).collect())
+}
+
+fn disassemble_inner(target: Target, code: &[u8]) -> String {
+    match target.arch() {
+        Arch::X86_64 => crate::x86::disassemble(code),
+        // No decoder for these: the words as they are.
+        Arch::Aarch64 | Arch::Riscv64 => code
+            .chunks(4)
+            .map(|w| w.iter().rev().map(|b| format!("{b:02x}")).collect::<String>() + "\n")
+            .collect(),
+    }
 }
 
 /// Cranelift IR text of one kernel, before compilation.
@@ -83,7 +108,7 @@ pub fn disassemble(target: Target, spec: &KernelSpec) -> Result<String, Error> {
 /// [`ErrorKind::Spec`] for a spec no kernel provides.
 pub fn cranelift_ir(target: Target, spec: &KernelSpec) -> Result<String, Error> {
     let isa = target_isa(target)?;
-    let function = build(&*isa, target, |cx| emit::emit(spec, cx)).map_err(|kind| Error {
+    let (function, _) = build(&*isa, target, |cx| emit::emit(spec, cx)).map_err(|kind| Error {
         kind,
         kernel: spec.name(),
         target,
@@ -99,42 +124,80 @@ pub(crate) fn compile_body(target: Target, body: impl FnOnce(&mut Lanes<'_>)) ->
         body(cx);
         Ok(())
     });
-    let function = function.map_err(|kind| Error { kind, kernel: "body".to_owned(), target })?;
-    let (_, bytes) = compile_function(&*isa, function, false).map_err(|kind| Error {
-        kind,
-        kernel: "body".to_owned(),
-        target,
-    })?;
+    let compiled = function.and_then(|(f, inner)| compile_function(&*isa, target, f, inner, false));
+    let compiled = compiled.map_err(|kind| Error { kind, kernel: "body".to_owned(), target })?;
+    let bytes = compiled.code;
     let entry = Entry { kernel: "body".to_owned(), offset: 0, len: bytes.len() as u64 };
     Ok(CodeBlob { target, bytes, entries: vec![entry], features: target.features() })
 }
 
-fn compile(
-    isa: &dyn TargetIsa,
-    target: Target,
-    spec: &KernelSpec,
-    disasm: bool,
-) -> Result<(Context, Vec<u8>), Error> {
+/// One kernel in machine code.
+struct Compiled {
+    /// The function, then its inner functions.
+    code: Vec<u8>,
+    inner: Vec<Vec<u8>>,
+    /// Assembly text of the function, when asked for.
+    text: String,
+}
+
+fn compile(isa: &dyn TargetIsa, target: Target, spec: &KernelSpec, disasm: bool) -> Result<Compiled, Error> {
     build(isa, target, |cx| emit::emit(spec, cx))
-        .and_then(|function| compile_function(isa, function, disasm))
+        .and_then(|(function, inner)| compile_function(isa, target, function, inner, disasm))
         .map_err(|kind| Error { kind, kernel: spec.name(), target })
 }
 
 fn compile_function(
     isa: &dyn TargetIsa,
+    target: Target,
     function: Function,
+    inner: Vec<Vec<u8>>,
     disasm: bool,
-) -> Result<(Context, Vec<u8>), ErrorKind> {
+) -> Result<Compiled, ErrorKind> {
     let mut context = Context::for_function(function);
     context.set_disasm(disasm);
-    let code =
-        context.compile(isa, &mut ControlPlane::default()).map_err(|e| ErrorKind::Compile(explain(e)))?;
-    let count = code.buffer.relocs().len();
-    if count > 0 {
-        return Err(ErrorKind::Relocation { count });
+    context.compile(isa, &mut ControlPlane::default()).map_err(|e| ErrorKind::Compile(explain(e)))?;
+    let compiled = context.take_compiled_code();
+    let Some(compiled) = compiled else { return Err(ErrorKind::Compile("no code was made".to_owned())) };
+    let mut code = compiled.buffer.data().to_vec();
+    let mut starts = Vec::new();
+    for function in &inner {
+        code.resize(code.len().next_multiple_of(ALIGN), 0);
+        starts.push(code.len());
+        code.extend_from_slice(function);
     }
-    let bytes = code.buffer.data().to_vec();
-    Ok((context, bytes))
+    for reloc in compiled.buffer.relocs() {
+        let callee = match &reloc.target {
+            FinalizedRelocTarget::ExternalName(ExternalName::User(name)) => {
+                let name = &context.func.params.user_named_funcs()[*name];
+                starts.get(name.index as usize).copied()
+            }
+            _ => None,
+        };
+        let resolved = callee.and_then(|callee| {
+            let distance = callee as i64 + reloc.addend - i64::from(reloc.offset);
+            resolve_call(target, reloc.kind, distance, code.get_mut(reloc.offset as usize..)?)
+        });
+        if resolved.is_none() {
+            return Err(ErrorKind::Relocation { kind: format!("{:?}", reloc.kind) });
+        }
+    }
+    Ok(Compiled { code, inner, text: compiled.vcode.unwrap_or_default() })
+}
+
+/// Writes the distance of a call to an inner function into the instruction at `site`. `None` for any other
+/// relocation.
+fn resolve_call(target: Target, kind: Reloc, distance: i64, site: &mut [u8]) -> Option<()> {
+    let word = site.first_chunk_mut::<4>()?;
+    match (target.arch(), kind) {
+        (Arch::X86_64, Reloc::X86CallPCRel4) => *word = i32::try_from(distance).ok()?.to_le_bytes(),
+        (Arch::Aarch64, Reloc::Arm64Call) => {
+            let words = i32::try_from(distance / 4).ok().filter(|w| (-(1 << 25)..1 << 25).contains(w))?;
+            let branch = u32::from_le_bytes(*word) & 0xfc00_0000 | words as u32 & 0x03ff_ffff;
+            *word = branch.to_le_bytes();
+        }
+        _ => return None,
+    }
+    Some(())
 }
 
 fn explain(error: CompileError<'_>) -> String {
@@ -145,13 +208,13 @@ fn build(
     isa: &dyn TargetIsa,
     target: Target,
     body: impl FnOnce(&mut Lanes<'_>) -> Result<(), String>,
-) -> Result<Function, ErrorKind> {
+) -> Result<(Function, Vec<Vec<u8>>), ErrorKind> {
     let mut signature = Signature::new(CallConv::SystemV);
     signature.params.extend([AbiParam::new(I64); 3]);
     let mut function = Function::with_name_signature(UserFuncName::default(), signature);
     let mut frontend = FunctionBuilderContext::new();
     let mut lanes = Lanes::new(FunctionBuilder::new(&mut function, &mut frontend), target);
     body(&mut lanes).map_err(ErrorKind::Spec)?;
-    lanes.finish(isa.frontend_config());
-    Ok(function)
+    let inner = lanes.finish(isa.frontend_config());
+    Ok((function, inner))
 }

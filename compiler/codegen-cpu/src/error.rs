@@ -22,7 +22,7 @@ pub enum ErrorKind {
     /// The code generator refused the function.
     Compile(String),
     /// The function refers to something outside itself.
-    Relocation { count: usize },
+    Relocation { kind: String },
 }
 
 impl std::fmt::Display for Error {
@@ -35,8 +35,8 @@ impl std::fmt::Display for Error {
             ErrorKind::Spec(what) => write!(f, "{what} (target {target})"),
             ErrorKind::Isa(what) => write!(f, "bug: code generator refuses target {target}: {what}"),
             ErrorKind::Compile(what) => write!(f, "bug: cannot be compiled for {target}: {what}"),
-            ErrorKind::Relocation { count } => {
-                write!(f, "bug: not self-contained on {target}: {count} relocations")
+            ErrorKind::Relocation { kind } => {
+                write!(f, "bug: not self-contained on {target}: a relocation of kind {kind}")
             }
         }
     }

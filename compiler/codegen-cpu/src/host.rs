@@ -7,7 +7,7 @@
 use crate::exec::ExecImage;
 use crate::lower::{LowerError, LowerOptions, Lowered, Port, lower};
 use crate::{Target, compile_blob};
-use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepBuffer, StepSize};
 use attar_format::DType;
 use attar_ir::interp::Step;
 use attar_ir::{Dim, Elem, Graph, Sym, Tensor, TensorData, WeightStore};
@@ -20,7 +20,7 @@ use std::fmt;
 pub enum Kernels {
     /// The scalar reference.
     Reference,
-    /// Code generated for a target that this machine can execute, see [`host_target`].
+    /// Code generated for a target that this machine can execute, see [`Target::native`].
     Compiled(Target),
 }
 
@@ -30,34 +30,6 @@ pub struct Room {
     pub sequences: usize,
     /// Positions per sequence.
     pub context: usize,
-}
-
-/// The best of our targets that this machine executes, if there is one.
-pub fn host_target() -> Option<Target> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx") && has!("avx2") && has!("fma") && has!("bmi1") && has!("bmi2") && has!("lzcnt") {
-            return Some(Target::X86_64V3);
-        }
-        if has!("ssse3") && has!("sse4.1") && has!("sse4.2") && has!("popcnt") {
-            return Some(Target::X86_64V2);
-        }
-        None
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
-        Some(if dotprod { Target::Aarch64Dotprod } else { Target::Aarch64 })
-    }
-    #[cfg(target_arch = "riscv64")]
-    {
-        Some(Target::Riscv64)
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
-    {
-        None
-    }
 }
 
 /// Why a graph could not be run.
@@ -161,6 +133,7 @@ pub struct HostRunner {
     image: Option<ExecImage>,
     room: Room,
     page_len: usize,
+    span: usize,
     /// Runs this program for every step it can hold, instead of the smallest one.
     pub program: Option<ProgramKind>,
 }
@@ -199,10 +172,13 @@ impl HostRunner {
         let pages = room.context.div_ceil(page_len) * room.sequences;
         let (mut keys, mut values) = (BTreeMap::new(), BTreeMap::new());
         for launch in lowered.programs.iter().flat_map(|p| &p.launches) {
-            let Some(KernelSpec::Attention { kv_heads, head_dim, kv, .. }) = specs.get(&launch.kernel) else {
-                continue;
+            let attention = match specs.get(&launch.kernel) {
+                Some(KernelSpec::Attention { attention, .. }) => attention,
+                Some(KernelSpec::AttentionSpan(attention)) => attention,
+                _ => continue,
             };
-            let bytes = (pages * kv_heads * page_len * head_dim * kv.size()) as u64;
+            let block = attention.kv.block_bytes(attention.head_dim, page_len);
+            let bytes = (pages * attention.kv_heads * block) as u64;
             for arg in &launch.args {
                 let (cache, layer) = match arg {
                     Arg::Keys { layer } => (&mut keys, *layer),
@@ -223,6 +199,7 @@ impl HostRunner {
             image,
             room,
             page_len,
+            span: options.span as usize,
             program: None,
         })
     }
@@ -273,7 +250,10 @@ impl HostRunner {
         self.check(step, tokens, rows)?;
         let at = self.choose(tokens, rows)?;
         let (program, ports) = (self.lowered.programs[at].clone(), self.lowered.ports[at].clone());
-        let size = |e: &Extent| e.at(tokens as u64, rows as u64).unwrap_or(u64::MAX);
+        let longest = step.positions.iter().map(|p| *p as usize + 1).max().unwrap_or(1);
+        let spans = longest.div_ceil(self.span) as u64;
+        let of_step = StepSize { tokens: tokens as u64, rows: rows as u64, spans };
+        let size = |e: &Extent| e.at(of_step).unwrap_or(u64::MAX);
 
         let arena_len = size(&program.arena).next_multiple_of(64);
         let mut arena = Memory::filled(arena_len + GUARD, POISON);
@@ -297,7 +277,7 @@ impl HostRunner {
         };
         for launch in &program.launches {
             let args: Vec<u64> =
-                launch.args.iter().map(|a| self.resolve(a, &size, &mut arena, &mut buffers)).collect();
+                launch.args.iter().map(|a| self.resolve(a, spans, &size, &mut arena, &mut buffers)).collect();
             let grid = size(&launch.grid);
             // Uneven pieces, last one first: kernels must not depend on how the grid is cut.
             let cut = grid / 3;
@@ -352,6 +332,7 @@ impl HostRunner {
     fn resolve(
         &mut self,
         arg: &Arg,
+        spans: u64,
         size: &impl Fn(&Extent) -> u64,
         arena: &mut Memory,
         step: &mut StepMemory,
@@ -376,6 +357,7 @@ impl HostRunner {
             Arg::Imm(v) => *v,
             Arg::Count(e) => size(e),
             Arg::BlockTableStride => self.pages_per_sequence() as u64,
+            Arg::Spans => spans,
             Arg::PrefetchDistance => 4096,
         }
     }

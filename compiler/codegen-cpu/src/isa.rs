@@ -2,6 +2,7 @@
 
 use crate::Target;
 use crate::error::{Error, ErrorKind};
+use crate::target::Arch;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 
@@ -24,10 +25,10 @@ impl Target {
     /// The triple kernels are compiled for. Kernels call nothing, so only the calling convention depends on the
     /// operating system.
     pub(crate) fn triple(self) -> &'static str {
-        match self {
-            Target::X86_64V2 | Target::X86_64V3 => "x86_64-unknown-linux-gnu",
-            Target::Aarch64 | Target::Aarch64Dotprod => "aarch64-unknown-linux-gnu",
-            Target::Riscv64 => "riscv64gc-unknown-linux-gnu",
+        match self.arch() {
+            Arch::X86_64 => "x86_64-unknown-linux-gnu",
+            Arch::Aarch64 => "aarch64-unknown-linux-gnu",
+            Arch::Riscv64 => "riscv64gc-unknown-linux-gnu",
         }
     }
 
@@ -35,9 +36,11 @@ impl Target {
     fn cranelift_features(self) -> &'static [&'static str] {
         match self {
             Target::X86_64V2 => V2,
-            Target::X86_64V3 => V3,
+            // Wider instructions enter through inner functions, which Cranelift does not see.
+            Target::X86_64V3 | Target::X86_64V3Avxvnni | Target::X86_64V4 | Target::SapphireRapids => V3,
             Target::Aarch64 | Target::Riscv64 => &[],
             Target::Aarch64Dotprod => &["has_dotprod"],
+            Target::Aarch64I8mm => &["has_dotprod", "has_i8mm"],
         }
     }
 

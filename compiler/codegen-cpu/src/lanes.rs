@@ -12,6 +12,7 @@
 #![allow(dead_code, reason = "a language is complete before every operation has a user")]
 
 mod dot;
+mod index;
 mod math;
 mod memory;
 #[cfg(test)]
@@ -20,11 +21,14 @@ mod tests;
 pub(crate) use dot::{DotActivation, DotWeights};
 
 use crate::Target;
+use crate::target::Arch;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4, I64};
 use cranelift_codegen::ir::{
-    BlockArg, ConstantData, Endianness, InstBuilder, MemFlagsData, StackSlotData, StackSlotKind, Type, Value,
+    AbiParam, BlockArg, ConstantData, Endianness, ExtFuncData, ExternalName, InstBuilder, MemFlagsData,
+    Signature, StackSlotData, StackSlotKind, Type, UserExternalName, Value,
 };
+use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::{FunctionBuilder, Variable};
 use std::marker::PhantomData;
 
@@ -135,6 +139,7 @@ pub(crate) struct Lanes<'f> {
     args: Value,
     begin: Value,
     end: Value,
+    inner: Vec<Vec<u8>>,
 }
 
 impl<'f> Lanes<'f> {
@@ -147,13 +152,32 @@ impl<'f> Lanes<'f> {
         let &[args, begin, end] = b.block_params(entry) else {
             unreachable!("kernels have three parameters");
         };
-        Lanes { b, target, args, begin, end }
+        Lanes { b, target, args, begin, end, inner: Vec::new() }
     }
 
-    /// Ends the function.
-    pub(crate) fn finish(mut self, config: cranelift_codegen::isa::TargetFrontendConfig) {
+    /// Ends the function; yields the inner functions it calls, by the index of their name.
+    pub(crate) fn finish(mut self, config: cranelift_codegen::isa::TargetFrontendConfig) -> Vec<Vec<u8>> {
         self.b.ins().return_(&[]);
         self.b.finalize(config);
+        self.inner
+    }
+
+    /// Calls a hand-assembled function with up to six i64 arguments, in the target's C convention. Its code is laid
+    /// behind this kernel's, once however often it is called, and must be position-independent and call nothing.
+    pub(crate) fn call_inner(&mut self, code: Vec<u8>, args: &[Scalar]) {
+        let index = self.inner.iter().position(|c| *c == code).unwrap_or_else(|| {
+            self.inner.push(code);
+            self.inner.len() - 1
+        });
+        let mut signature = Signature::new(CallConv::SystemV);
+        signature.params.extend(args.iter().map(|_| AbiParam::new(I64)));
+        let signature = self.b.import_signature(signature);
+        let name = UserExternalName { namespace: 0, index: index as u32 };
+        let name = ExternalName::user(self.b.func.declare_imported_user_function(name));
+        // In the same image, so that the call is relative and needs no table.
+        let data = ExtFuncData { name, signature, colocated: true, patchable: false };
+        let function = self.b.import_function(data);
+        self.b.ins().call(function, args);
     }
 
     pub(crate) fn target(&self) -> Target {

@@ -10,7 +10,8 @@ mod lanes;
 pub mod lower;
 pub mod pack;
 mod target;
+mod x86;
 
-pub use blob::{CodeBlob, compile_blob, cranelift_ir, disassemble};
+pub use blob::{CodeBlob, compile_blob, cranelift_ir, disassemble, disassemble_inners};
 pub use error::{Error, ErrorKind};
-pub use target::Target;
+pub use target::{Arch, Target};

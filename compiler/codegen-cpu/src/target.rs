@@ -1,31 +1,99 @@
 //! Targets: names of instruction-set levels, and what each may use.
 
+use attar_artifact::cpu::has_feature;
+
 /// A level of an instruction set that code is generated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     /// SSE4.2 and POPCNT.
     X86_64V2,
-    /// AVX2, FMA, BMI.
+    /// AVX2, FMA, F16C, BMI.
     X86_64V3,
+    /// The same with the 256-bit `vpdpbusd` of AVX-VNNI.
+    X86_64V3Avxvnni,
+    /// AVX-512 F, BW, CD, DQ, VL and VNNI.
+    X86_64V4,
+    /// With AMX bf16 and int8.
+    SapphireRapids,
     /// ARMv8.0 with NEON.
     Aarch64,
     /// With SDOT/UDOT.
     Aarch64Dotprod,
+    /// With SMMLA.
+    Aarch64I8mm,
     /// RV64GC, scalar.
     Riscv64,
 }
 
+/// Families of instruction sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    X86_64,
+    Aarch64,
+    Riscv64,
+}
+
+const V4: &[&str] = &[
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "popcnt",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+];
+const SAPPHIRE_RAPIDS: &[&str] = &[
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "lzcnt",
+    "popcnt",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512vnni",
+    "amx-tile",
+    "amx-bf16",
+    "amx-int8",
+];
+
 impl Target {
-    pub const ALL: [Target; 5] =
-        [Target::X86_64V2, Target::X86_64V3, Target::Aarch64, Target::Aarch64Dotprod, Target::Riscv64];
+    /// Within a family from least to most able.
+    pub const ALL: [Target; 9] = [
+        Target::X86_64V2,
+        Target::X86_64V3,
+        Target::X86_64V3Avxvnni,
+        Target::X86_64V4,
+        Target::SapphireRapids,
+        Target::Aarch64,
+        Target::Aarch64Dotprod,
+        Target::Aarch64I8mm,
+        Target::Riscv64,
+    ];
 
     /// Name on the command line and in artifacts.
     pub fn name(self) -> &'static str {
         match self {
             Target::X86_64V2 => "x86-64-v2",
             Target::X86_64V3 => "x86-64-v3",
+            Target::X86_64V3Avxvnni => "x86-64-v3+avxvnni",
+            Target::X86_64V4 => "x86-64-v4",
+            Target::SapphireRapids => "sapphirerapids",
             Target::Aarch64 => "aarch64",
             Target::Aarch64Dotprod => "aarch64+dotprod",
+            Target::Aarch64I8mm => "aarch64+i8mm",
             Target::Riscv64 => "riscv64",
         }
     }
@@ -34,10 +102,28 @@ impl Target {
     pub fn features(self) -> &'static [&'static str] {
         match self {
             Target::X86_64V2 => &["sse3", "ssse3", "sse4.1", "sse4.2", "popcnt"],
-            Target::X86_64V3 => &["avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt", "popcnt"],
+            Target::X86_64V3 => &["avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt"],
+            Target::X86_64V3Avxvnni => {
+                &["avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "avxvnni"]
+            }
+            Target::X86_64V4 => V4,
+            Target::SapphireRapids => SAPPHIRE_RAPIDS,
             Target::Aarch64 => &["neon"],
             Target::Aarch64Dotprod => &["neon", "dotprod"],
+            Target::Aarch64I8mm => &["neon", "dotprod", "i8mm"],
             Target::Riscv64 => &[],
+        }
+    }
+
+    pub fn arch(self) -> Arch {
+        match self {
+            Target::X86_64V2
+            | Target::X86_64V3
+            | Target::X86_64V3Avxvnni
+            | Target::X86_64V4
+            | Target::SapphireRapids => Arch::X86_64,
+            Target::Aarch64 | Target::Aarch64Dotprod | Target::Aarch64I8mm => Arch::Aarch64,
+            Target::Riscv64 => Arch::Riscv64,
         }
     }
 
@@ -45,12 +131,12 @@ impl Target {
         Target::ALL.into_iter().find(|t| t.name() == name)
     }
 
-    /// Whether this machine has every feature of the level.
+    /// Whether this machine has every feature of the level, and lets programs use it.
     pub fn runs_here(self) -> bool {
-        let family = match self {
-            Target::X86_64V2 | Target::X86_64V3 => cfg!(target_arch = "x86_64"),
-            Target::Aarch64 | Target::Aarch64Dotprod => cfg!(target_arch = "aarch64"),
-            Target::Riscv64 => cfg!(target_arch = "riscv64"),
+        let family = match self.arch() {
+            Arch::X86_64 => cfg!(target_arch = "x86_64"),
+            Arch::Aarch64 => cfg!(target_arch = "aarch64"),
+            Arch::Riscv64 => cfg!(target_arch = "riscv64"),
         };
         family && self.features().iter().all(|f| has_feature(f))
     }
@@ -59,36 +145,4 @@ impl Target {
     pub fn native() -> Option<Target> {
         Target::ALL.into_iter().rev().find(|t| t.runs_here())
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_feature(name: &str) -> bool {
-    match name {
-        "sse3" => is_x86_feature_detected!("sse3"),
-        "ssse3" => is_x86_feature_detected!("ssse3"),
-        "sse4.1" => is_x86_feature_detected!("sse4.1"),
-        "sse4.2" => is_x86_feature_detected!("sse4.2"),
-        "popcnt" => is_x86_feature_detected!("popcnt"),
-        "avx" => is_x86_feature_detected!("avx"),
-        "avx2" => is_x86_feature_detected!("avx2"),
-        "fma" => is_x86_feature_detected!("fma"),
-        "bmi1" => is_x86_feature_detected!("bmi1"),
-        "bmi2" => is_x86_feature_detected!("bmi2"),
-        "lzcnt" => is_x86_feature_detected!("lzcnt"),
-        _ => false,
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-fn has_feature(name: &str) -> bool {
-    match name {
-        "neon" => std::arch::is_aarch64_feature_detected!("neon"),
-        "dotprod" => std::arch::is_aarch64_feature_detected!("dotprod"),
-        _ => false,
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn has_feature(_name: &str) -> bool {
-    false
 }

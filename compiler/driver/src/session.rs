@@ -290,6 +290,7 @@ impl Session {
         let kv = match options.kv {
             KvType::F32 => "f32",
             KvType::F16 => "f16",
+            KvType::Int8 => "int8",
         };
         let targets = self.options.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
         text.push_str(&format!("# default passes: {defaults}\n"));
@@ -408,7 +409,7 @@ fn manifest_model(info: &ModelInfo, context_length: u32, options: &LowerOptions,
         context_length,
         parameters: info.parameters,
         rope: lowered.rope.clone(),
-        kv: KvSpec { dtype: options.kv, page_len: options.page_len },
+        kv: KvSpec { dtype: options.kv, page_len: options.page_len, span: options.span },
         eos: info.eos.clone(),
         bos: info.bos,
     }

@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Result};
 use attar_codegen_cpu::Target;
-use attar_codegen_cpu::host::host_target;
 use std::collections::BTreeSet;
 
 /// Targets by name, each once, in the order of [`Target::ALL`]. `native` is the best of ours that this machine runs;
@@ -16,7 +15,7 @@ pub fn resolve_targets(names: &[impl AsRef<str>]) -> Result<Vec<Target>> {
         match name.as_ref() {
             "native" => {
                 let none = || format!("no target fits this machine; name one of {}", known());
-                targets.insert(host_target().ok_or_else(|| Error::option("--target", none()))?);
+                targets.insert(Target::native().ok_or_else(|| Error::option("--target", none()))?);
             }
             "all" => targets.extend(Target::ALL),
             name => {

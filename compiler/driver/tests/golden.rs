@@ -4,7 +4,7 @@
 //! this machine executes one of our targets, the compiled ones.
 
 use attar_artifact::manifest::KvType;
-use attar_codegen_cpu::host::{HostRunner, Kernels, Room, host_target};
+use attar_codegen_cpu::host::{HostRunner, Kernels, Room};
 use attar_codegen_cpu::lower::LowerOptions;
 use attar_compiler::{pipeline, registry};
 use attar_ir::interp::Step;
@@ -119,7 +119,7 @@ fn reference_kernels_reach_the_golden_logits() {
 #[test]
 #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
 fn compiled_kernels_reach_the_golden_logits() {
-    let Some(target) = host_target() else {
+    let Some(target) = Target::native() else {
         eprintln!("skipped {} models: no target fits this machine", models().len());
         return;
     };

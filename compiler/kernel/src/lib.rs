@@ -8,5 +8,6 @@ pub mod reference;
 mod spec;
 
 pub use spec::{
-    ActInt8Layout, Activation, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
+    RowTile,
 };

@@ -24,17 +24,16 @@ pub enum KernelSpec {
     Rope { heads: usize, head_dim: usize },
     /// Stores keys and values. Args: k f32, v f32, positions, seqs, block tables, table stride, keys, values. Grid T.
     KvWrite { kv_heads: usize, head_dim: usize, kv: KvType, page_len: usize },
-    /// Causal attention over pages, online softmax. Args: q f32 `[T, H, Dh]`, positions, seqs, block tables, table
-    /// stride, keys, values, out f32 `[T, H, Dh]`. Grid T * kv_heads: item `t * kv_heads + h`.
-    Attention {
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        scale: f32,
-        window: Option<usize>,
-        kv: KvType,
-        page_len: usize,
-    },
+    /// Causal attention of any number of tokens. Args: q f32 `[T, H, Dh]`, positions, seqs, block tables, table stride,
+    /// keys, values, out `[T, H, Dh]`, T. Grid: see [`AttentionSpec::tile`].
+    Attention { attention: AttentionSpec, out: Activation },
+    /// The part that one span of the context has in a token's attention, see [`AttentionSpec`]. Args: q f32
+    /// `[T, H, Dh]`, positions, seqs, block tables, table stride, keys, values, partials f32
+    /// `[T, Hk, S, H / Hk, Dh + 4]`, S. Grid T * Hk * S in that order. A head's partial is its sums, its maximum, its
+    /// total, and 2 numbers that mean nothing; partials of spans a token does not see are not written.
+    AttentionSpan(AttentionSpec),
+    /// Joins the partials of a token. Args: partials, positions, out `[T, H, Dh]`, S. Grid T * Hk.
+    AttentionMerge { attention: AttentionSpec, out: Activation },
     /// Elementwise over rows. Args: a, (b for the binary ones), out. Grid: rows.
     Elementwise { op: Elementwise, dim: usize },
     /// Softmax of each row. Args: x, out. Grid: rows.
@@ -43,6 +42,83 @@ pub enum KernelSpec {
     GatherRows { dim: usize },
     /// `out[t, i] = x[t, start + i]`. Args: x, out. Grid: rows.
     Slice { dim: usize, start: usize, len: usize },
+}
+
+/// Causal attention over a paged cache.
+///
+/// A token sees the positions from `position - window + 1` (or 0) to its own. They are cut into spans of `span`
+/// positions, and within the span a head's numbers are
+///
+///   score[s] = sum_d (scale * q[d]) * k[s, d]                    over ascending d
+///   most = max_s score[s],  weight[s] = exp(score[s] - most)
+///   total = sum_s weight[s]                                      16 sums of every 16th s, then those in pairs
+///   sums[d] = sum_s weight[s] * v[s, d]                          over ascending s
+///
+/// Spans are joined in ascending order: the first is taken as it is, and each later one joins by
+///
+///   most' = max(most, span.most),  a = exp(most - most'),  b = exp(span.most - most')
+///   total' = total * a + span.total * b,  sums'[d] = sums[d] * a + span.sums[d] * b
+///
+/// The result is `sums[d] / total`. Where a maximum is minus infinity it counts as 0 in the differences, so that a span
+/// without any weight adds nothing. The kernels share this definition, so that a token's result does not depend on how
+/// many tokens are computed with it.
+///
+/// Int8 keys and values are multiplied by their scale once: `score[s] = scale[s] * sum_d ..`, and `weight[s] * scale[s]` in
+/// place of `weight[s]` in the sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Factor on scores.
+    pub scale: f32,
+    /// Positions a token sees; all up to its own when absent.
+    pub window: Option<usize>,
+    pub kv: KvType,
+    pub page_len: usize,
+    /// Positions of a span, a multiple of `page_len` and of 16.
+    pub span: usize,
+}
+
+impl AttentionSpec {
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Floats of one head's partial.
+    pub fn partial_len(&self) -> usize {
+        self.head_dim + 4
+    }
+
+    /// Tokens of a tile of [`KernelSpec::Attention`]: their query heads of one KV head share what is loaded and converted.
+    pub fn tile_tokens(&self) -> usize {
+        match self.group() {
+            1 => 32,
+            2..=4 => 16,
+            5..=8 => 8,
+            9..=16 => 4,
+            _ => 1,
+        }
+    }
+
+    /// First token and KV head of the tile that belongs to a grid item of [`KernelSpec::Attention`].
+    ///
+    /// The grid has `Hk` items per token and `Hk * (tile_tokens - 1)` more, so that every `tile_tokens`-th can stand for a
+    /// tile; the others are empty. Later tokens come first: they see most and should not be what threads wait for.
+    pub fn tile(&self, item: usize, tokens: usize) -> Option<(usize, usize)> {
+        let (index, rest) = (item / self.tile_tokens(), item % self.tile_tokens());
+        let tiles = tokens.div_ceil(self.tile_tokens());
+        let tile = tiles.checked_sub(1 + index / self.kv_heads).filter(|_| rest == 0)?;
+        Some((tile * self.tile_tokens(), index % self.kv_heads))
+    }
+
+    fn name(&self) -> String {
+        let AttentionSpec { heads, kv_heads, head_dim, kv, page_len, span, .. } = self;
+        let window = self.window.map_or(String::new(), |w| format!("_w{w}"));
+        let scale = self.scale.to_bits();
+        format!("{heads}_{kv_heads}x{head_dim}_s{scale:08x}{window}_{}_p{page_len}_n{span}", kv_name(*kv))
+    }
 }
 
 /// How a kernel hands activations on.
@@ -76,7 +152,8 @@ pub enum RowTile {
 /// `y[m, n] = sum_k x[m, k] w[n, k]`, then the epilogue.
 ///
 /// Args: x (f32 rows of width K, or int8 rows when the format wants them), packed weight, then the epilogue's, then
-/// `M` (number of rows) as a number. The grid runs over channels, see [`LinearSpec::items`].
+/// `M` (number of rows) and the prefetch distance in bytes (which changes nothing but speed) as numbers. The grid runs
+/// over channels, see [`LinearSpec::items`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearSpec {
     pub format: FormatRef,
@@ -92,13 +169,14 @@ pub struct LinearSpec {
 /// What happens to the sums before they are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Epilogue {
-    /// Args: out f32 `[M, N]`. Item: a block of 16 channels.
+    /// Args: out f32 `[M, N]`. Item: two blocks of 16 channels, or one where N is no multiple of 32.
     Store,
-    /// `out = r + y`. Args: r f32 `[M, N]`, out f32 `[M, N]` (may be r itself). Item: a block of 16 channels.
+    /// `out = r + y`. Args: r f32 `[M, N]`, out f32 `[M, N]` (may be r itself). Item: as for `Store`.
     Residual,
     /// Blocks alternate: 16 gate channels, then the 16 up channels that belong to them. `out[m, f] = silu(gate) * up`.
-    /// Args: out f32 `[M, width]`. Item: a pair of blocks. N / 2 is F padded to 16 and `out` has `width` columns, the true F.
-    Swiglu { width: usize },
+    /// Args: out `[M, width]`, f32 or int8 rows (then `width` is a multiple of 32). Item: a pair of blocks, with int8 rows
+    /// two pairs. N / 2 is F padded to 16 and `out` has `width` columns, the true F.
+    Swiglu { width: usize, out: Activation },
     /// See [`QkvEpilogue`].
     Qkv(QkvEpilogue),
 }
@@ -122,10 +200,17 @@ pub struct QkvEpilogue {
 impl LinearSpec {
     /// Grid items of one launch.
     pub fn items(&self) -> usize {
+        self.n.div_ceil(CHANNELS).div_ceil(self.blocks_per_item())
+    }
+
+    /// Blocks of 16 channels of one grid item.
+    pub fn blocks_per_item(&self) -> usize {
         match &self.epilogue {
-            Epilogue::Store | Epilogue::Residual => self.n.div_ceil(CHANNELS),
-            Epilogue::Swiglu { .. } => self.n.div_ceil(2 * CHANNELS),
-            Epilogue::Qkv(q) => q.heads + 2 * q.kv_heads,
+            Epilogue::Store | Epilogue::Residual if self.n.is_multiple_of(2 * CHANNELS) => 2,
+            Epilogue::Store | Epilogue::Residual => 1,
+            Epilogue::Swiglu { out: Activation::F32, .. } => 2,
+            Epilogue::Swiglu { out: Activation::Int8, .. } => 4,
+            Epilogue::Qkv(q) => q.head_dim / CHANNELS,
         }
     }
 }
@@ -141,7 +226,8 @@ pub struct ActInt8Layout {
     pub scales_offset: usize,
     /// Offset of the sums.
     pub sums_offset: usize,
-    /// Bytes from one row to the next; a multiple of 64.
+    /// Bytes from one row to the next; a multiple of 64. At least 64 bytes follow the start of every sum, so that sums
+    /// can be read as vectors.
     pub stride: usize,
 }
 
@@ -154,7 +240,7 @@ impl ActInt8Layout {
         let groups = k / Self::GROUP;
         let scales_offset = k.next_multiple_of(64);
         let sums_offset = scales_offset + groups * 4;
-        let stride = (sums_offset + groups * 4).next_multiple_of(64);
+        let stride = (sums_offset + groups * 4 + 60).next_multiple_of(64);
         ActInt8Layout { k, groups, scales_offset, sums_offset, stride }
     }
 }
@@ -179,13 +265,12 @@ impl KernelSpec {
             KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len } => {
                 format!("kv_write_{kv_heads}x{head_dim}_{}_p{page_len}", kv_name(*kv))
             }
-            KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len } => {
-                let window = window.map_or(String::new(), |w| format!("_w{w}"));
-                let scale = scale.to_bits();
-                format!(
-                    "attention_{heads}_{kv_heads}x{head_dim}_s{scale:08x}{window}_{}_p{page_len}",
-                    kv_name(*kv)
-                )
+            KernelSpec::Attention { attention, out } => {
+                format!("attention_{}_{}", attention.name(), out.name())
+            }
+            KernelSpec::AttentionSpan(attention) => format!("attention_span_{}", attention.name()),
+            KernelSpec::AttentionMerge { attention, out } => {
+                format!("attention_merge_{}_{}", attention.name(), out.name())
             }
             KernelSpec::Elementwise { op, dim } => format!("{}_{dim}", op.name()),
             KernelSpec::Softmax { dim } => format!("softmax_{dim}"),
@@ -206,7 +291,7 @@ impl LinearSpec {
         let epilogue = match &self.epilogue {
             Epilogue::Store => String::new(),
             Epilogue::Residual => "_residual".to_owned(),
-            Epilogue::Swiglu { width } => format!("_swiglu{width}"),
+            Epilogue::Swiglu { width, out } => format!("_swiglu{width}_{}", out.name()),
             Epilogue::Qkv(q) => {
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = kv_name(q.kv);
@@ -241,5 +326,6 @@ fn kv_name(kv: KvType) -> &'static str {
     match kv {
         KvType::F32 => "kvf32",
         KvType::F16 => "kvf16",
+        KvType::Int8 => "kvi8",
     }
 }

@@ -1,13 +1,14 @@
 //! Checks of what a manifest and its programs say, before anything relies on it. Every field is hostile.
 //!
-//! Extents are linear in T and R with coefficients that are never negative, and a step has 1 ≤ T ≤ max_tokens and
-//! 0 ≤ R ≤ T. That region is a polygon, so an inequality between extents holds everywhere when it holds at its four
-//! corners.
+//! Extents are linear in T, R and T·S with coefficients that are never negative, and a step has 1 ≤ T ≤ max_tokens,
+//! 0 ≤ R ≤ T and 1 ≤ S ≤ the spans of the longest context. For any S the region of T and R is a polygon and extents are
+//! linear on it, and for any T and R they are linear in S, so an inequality between extents holds everywhere when it
+//! holds at the four corners of the polygon for the least and the largest S.
 
 use crate::error::{ErrorKind, ProgramFault, SectionFault, TensorFault};
 use crate::header::PAGE;
 use crate::manifest::{Manifest, Model, Section, SectionKind, TensorEntry, device_of_target};
-use crate::program::{Arg, Entry, Extent, Program, ProgramKind, StepBuffer};
+use crate::program::{Arg, Entry, Extent, Program, ProgramKind, StepBuffer, StepSize};
 use crate::{CHUNK, TENSOR_ALIGN};
 use attar_format::PackedLayout;
 use std::collections::BTreeSet;
@@ -61,6 +62,11 @@ fn model(m: &Model) -> Result<(), ErrorKind> {
     within("vocab", m.vocab.into(), 1 << 24, "1 to 16777216")?;
     within("context_length", m.context_length.into(), 1 << 30, "1 to 1073741824")?;
     within("kv.page_len", m.kv.page_len.into(), 1 << 12, "1 to 4096")?;
+    within("kv.span", m.kv.span.into(), 1 << 16, "1 to 65536")?;
+    if !m.kv.span.is_multiple_of(m.kv.page_len) {
+        let (field, expected) = ("kv.span", "a multiple of kv.page_len");
+        return Err(ErrorKind::Model { field, value: m.kv.span.to_string(), expected });
+    }
     for table in &m.rope {
         if table.inv_freq.len().checked_mul(2) != usize::try_from(m.head_dim).ok() {
             let value = format!("a table of {} angles", table.inv_freq.len());
@@ -220,6 +226,15 @@ pub(crate) fn programs(device: &str, list: &[Program], m: &Manifest) -> Result<(
     Ok(())
 }
 
+/// The extreme steps of a program.
+fn corners(max_tokens: u64, max_spans: u64) -> [StepSize; 8] {
+    let rows = [(1, 0), (1, 1), (max_tokens, 0), (max_tokens, max_tokens)];
+    std::array::from_fn(|i| {
+        let (tokens, rows) = rows[i % 4];
+        StepSize { tokens, rows, spans: if i < 4 { 1 } else { max_spans } }
+    })
+}
+
 type LaunchFault = (Option<usize>, ProgramFault);
 
 fn program(p: &Program, m: &Manifest, code: &[(&str, BTreeSet<&str>)]) -> Result<(), LaunchFault> {
@@ -231,9 +246,8 @@ fn program(p: &Program, m: &Manifest, code: &[(&str, BTreeSet<&str>)]) -> Result
     if !(1..=most).contains(&p.max_tokens) {
         return Err((None, ProgramFault::MaxTokens { got: p.max_tokens, most }));
     }
-    let max = u64::from(p.max_tokens);
-    let corners = [(1, 0), (1, 1), (max, 0), (max, max)];
-    if corners.iter().any(|&(t, r)| p.arena.at(t, r).is_none_or(|a| a > MAX_ARENA)) {
+    let corners = corners(p.max_tokens.into(), m.model.kv.spans(m.model.context_length.into()));
+    if corners.iter().any(|c| p.arena.at(*c).is_none_or(|a| a > MAX_ARENA)) {
         return Err((None, ProgramFault::Arena { most: MAX_ARENA }));
     }
     if p.launches.len() > MAX_LAUNCHES {
@@ -248,7 +262,7 @@ fn program(p: &Program, m: &Manifest, code: &[(&str, BTreeSet<&str>)]) -> Result
         if launch.args.len() > MAX_ARGS {
             return Err(at(ProgramFault::Args { got: launch.args.len(), most: MAX_ARGS }));
         }
-        if corners.iter().any(|&(t, r)| launch.grid.at(t, r).is_none_or(|g| g > MAX_GRID)) {
+        if corners.iter().any(|c| launch.grid.at(*c).is_none_or(|g| g > MAX_GRID)) {
             return Err(at(ProgramFault::Grid { most: MAX_GRID }));
         }
         for (index, arg) in launch.args.iter().enumerate() {
@@ -262,21 +276,19 @@ fn argument(
     index: usize,
     arg: &Arg,
     arena: &Extent,
-    corners: &[(u64, u64); 4],
+    corners: &[StepSize; 8],
     m: &Manifest,
     weights: u64,
 ) -> Result<(), ProgramFault> {
     match arg {
         Arg::Arena { offset, len } => {
-            for &(tokens, rows) in corners {
-                let end =
-                    offset.at(tokens, rows).zip(len.at(tokens, rows)).and_then(|(o, l)| o.checked_add(l));
-                let size = arena.at(tokens, rows);
-                if end.zip(size).is_none_or(|(end, size)| end > size) {
-                    return Err(ProgramFault::ArenaRange { arg: index, tokens, rows });
+            for &step in corners {
+                let end = offset.at(step).zip(len.at(step)).and_then(|(o, l)| o.checked_add(l));
+                if end.zip(arena.at(step)).is_none_or(|(end, size)| end > size) {
+                    return Err(ProgramFault::ArenaRange { arg: index, step });
                 }
             }
-            let parts = [offset.base, offset.per_token, offset.per_row];
+            let parts = [offset.base, offset.per_token, offset.per_row, offset.per_token_span];
             if parts.iter().any(|p| !p.is_multiple_of(4)) {
                 return Err(ProgramFault::Unaligned { arg: index });
             }
@@ -296,14 +308,14 @@ fn argument(
                 return Err(ProgramFault::RopeTable { arg: index, table: *table, tables });
             }
         }
-        Arg::Step(_) | Arg::Imm(_) | Arg::BlockTableStride | Arg::PrefetchDistance => {}
+        Arg::Step(_) | Arg::Imm(_) | Arg::BlockTableStride | Arg::Spans | Arg::PrefetchDistance => {}
         Arg::Keys { layer } | Arg::Values { layer } => {
             if *layer >= m.model.layers {
                 return Err(ProgramFault::Layer { arg: index, layer: *layer, layers: m.model.layers });
             }
         }
         Arg::Count(extent) => {
-            if corners.iter().any(|&(t, r)| extent.at(t, r).is_none()) {
+            if corners.iter().any(|c| extent.at(*c).is_none()) {
                 return Err(ProgramFault::Overflow { arg: index });
             }
         }

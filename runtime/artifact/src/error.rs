@@ -1,6 +1,6 @@
 //! What can be wrong with an artifact, in words that say what to do.
 
-use crate::program::ProgramKind;
+use crate::program::{ProgramKind, StepSize};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -195,8 +195,8 @@ pub enum ProgramFault {
     Args { got: usize, most: usize },
     #[error("code section {target} has no kernel of that name")]
     NoKernel { target: String },
-    #[error("argument {arg} reaches outside the arena with {tokens} tokens and {rows} rows")]
-    ArenaRange { arg: usize, tokens: u64, rows: u64 },
+    #[error("argument {arg} reaches outside the arena with {} tokens, {} rows and {} spans", step.tokens, step.rows, step.spans)]
+    ArenaRange { arg: usize, step: StepSize },
     #[error("argument {arg}: {len} bytes at {offset} reach outside the weights section of {section} bytes")]
     WeightRange { arg: usize, offset: u64, len: u64, section: u64 },
     #[error("argument {arg} is not aligned to 4 bytes")]

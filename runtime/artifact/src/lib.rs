@@ -6,6 +6,7 @@
 //! API boundary: the runtime, the compiler's driver and other readers build on this crate.
 
 mod check;
+pub mod cpu;
 mod error;
 pub mod header;
 pub mod manifest;

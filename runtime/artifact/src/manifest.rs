@@ -53,18 +53,34 @@ pub struct RopeTable {
 /// How keys and values are cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvSpec {
-    /// `f32` or `f16`.
+    /// `f32`, `f16` or `int8`.
     pub dtype: KvType,
     /// Tokens of one page.
     pub page_len: u32,
+    /// Positions of one span, a multiple of `page_len`: attention sums span by span, whatever the batch.
+    pub span: u32,
+}
+
+impl KvSpec {
+    /// Spans of a context of that many tokens; at least 1.
+    pub fn spans(&self, context: u64) -> u64 {
+        context.div_ceil(u64::from(self.span).max(1)).max(1)
+    }
 }
 
 /// Element type of the KV cache.
+///
+/// A layer's keys are `[pages, Hk]` blocks of `[Dh, page_len]` elements: the keys of a page stand side by side, element by
+/// element, so that as many scores as a vector has lanes are summed at once. Values are blocks of `[page_len, Dh]`. Blocks of
+/// [`KvType::Int8`] end, at the next multiple of 4, in `page_len` f32 scales, one per token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
     F32,
     F16,
+    /// A head's keys, or values, at one position: `x ~ scale * code`, `scale` is `amax / 127`, or NaN when one of them is NaN
+    /// or infinite.
+    Int8,
 }
 
 impl KvType {
@@ -73,7 +89,19 @@ impl KvType {
         match self {
             KvType::F32 => 4,
             KvType::F16 => 2,
+            KvType::Int8 => 1,
         }
+    }
+
+    /// Offset of the scales in a block of one page and KV head.
+    pub fn scales_offset(self, head_dim: usize, page_len: usize) -> usize {
+        (head_dim * page_len * self.size()).next_multiple_of(4)
+    }
+
+    /// Bytes of a block: the keys, or the values, of one page and KV head.
+    pub fn block_bytes(self, head_dim: usize, page_len: usize) -> usize {
+        let scales = if self == KvType::Int8 { page_len * 4 } else { 0 };
+        self.scales_offset(head_dim, page_len) + scales
     }
 }
 

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `base + per_token * T + per_row * R`, in bytes or items.
+/// `base + per_token * T + per_row * R + per_token_span * T * S`, in bytes or items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     pub base: u64,
@@ -16,6 +16,20 @@ pub struct Extent {
     /// Times the rows whose logits are wanted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub per_row: u64,
+    /// Times the tokens of the step, times the spans of its longest context.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub per_token_span: u64,
+}
+
+/// What extents depend on: the size of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StepSize {
+    /// Tokens of the step, T.
+    pub tokens: u64,
+    /// Rows whose logits are wanted, R.
+    pub rows: u64,
+    /// Spans of the longest context that a token of the step sees, S; at least 1.
+    pub spans: u64,
 }
 
 fn is_zero(v: &u64) -> bool {
@@ -35,11 +49,16 @@ impl Extent {
         Extent { per_row, ..Extent::default() }
     }
 
-    /// Value for a step of `tokens` tokens and `rows` logit rows; `None` on overflow.
-    pub fn at(&self, tokens: u64, rows: u64) -> Option<u64> {
-        let t = self.per_token.checked_mul(tokens)?;
-        let r = self.per_row.checked_mul(rows)?;
-        self.base.checked_add(t)?.checked_add(r)
+    pub fn per_token_span(per_token_span: u64) -> Extent {
+        Extent { per_token_span, ..Extent::default() }
+    }
+
+    /// Value for a step; `None` on overflow.
+    pub fn at(&self, step: StepSize) -> Option<u64> {
+        let t = self.per_token.checked_mul(step.tokens)?;
+        let r = self.per_row.checked_mul(step.rows)?;
+        let s = self.per_token_span.checked_mul(step.tokens)?.checked_mul(step.spans)?;
+        self.base.checked_add(t)?.checked_add(r)?.checked_add(s)
     }
 }
 
@@ -65,9 +84,9 @@ pub enum Arg {
     Weight { offset: u64, len: u64 },
     /// Address of the step's input or output.
     Step(StepBuffer),
-    /// Address of a layer's keys (`[pages, Hk, page_len, Dh]`).
+    /// Address of a layer's keys, see [`crate::manifest::KvType`].
     Keys { layer: u32 },
-    /// Address of a layer's values, laid out as the keys.
+    /// Address of a layer's values.
     Values { layer: u32 },
     /// A number that does not depend on the step.
     Imm(u64),
@@ -75,6 +94,8 @@ pub enum Arg {
     Count(Extent),
     /// Entries of one row of the block tables.
     BlockTableStride,
+    /// Spans of the longest context that a token of the step sees.
+    Spans,
     /// Bytes that a kernel prefetches ahead of the weights it reads; the runtime chooses it for the machine, and it may
     /// differ from step to step. Results never depend on it.
     PrefetchDistance,
@@ -114,6 +135,10 @@ pub struct Launch {
     /// What it computes, e.g. `layers.3 gate_up_swiglu`.
     #[serde(default)]
     pub note: String,
+    /// Too small to be shared out: the thread that finishes the launch before runs the whole of it, and no barrier
+    /// stands between the two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tail: bool,
 }
 
 /// An ordered list of launches and the arena they need.

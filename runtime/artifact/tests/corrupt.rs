@@ -3,7 +3,7 @@
 mod sample;
 
 use attar_artifact::header::{HEADER_BYTES, MAGIC};
-use attar_artifact::program::{Arg, Extent, Launch, Program, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, Extent, Launch, Program, ProgramKind, StepBuffer, StepSize};
 use attar_artifact::{Artifact, Verify};
 use proptest::prelude::*;
 use serde_json::json;
@@ -246,6 +246,8 @@ fn hostile_manifest_fields() {
         (model("head_dim", json!(6)), "expected head_dim / 2 angles"),
         (model("kv/page_len", json!(0)), "model.kv.page_len"),
         (model("kv/page_len", json!(1 << 20)), "model.kv.page_len"),
+        (model("kv/span", json!(0)), "model.kv.span"),
+        (model("kv/span", json!(48)), "model.kv.span is 48"),
         (model("kv/dtype", json!("f13")), "unknown variant"),
         (model("rope", json!([])), "names rotary table 0, the model has 0"),
         (model("rope/0/mscale", json!(null)), "the manifest cannot be read"),
@@ -291,7 +293,8 @@ fn texts_must_be_utf8() {
 
 #[test]
 fn hostile_programs() {
-    let huge = Extent { base: u64::MAX, per_token: u64::MAX, per_row: u64::MAX };
+    let most = u64::MAX;
+    let huge = Extent { base: most, per_token: most, per_row: most, per_token_span: most };
     let arena = |offset, len| Arg::Arena { offset, len };
     let with_arg = |arg| move |p: &mut Vec<Program>| p[2].launches[0].args[0] = arg;
     type Change = Box<dyn Fn(&mut Vec<Program>)>;
@@ -299,14 +302,16 @@ fn hostile_programs() {
         (Box::new(with_arg(arena(huge, Extent::fixed(0)))), "argument 0 reaches outside the arena"),
         (Box::new(with_arg(arena(Extent::fixed(0), huge))), "argument 0 reaches outside the arena"),
         // Fits one token and 512 rows of 512, but not a step whose rows are fewer.
-        (Box::new(with_arg(arena(Extent::fixed(0), Extent::per_token(64)))), "with 1 tokens and 0 rows"),
+        (Box::new(with_arg(arena(Extent::fixed(0), Extent::per_token(64)))), "with 1 tokens, 0 rows"),
         // Fits every step of one token; only many tokens betray it.
         (
-            Box::new(with_arg(arena(
-                Extent { base: 0, per_token: 16, per_row: 0 },
-                Extent { base: 0, per_token: 17, per_row: 0 },
-            ))),
+            Box::new(with_arg(arena(Extent::per_token(16), Extent::per_token(17)))),
             "reaches outside the arena with 1 tokens",
+        ),
+        // Fits contexts of one span.
+        (
+            Box::new(with_arg(arena(Extent::fixed(0), Extent::per_token_span(32)))),
+            "with 1 tokens, 0 rows and 2 spans",
         ),
         (Box::new(with_arg(arena(Extent::fixed(2), Extent::fixed(0)))), "not aligned to 4"),
         (Box::new(with_arg(Arg::Weight { offset: u64::MAX, len: 2 })), "reach outside the weights section"),
@@ -347,18 +352,27 @@ fn hostile_programs() {
 /// The corner rule of the checks, against every step there is.
 #[test]
 fn corners_decide_as_every_step_would() {
-    let extent = |e: (u64, u64, u64)| Extent { base: e.0 * 4, per_token: e.1 * 4, per_row: e.2 * 4 };
-    proptest!(ProptestConfig::with_cases(300), |(a in (0u64..40, 0u64..6, 0u64..6), o in (0u64..20, 0u64..4, 0u64..4),
-            l in (0u64..20, 0u64..4, 0u64..4), max in 1u32..16)| {
+    let extent = |e: (u64, u64, u64, u64)| Extent {
+        base: e.0 * 4,
+        per_token: e.1 * 4,
+        per_row: e.2 * 4,
+        per_token_span: e.3 * 4,
+    };
+    let spans = sample::model().kv.spans(sample::model().context_length.into());
+    assert!(spans > 1);
+    proptest!(ProptestConfig::with_cases(300), |(a in (0u64..40, 0u64..6, 0u64..6, 0u64..6),
+            o in (0u64..20, 0u64..4, 0u64..4, 0u64..4), l in (0u64..20, 0u64..4, 0u64..4, 0u64..4), max in 1u32..16)| {
         let (arena, offset, len) = (extent(a), extent(o), extent(l));
-        let fits = (1..=u64::from(max)).all(|t| (0..=t).all(|r| {
-            offset.at(t, r).unwrap() + len.at(t, r).unwrap() <= arena.at(t, r).unwrap()
-        }));
+        let fits = (1..=u64::from(max)).all(|tokens| (0..=tokens).all(|rows| (1..=spans).all(|spans| {
+            let step = StepSize { tokens, rows, spans };
+            offset.at(step).unwrap() + len.at(step).unwrap() <= arena.at(step).unwrap()
+        })));
         let launch = Launch {
             kernel: "embed".to_owned(),
             args: vec![Arg::Arena { offset, len }],
             grid: Extent::fixed(1),
             weight_bytes: 0,
+            tail: false,
             note: String::new(),
         };
         let program = Program { kind: ProgramKind::SmallBatch, max_tokens: max, arena, launches: vec![launch] };

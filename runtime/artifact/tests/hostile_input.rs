@@ -4,6 +4,7 @@
 //! manifest or the programs of a file that is otherwise in order.
 
 use attar_artifact::header::{HEADER_BYTES, Header, PAGE, VERSION};
+use attar_artifact::program::{Arg, StepSize};
 use attar_artifact::{Artifact, Verify};
 
 /// Opens whatever it is given in every way there is; anything but a panic is fine.
@@ -25,13 +26,15 @@ pub fn artifact_load(input: &[u8]) {
             let _ = a.weights().map(|w| w.tensor(&tensor.name).map(<[u8]>::len));
         }
         for program in a.programs("cpu").unwrap_or_default() {
-            let (t, r) = (u64::from(program.max_tokens), 1);
-            let arena = program.arena.at(t, r).expect("a checked arena does not overflow");
+            let m = &a.manifest().model;
+            let (tokens, spans) = (program.max_tokens.into(), m.kv.spans(m.context_length.into()));
+            let step = StepSize { tokens, rows: 1, spans };
+            let arena = program.arena.at(step).expect("a checked arena does not overflow");
             for launch in &program.launches {
-                assert!(launch.grid.at(t, r).is_some(), "a checked grid does not overflow");
+                assert!(launch.grid.at(step).is_some(), "a checked grid does not overflow");
                 for arg in &launch.args {
-                    if let attar_artifact::program::Arg::Arena { offset, len } = arg {
-                        let end = offset.at(t, r).zip(len.at(t, r)).and_then(|(o, l)| o.checked_add(l));
+                    if let Arg::Arena { offset, len } = arg {
+                        let end = offset.at(step).zip(len.at(step)).and_then(|(o, l)| o.checked_add(l));
                         assert!(end.is_some_and(|e| e <= arena), "a checked range lies in the arena");
                     }
                 }
@@ -65,7 +68,7 @@ fn manifest_for(programs: &[u8]) -> String {
     format!(
         r#"{{"generator":"fuzz","model":{{"name":"","architecture":"","layers":2,"hidden":8,"heads":2,"kv_heads":1,
         "head_dim":4,"vocab":16,"context_length":64,"parameters":1,"rope":[{{"inv_freq":[1,0.5],"mscale":1}}],
-        "kv":{{"dtype":"f16","page_len":32}},"eos":[],"bos":null}},"tensors":[],"sections":[{{"kind":"programs",
+        "kv":{{"dtype":"f16","page_len":32,"span":32}},"eos":[],"bos":null}},"tensors":[],"sections":[{{"kind":"programs",
         "device":"cpu","offset":4096,"len":{len},"hash":"{hash}"}}]}}"#
     )
 }

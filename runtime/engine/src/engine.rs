@@ -8,7 +8,7 @@ use crate::kv::{KvCache, Sequence};
 use crate::memory::Region;
 use crate::model::{Inner, Model, Runnable};
 use crate::prefetch::{self, Weighed};
-use attar_artifact::program::{Arg, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ pub struct Engine {
     /// Resolved arguments of the program that ran last, and for which step.
     args: Vec<u64>,
     tasks: Vec<Task>,
-    resolved: Option<(usize, usize, usize)>,
+    resolved: Option<(usize, StepSize)>,
 }
 
 // SAFETY: `tasks` point into `args`, which the engine owns and never lets grow after it is made; they are read only
@@ -110,6 +110,9 @@ struct Buffers {
     rope: Vec<Region>,
     logits: Region,
 }
+
+/// A step of one token, the first of its sequence.
+const ONE_TOKEN: StepSize = StepSize { tokens: 1, rows: 1, spans: 1 };
 
 const HINT: &str = "; open a smaller context or fewer sequences";
 
@@ -134,8 +137,10 @@ impl Engine {
         }
         let stride = context.div_ceil(m.kv.page_len as usize);
         let tokens = model.max_step_tokens() as u64;
-        let arena =
-            inner.programs.iter().map(|p| p.arena.at(p.max_tokens as u64, p.max_tokens as u64).unwrap_or(0));
+        let arena = inner.programs.iter().map(|p| {
+            let (most, spans) = (p.max_tokens as u64, m.kv.spans(context as u64));
+            p.arena.at(StepSize { tokens: most, rows: most, spans }).unwrap_or(0)
+        });
         let region = |bytes, what| Region::zeroed(bytes, what, HINT);
         let rope_bytes = tokens * u64::from(m.head_dim) * 4;
         let buffers = Buffers {
@@ -187,14 +192,14 @@ impl Engine {
             if group == names.len() {
                 names.push(&call.name);
             }
-            let grid = call.grid.at(1, 1).unwrap_or(0);
+            let grid = call.grid.at(ONE_TOKEN).unwrap_or(0);
             weighed.push(Weighed { launch, group, weight_bytes: call.weight_bytes, grid });
         }
         if weighed.is_empty() {
             return;
         }
         let mut pool = inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        self.resolve(inner, index, 1, 1);
+        self.resolve(inner, index, ONE_TOKEN);
         let best = prefetch::tune(&weighed, |launch, items, distance| {
             let before: usize = program.launches.iter().take(launch).map(|c| c.args.len()).sum();
             let (Some(call), Some(task)) = (program.launches.get(launch), self.tasks.get(launch)) else {
@@ -205,8 +210,12 @@ impl Engine {
                     *slot = distance;
                 }
             }
-            let task =
-                Task { grid: items.min(task.grid), args: self.args.as_ptr().wrapping_add(before), ..*task };
+            let task = Task {
+                grid: items.min(task.grid),
+                args: self.args.as_ptr().wrapping_add(before),
+                tail: false,
+                ..*task
+            };
             let start = Instant::now();
             // SAFETY: as in `step`, for a step of one token; buffers are zero, which is a valid one.
             unsafe { pool.run(&[task]) };
@@ -311,6 +320,8 @@ impl Engine {
             // SAFETY: nothing but the pool's own conditions, which are handed through.
             unsafe { pool.run_timed(tasks, &mut each) };
             let wanted = batch.tokens.iter().filter(|t| t.wanted).count() as u64;
+            // How long contexts are says nothing of rows.
+            let size = StepSize { tokens: batch.len() as u64, rows: wanted, spans: 1 };
             for ((task, call), time) in tasks.iter().zip(&program.launches).zip(each) {
                 times.push(LaunchTime {
                     program: program.kind,
@@ -318,7 +329,7 @@ impl Engine {
                     note: call.note.clone(),
                     weight_bytes: call.weight_bytes,
                     grid: task.grid,
-                    rows: call.rows(batch.len() as u64, wanted),
+                    rows: call.rows(size),
                     time,
                 });
             }
@@ -333,18 +344,19 @@ impl Engine {
     ) -> Result<&[f32]> {
         let model = self.model.clone();
         let inner = &*model.inner;
-        let rows = self.fill(batch, inner)?;
+        let size = self.fill(batch, inner)?;
         let tokens = batch.len();
         let index = pick(&inner.programs, tokens)
             .ok_or(ErrorKind::StepTooLarge { tokens, most: model.max_step_tokens() })?;
-        if self.resolved != Some((index, tokens, rows)) {
-            self.resolve(inner, index, tokens as u64, rows as u64);
-            self.resolved = Some((index, tokens, rows));
+        if self.resolved != Some((index, size)) {
+            self.resolve(inner, index, size);
+            self.resolved = Some((index, size));
         }
         if let Some(program) = inner.programs.get(index) {
             let mut pool = inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
-            // The conditions of `Pool::run` hold: the programs were checked by the artifact's reader: every arena range lies inside the arena for
-            // this T and R, every weight range inside the weights, layers and tables exist. Step buffers are as large
+            // The conditions of `Pool::run` hold: the programs were checked by the artifact's reader: every arena range
+            // lies inside the arena for this T, R and S, every weight range inside the weights, layers and tables exist.
+            // Step buffers are as large
             // as the programs' token limit, tokens and rows are in range, and block tables name pages of the cache.
             // Kernels share out their grid without overlap, which is the compiler's contract.
             run(&mut pool, &self.tasks, program);
@@ -355,7 +367,7 @@ impl Engine {
             }
         }
         let logits = self.buffers.logits.words();
-        Ok(logits.get(..rows * inner.manifest.model.vocab as usize).unwrap_or_default())
+        Ok(logits.get(..size.rows as usize * inner.manifest.model.vocab as usize).unwrap_or_default())
     }
 
     fn free_slot(&self) -> Result<(usize, SequenceId)> {
@@ -365,8 +377,8 @@ impl Engine {
         Ok((index, SequenceId(index as u32)))
     }
 
-    /// Checks the batch, reserves pages and writes the step's inputs. Returns the number of wanted rows.
-    fn fill(&mut self, batch: &StepBatch, inner: &Inner) -> Result<usize> {
+    /// Checks the batch, reserves pages and writes the step's inputs. Returns what extents depend on.
+    fn fill(&mut self, batch: &StepBatch, inner: &Inner) -> Result<StepSize> {
         let m = &inner.manifest.model;
         if batch.is_empty() {
             return Err(ErrorKind::EmptyPrompt.into());
@@ -402,7 +414,7 @@ impl Engine {
                 }
             }
         }
-        let mut rows = 0;
+        let (mut rows, mut longest) = (0, 0);
         for (i, t) in batch.tokens.iter().enumerate() {
             let index = t.sequence.0 as usize;
             let len = self.sequences.get(index).and_then(Option::as_ref).map_or(0, Sequence::len);
@@ -411,6 +423,7 @@ impl Engine {
                 position += *before;
                 *before += 1;
             }
+            longest = longest.max(position as u64 + 1);
             put(&mut b.tokens, i, t.token as i32);
             put(&mut b.positions, i, position as i32);
             put(&mut b.seqs, i, t.sequence.0 as i32);
@@ -430,11 +443,11 @@ impl Engine {
                 }
             }
         }
-        Ok(rows)
+        Ok(StepSize { tokens: batch.len() as u64, rows: rows as u64, spans: m.kv.spans(longest) })
     }
 
     /// Turns every launch's arguments into numbers for a step of this size.
-    fn resolve(&mut self, inner: &Inner, index: usize, tokens: u64, rows: u64) {
+    fn resolve(&mut self, inner: &Inner, index: usize, size: StepSize) {
         self.args.clear();
         self.tasks.clear();
         let Some(program) = inner.programs.get(index) else { return };
@@ -444,7 +457,7 @@ impl Engine {
             for arg in &call.args {
                 // Extents were checked not to overflow for any step of this program.
                 let value = match *arg {
-                    Arg::Arena { offset, .. } => b.arena.address() + offset.at(tokens, rows).unwrap_or(0),
+                    Arg::Arena { offset, .. } => b.arena.address() + offset.at(size).unwrap_or(0),
                     Arg::Weight { offset, .. } => weights + offset,
                     Arg::Step(buffer) => match buffer {
                         StepBuffer::Tokens => b.tokens.address(),
@@ -460,8 +473,9 @@ impl Engine {
                     Arg::Keys { layer } => self.kv.addresses(layer as usize).0,
                     Arg::Values { layer } => self.kv.addresses(layer as usize).1,
                     Arg::Imm(value) => value,
-                    Arg::Count(extent) => extent.at(tokens, rows).unwrap_or(0),
+                    Arg::Count(extent) => extent.at(size).unwrap_or(0),
                     Arg::BlockTableStride => self.stride as u64,
+                    Arg::Spans => size.spans,
                     Arg::PrefetchDistance => inner.prefetch.get().copied().unwrap_or(prefetch::DEFAULT),
                 };
                 self.args.push(value);
@@ -471,8 +485,9 @@ impl Engine {
         for call in &program.launches {
             let (args, after) = rest.split_at_checked(call.args.len()).unwrap_or_default();
             rest = after;
-            let grid = call.grid.at(tokens, rows).unwrap_or(0);
-            self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid });
+            let grid = call.grid.at(size).unwrap_or(0);
+            let tail = call.tail && !self.tasks.is_empty();
+            self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid, tail });
         }
     }
 }

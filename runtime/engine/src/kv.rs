@@ -1,6 +1,6 @@
 //! The KV cache: pages of a fixed number of tokens, shared between sequences by reference count.
 //!
-//! Per layer keys and values are `[pages, Hk, page_len, Dh]`. A sequence lists its pages in order of position. Pages
+//! What a page holds is the kernels' affair, see `attar_artifact::manifest::KvType`. A sequence lists its pages in order of position. Pages
 //! that two sequences share are copied before one of them writes.
 
 use crate::error::{Error, ErrorKind};
@@ -109,7 +109,7 @@ impl KvCache {
             source: std::io::ErrorKind::OutOfMemory.into(),
         };
         let page_len = m.kv.page_len as usize;
-        let page_bytes = page_len * m.kv.dtype.size() * m.kv_heads as usize * m.head_dim as usize;
+        let page_bytes = m.kv_heads as usize * m.kv.dtype.block_bytes(m.head_dim as usize, page_len);
         let pages = context.div_ceil(page_len).checked_mul(sequences).and_then(|p| u32::try_from(p).ok());
         let pages = pages.filter(|p| *p < i32::MAX as u32).ok_or_else(too_large)?;
         let bytes = (pages as usize)
@@ -220,7 +220,7 @@ mod tests {
             context_length: 64,
             parameters: 0,
             rope: Vec::new(),
-            kv: KvSpec { dtype: KvType::F16, page_len: 4 },
+            kv: KvSpec { dtype: KvType::F16, page_len: 4, span: 16 },
             eos: Vec::new(),
             bos: None,
         }

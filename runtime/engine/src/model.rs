@@ -10,7 +10,7 @@ use crate::prefetch;
 use crate::session::{Session, SessionOptions};
 use crate::text::Tokenizer;
 use attar_artifact::manifest::{Manifest, SectionKind};
-use attar_artifact::program::{Arg, Extent, Program, ProgramKind};
+use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepSize};
 use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
 use attar_artifact::{Artifact, Verify};
 use std::path::Path;
@@ -90,20 +90,21 @@ pub(crate) struct Call {
     pub(crate) kernel: Kernel,
     pub(crate) args: Vec<Arg>,
     pub(crate) grid: Extent,
+    pub(crate) tail: bool,
     pub(crate) name: String,
     pub(crate) note: String,
     pub(crate) weight_bytes: u64,
 }
 
 impl Call {
-    /// Rows that the launch works on in a step of that many tokens and wanted rows: what a count among its arguments
-    /// says, else what its grid depends on.
-    pub(crate) fn rows(&self, tokens: u64, rows: u64) -> u64 {
+    /// Rows that the launch works on in a step of that size: what a count among its arguments says, else what its grid
+    /// depends on.
+    pub(crate) fn rows(&self, size: StepSize) -> u64 {
         let counted = self.args.iter().filter_map(|a| match a {
-            Arg::Count(extent) => extent.at(tokens, rows),
+            Arg::Count(extent) => extent.at(size),
             _ => None,
         });
-        counted.max().unwrap_or(if self.grid.per_row > 0 { rows } else { tokens })
+        counted.max().unwrap_or(if self.grid.per_row > 0 { size.rows } else { size.tokens })
     }
 }
 
@@ -236,6 +237,7 @@ impl Model {
                     kernel,
                     args: launch.args,
                     grid: launch.grid,
+                    tail: launch.tail,
                     name: launch.kernel,
                     note: launch.note,
                     weight_bytes: launch.weight_bytes,

@@ -82,7 +82,7 @@ pub(crate) fn model(threads: usize) -> Model {
     let arena = Arg::Arena { offset: Extent::fixed(64), len: Extent::per_token(4) };
     let launch = |kernel: &str, args, grid| {
         let kernel = kernel.to_owned();
-        Launch { kernel, args, grid, weight_bytes: 0, note: String::new() }
+        Launch { kernel, args, grid, weight_bytes: 0, note: String::new(), tail: false }
     };
     let (stride, keys) = (Arg::BlockTableStride, Arg::Keys { layer: 1 });
     let launches = vec![
@@ -115,7 +115,7 @@ pub(crate) fn model(threads: usize) -> Model {
             Extent::per_row(1),
         ),
     ];
-    let arena = Extent { base: 64, per_token: 4, per_row: 0 };
+    let arena = Extent { base: 64, ..Extent::per_token(4) };
     let program = |kind, max_tokens| Program { kind, max_tokens, arena, launches: launches.clone() };
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tiny/smollm2/tokenizer.json");
     Model::assemble(Parts {
@@ -133,7 +133,7 @@ pub(crate) fn model(threads: usize) -> Model {
                 context_length: LONGEST as u32,
                 parameters: 0,
                 rope: vec![RopeTable { inv_freq: vec![0.5], mscale: 2.0 }],
-                kv: KvSpec { dtype: KvType::F32, page_len: PAGE_LEN as u32 },
+                kv: KvSpec { dtype: KvType::F32, page_len: PAGE_LEN as u32, span: PAGE_LEN as u32 },
                 eos: Vec::new(),
                 bos: None,
             },

@@ -28,6 +28,7 @@ pub(super) fn options(directive: &Directive) -> Result<LowerOptions> {
     match directive.get("kv") {
         None | Some("f32") => Ok(LowerOptions::new(KvType::F32)),
         Some("f16") => Ok(LowerOptions::new(KvType::F16)),
-        Some(other) => bail!("kv is f32 or f16, not {other}"),
+        Some("int8") => Ok(LowerOptions::new(KvType::Int8)),
+        Some(other) => bail!("kv is f32, f16 or int8, not {other}"),
     }
 }

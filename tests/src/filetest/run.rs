@@ -5,14 +5,15 @@ use super::{Case, Verdict};
 use crate::compiled;
 use crate::tolerance::tolerance;
 use anyhow::{Context, Result};
-use attar_codegen_cpu::host::{Kernels, host_target};
+use attar_codegen_cpu::Target;
+use attar_codegen_cpu::host::Kernels;
 
 pub(super) fn test(case: &Case<'_>) -> Result<Verdict> {
     let class = case.directive.get("tol").unwrap_or("kernel-f32");
     let tolerance = tolerance(class).with_context(|| format!("no tolerance class {class}"))?;
     let graph = case.function.graph()?;
     let options = options(case.directive)?;
-    let target = host_target();
+    let target = Target::native();
     let kernels = [Some(Kernels::Reference), target.map(Kernels::Compiled)];
     for kernels in kernels.into_iter().flatten() {
         for seed in 0..3 {

@@ -96,6 +96,7 @@ impl Quantize {
 enum Kv {
     F32,
     F16,
+    Int8,
 }
 
 /// What `--json` prints.
@@ -121,6 +122,7 @@ impl Compile {
         options.kv = self.kv.map(|kv| match kv {
             Kv::F32 => KvType::F32,
             Kv::F16 => KvType::F16,
+            Kv::Int8 => KvType::Int8,
         });
         options.threads = self.threads;
         options.emit_ir.clone_from(&self.emit_ir);

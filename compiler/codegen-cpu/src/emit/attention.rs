@@ -1,268 +1,805 @@
-//! `attention`: causal grouped-query attention over KV pages with online softmax.
+//! `attention`: causal grouped-query attention over KV pages, a span of positions at a time.
 //!
-//! An item is one token and one KV head: its query heads are stacked, so each key and value is read once for all of
-//! them. Pages are visited in order of position, which fixes the order of every sum whatever the batch.
-//! Online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867.
+//! Three kernels share one body, [`Rows::span`], which computes what `AttentionSpec` defines for a stack of rows (query
+//! heads of one KV head, of one or more tokens): scores with lanes = keys, since the cache keeps the keys of a page
+//! transposed; a softmax over the whole span; sums of values with lanes = elements. A page is converted to f32 once for
+//! all rows.
+//!
+//! - `attention` computes tiles of consecutive tokens over all their spans, and joins spans as it goes.
+//! - `attention_span` computes one token and one span, so that long contexts are shared out among threads.
+//! - `attention_merge` joins what the former left.
+//!
+//! The order of every sum is fixed by the definition, so a token's result is the same bits in all of them. What a row does
+//! not see is never multiplied: memory beyond its positions may hold anything, NaN included.
 
 use super::cache::{Cache, CacheArgs};
-use crate::lanes::{F32x4, IntCmp, Lanes, Scalar};
+use super::quantize::{QUADS, layout_of, some_groups};
+use crate::lanes::{F32x4, FloatCmp, IntCmp, Lanes, Scalar, Var};
+use attar_artifact::manifest::KvType;
+use attar_kernel::{ActInt8Layout, Activation, AttentionSpec};
 
-/// Query heads whose sums are held in registers at once.
-const STACK: usize = 4;
+/// Positions whose weights are summed side by side; spans and pages are multiples of it.
+const STRIDE: usize = 16;
+/// Most rows whose sums are held in registers at once.
+const BLOCK: usize = 4;
 
-pub(super) struct Attention {
-    pub(super) cache: Cache,
-    pub(super) heads: usize,
-    pub(super) scale: f32,
-    pub(super) window: Option<usize>,
+/// Computes tiles of tokens.
+pub(super) fn attention(spec: &AttentionSpec, out: Activation, cx: &mut Lanes<'_>) -> Result<(), String> {
+    let output = Output::new(spec, out)?;
+    let group = spec.group();
+    let rows = Rows::new(spec, spec.tile_tokens() * group, BLOCK, cx)?;
+    let joined = Sums::scratch(cx, spec, rows.capacity);
+    let (q, to, tokens) = (cx.arg(0), cx.arg(7), cx.arg(8));
+    let args = CacheArgs::load(cx, 1);
+    let one = cx.int(1);
+    let past = cx.iadd_imm(tokens, spec.tile_tokens() as i64 - 1);
+    let tiles = cx.udiv_imm(past, spec.tile_tokens() as u32);
+    cx.for_items(|cx, item| {
+        // As `AttentionSpec::tile` has it.
+        let rest = cx.urem_imm(item, spec.tile_tokens() as u32);
+        let index = cx.udiv_imm(item, spec.tile_tokens() as u32);
+        let head = cx.urem_imm(index, spec.kv_heads as u32);
+        let index = cx.udiv_imm(index, spec.kv_heads as u32);
+        let tile = cx.isub(tiles, index);
+        let tile = cx.isub(tile, one);
+        let first = cx.imul_imm(tile, spec.tile_tokens() as i64);
+        let last = cx.iadd_imm(first, spec.tile_tokens() as i64);
+        let last = cx.imin(last, tokens);
+        // Empty for items that stand for no tile.
+        let stands = cx.icmp_imm(IntCmp::Equal, rest, 0);
+        let last = cx.select(stands, last, first);
+        let zero = cx.int(0);
+        let before = cx.icmp(IntCmp::SignedLessThan, first, zero);
+        let last = cx.select(before, first, last);
+        let run = cx.var(first);
+        cx.for_range(first, last, 1, |cx, t| {
+            let next = cx.iadd_imm(t, 1);
+            let ends = run_ends(cx, &args, t, next, last);
+            cx.if_(ends, |cx| {
+                let from = cx.get(&run);
+                rows.run(cx, &joined, &args, q, from, next, head);
+                rows.result(cx, &joined, &output, to, from, next, head);
+                cx.set(&run, next);
+            });
+        });
+    });
+    Ok(())
 }
 
-/// Per item on the stack: scaled queries, running sums, scores of one page, running maximum and sum per head.
-struct Scratch {
-    q: Scalar,
+/// Whether the tokens of one sequence that follow each other end before `next`.
+fn run_ends(cx: &mut Lanes<'_>, args: &CacheArgs, t: Scalar, next: Scalar, last: Scalar) -> Scalar {
+    let ends = cx.icmp(IntCmp::SignedGreaterThanOrEqual, next, last);
+    // Nothing beyond the last token is looked at.
+    let other = cx.select(ends, t, next);
+    let load = |cx: &mut Lanes<'_>, base, t| {
+        let at = cx.offset(base, t, 4);
+        let v = cx.load_i32(at, 0);
+        cx.widen(v)
+    };
+    let (seq, other_seq) = (load(cx, args.seqs, t), load(cx, args.seqs, other));
+    let (position, other_position) = (load(cx, args.positions, t), load(cx, args.positions, other));
+    let following = cx.iadd_imm(position, 1);
+    let same = cx.icmp(IntCmp::Equal, seq, other_seq);
+    let follows = cx.icmp(IntCmp::Equal, following, other_position);
+    let goes_on = cx.iand(same, follows);
+    cx.icmp_imm(IntCmp::Equal, goes_on, 0)
+}
+
+/// Computes one span of one token's context.
+pub(super) fn attention_span(spec: &AttentionSpec, cx: &mut Lanes<'_>) -> Result<(), String> {
+    let group = spec.group();
+    let block = group.div_ceil(group.div_ceil(BLOCK));
+    let rows = Rows::new(spec, group, block, cx)?;
+    let (q, to, spans) = (cx.arg(0), cx.arg(7), cx.arg(8));
+    let args = CacheArgs::load(cx, 1);
+    let count = cx.int(rows.capacity as i64);
+    cx.for_items(|cx, item| {
+        let row = cx.udiv(item, spans);
+        let before = cx.imul(row, spans);
+        let span = cx.isub(item, before);
+        let t = cx.udiv_imm(row, spec.kv_heads as u32);
+        let head = cx.urem_imm(row, spec.kv_heads as u32);
+        let (position, table) = args.locate(cx, t);
+        let start = cx.imul_imm(span, spec.span as i64);
+        let next = cx.iadd_imm(t, 1);
+        rows.sight(cx, position, t, next);
+        let (low, high) = rows.within(cx, start, count);
+        let seen = cx.icmp(IntCmp::SignedLessThan, low, high);
+        cx.if_(seen, |cx| {
+            rows.queries(cx, q, t, next, head);
+            rows.span(cx, &args, table, head, start, count);
+            let to = cx.offset(to, item, group * spec.partial_len() * 4);
+            for g in 0..group {
+                let at = (g * spec.partial_len() * 4) as i64;
+                let (to, from) =
+                    (cx.iadd_imm(to, at), cx.iadd_imm(rows.own.sums, (g * spec.head_dim * 4) as i64));
+                cx.for_const(spec.head_dim, 4, |cx, d| {
+                    let (from, to) = (cx.offset(from, d, 4), cx.offset(to, d, 4));
+                    let v = cx.load4(from, 0);
+                    cx.store4(v, to, 0);
+                });
+                let offset = (spec.head_dim * 4) as i32;
+                let most = cx.load_f32(rows.own.most, 4 * g as i32);
+                cx.store_f32(most, to, offset);
+                let total = cx.load_f32(rows.own.total, 4 * g as i32);
+                cx.store_f32(total, to, offset + 4);
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Joins the spans of a token.
+pub(super) fn attention_merge(
+    spec: &AttentionSpec,
+    out: Activation,
+    cx: &mut Lanes<'_>,
+) -> Result<(), String> {
+    let output = Output::new(spec, out)?;
+    let (group, partial) = (spec.group(), spec.partial_len() * 4);
+    let (partials, positions, to, spans) = (cx.arg(0), cx.arg(1), cx.arg(2), cx.arg(3));
+    let joined = Sums::scratch(cx, spec, group);
+    cx.for_items(|cx, item| {
+        let t = cx.udiv_imm(item, spec.kv_heads as u32);
+        let head = cx.urem_imm(item, spec.kv_heads as u32);
+        let at = cx.offset(positions, t, 4);
+        let position = cx.load_i32(at, 0);
+        let position = cx.widen(position);
+        let end = cx.iadd_imm(position, 1);
+        let first = first_seen(cx, spec, end);
+        let first_span = cx.udiv_imm(first, spec.span as u32);
+        let past = cx.iadd_imm(end, spec.span as i64 - 1);
+        let past_span = cx.udiv_imm(past, spec.span as u32);
+        let before = cx.imul(item, spans);
+        cx.for_range(first_span, past_span, 1, |cx, span| {
+            let is_first = cx.icmp(IntCmp::Equal, span, first_span);
+            let at = cx.iadd(before, span);
+            let at = cx.offset(partials, at, group * partial);
+            cx.for_const(group, 1, |cx, g| {
+                let from = cx.offset(at, g, partial);
+                let most = cx.iadd_imm(from, spec.head_dim as i64 * 4);
+                let total = cx.iadd_imm(most, 4);
+                let later = Sums { sums: from, most, total };
+                let to = joined.row(cx, spec, g);
+                to.take(cx, spec, &later, is_first);
+            });
+        });
+        output.store(cx, spec, &joined, to, t, head);
+    });
+    Ok(())
+}
+
+/// First position that a token sees whose last is before `end`.
+fn first_seen(cx: &mut Lanes<'_>, spec: &AttentionSpec, end: Scalar) -> Scalar {
+    let zero = cx.int(0);
+    match spec.window {
+        Some(w) => {
+            let first = cx.iadd_imm(end, -(w as i64));
+            cx.imax(first, zero)
+        }
+        None => zero,
+    }
+}
+
+/// Where sums of weighted values, maxima and totals stand: `[rows, Dh]`, `[rows]` and `[rows]`.
+#[derive(Clone, Copy)]
+struct Sums {
     sums: Scalar,
-    scores: Scalar,
     most: Scalar,
     total: Scalar,
 }
 
-impl Attention {
-    fn group(&self) -> usize {
-        self.heads / self.cache.kv_heads
+impl Sums {
+    fn scratch(cx: &mut Lanes<'_>, spec: &AttentionSpec, rows: usize) -> Sums {
+        Sums {
+            sums: cx.scratch(rows * spec.head_dim * 4),
+            most: cx.scratch(rows * 4),
+            total: cx.scratch(rows * 4),
+        }
     }
 
-    /// Bytes of one head's scores: a page, filled up to whole vectors.
-    fn score_bytes(&self) -> usize {
-        self.cache.page_len.next_multiple_of(4) * 4
+    /// Those of one row.
+    fn row(&self, cx: &mut Lanes<'_>, spec: &AttentionSpec, row: Scalar) -> Sums {
+        Sums {
+            sums: cx.offset(self.sums, row, spec.head_dim * 4),
+            most: cx.offset(self.most, row, 4),
+            total: cx.offset(self.total, row, 4),
+        }
     }
 
-    pub(super) fn emit(&self, cx: &mut Lanes<'_>) -> Result<(), String> {
-        self.cache.check()?;
-        let (group, dh) = (self.group(), self.cache.head_dim);
-        let (q, out) = (cx.arg(0), cx.arg(7));
-        let args = CacheArgs::load(cx, 1);
-        let s = Scratch {
-            q: cx.scratch(group * dh * 4),
-            sums: cx.scratch(group * dh * 4),
-            scores: cx.scratch(group * self.score_bytes()),
-            most: cx.scratch(group * 4),
-            total: cx.scratch(group * 4),
+    /// One row: takes a later span, which is the first when `is_first` holds.
+    fn take(&self, cx: &mut Lanes<'_>, spec: &AttentionSpec, later: &Sums, is_first: Scalar) {
+        let (later_most, later_total) = (cx.load_f32(later.most, 0), cx.load_f32(later.total, 0));
+        cx.if_else(
+            is_first,
+            |cx| {
+                cx.store_f32(later_most, self.most, 0);
+                cx.store_f32(later_total, self.total, 0);
+                cx.for_const(spec.head_dim, 4, |cx, d| {
+                    let (from, to) = (cx.offset(later.sums, d, 4), cx.offset(self.sums, d, 4));
+                    let v = cx.load4(from, 0);
+                    cx.store4(v, to, 0);
+                });
+            },
+            |cx| {
+                let (most, total) = (cx.load_f32(self.most, 0), cx.load_f32(self.total, 0));
+                let new = cx.fmax(most, later_most);
+                cx.store_f32(new, self.most, 0);
+                let base = finite(cx, new);
+                let (a, b) = (cx.fsub(most, base), cx.fsub(later_most, base));
+                let (a, b) = (cx.exp(a), cx.exp(b));
+                let kept = cx.fmul(total, a);
+                let total = cx.fmuladd(later_total, b, kept);
+                cx.store_f32(total, self.total, 0);
+                let (a, b) = (cx.splat(a), cx.splat(b));
+                cx.for_const(spec.head_dim, 4, |cx, d| {
+                    let (from, to) = (cx.offset(later.sums, d, 4), cx.offset(self.sums, d, 4));
+                    let (old, new) = (cx.load4(to, 0), cx.load4(from, 0));
+                    let kept = cx.vmul(old, a);
+                    let sum = cx.vmuladd(new, b, kept);
+                    cx.store4(sum, to, 0);
+                });
+            },
+        );
+    }
+}
+
+/// The maximum that differences are taken to: 0 in place of minus infinity.
+fn finite(cx: &mut Lanes<'_>, most: Scalar) -> Scalar {
+    let (least, zero) = (cx.f32(f32::NEG_INFINITY), cx.f32(0.0));
+    let none = cx.fcmp(FloatCmp::Equal, most, least);
+    cx.select(none, zero, most)
+}
+
+/// How results leave: as f32, or as groups of int8 rows.
+struct Output {
+    int8: Option<ActInt8Layout>,
+}
+
+impl Output {
+    fn new(spec: &AttentionSpec, out: Activation) -> Result<Output, String> {
+        let width = spec.group() * spec.head_dim;
+        let int8 = match out {
+            Activation::F32 => None,
+            Activation::Int8 if width.is_multiple_of(ActInt8Layout::GROUP) => {
+                Some(layout_of(spec.heads * spec.head_dim)?)
+            }
+            Activation::Int8 => {
+                return Err(format!("int8 rows of {width} channels per KV head, which is no multiple of 32"));
+            }
         };
-        cx.for_items(|cx, item| {
-            let t = cx.udiv_imm(item, self.cache.kv_heads as u32);
-            let head = cx.urem_imm(item, self.cache.kv_heads as u32);
-            let row = cx.imul_imm(t, self.heads as i64);
-            let first_head = cx.imul_imm(head, group as i64);
-            let row = cx.iadd(row, first_head);
-            let (from, to) = (cx.offset(q, row, dh * 4), cx.offset(out, row, dh * 4));
-            self.start(cx, &s, from);
-            let (position, table) = args.locate(cx, t);
-            let end = cx.iadd_imm(position, 1);
-            let zero = cx.int(0);
-            let first = match self.window {
-                Some(w) => {
-                    let first = cx.iadd_imm(end, -(w as i64));
-                    cx.imax(first, zero)
-                }
-                None => zero,
-            };
-            let page_len = self.cache.page_len;
-            let first_page = cx.udiv_imm(first, page_len as u32);
-            let past = cx.iadd_imm(end, page_len as i64 - 1);
-            let past_page = cx.udiv_imm(past, page_len as u32);
-            cx.for_range(first_page, past_page, 1, |cx, page_index| {
-                let at = self.cache.page(cx, table, page_index, head);
-                let page_start = cx.imul_imm(page_index, page_len as i64);
-                let (low, high) = (cx.isub(first, page_start), cx.isub(end, page_start));
-                let whole = cx.int(page_len as i64);
-                let (low, high) = (cx.imax(low, zero), cx.imin(high, whole));
-                let (keys, values) = (cx.iadd(args.keys, at), cx.iadd(args.values, at));
-                self.page(cx, &s, keys, values, low, high);
-            });
-            self.finish(cx, &s, to);
-        });
-        Ok(())
+        Ok(Output { int8 })
     }
 
-    /// Scaled queries, sums of zero, maximum of minus infinity.
-    fn start(&self, cx: &mut Lanes<'_>, s: &Scratch, q: Scalar) {
-        let scale = cx.splat_const(self.scale);
-        let zero = cx.splat_const(0.0);
-        cx.for_const(self.group() * self.cache.head_dim, 4, |cx, i| {
-            let from = cx.offset(q, i, 4);
-            let v = cx.load4(from, 0);
-            let v = cx.vmul(v, scale);
-            let (to, sum) = (cx.offset(s.q, i, 4), cx.offset(s.sums, i, 4));
-            cx.store4(v, to, 0);
-            cx.store4(zero, sum, 0);
-        });
-        let (least, none) = (cx.f32(f32::NEG_INFINITY), cx.f32(0.0));
-        for g in 0..self.group() {
-            cx.store_f32(least, s.most, 4 * g as i32);
-            cx.store_f32(none, s.total, 4 * g as i32);
-        }
-    }
-
-    /// Folds positions `low..high` of one page into the running sums.
-    fn page(&self, cx: &mut Lanes<'_>, s: &Scratch, keys: Scalar, values: Scalar, low: Scalar, high: Scalar) {
-        // Scores outside low..high count as minus infinity, so that whole vectors can be processed.
-        let least = cx.splat_const(f32::NEG_INFINITY);
-        cx.for_const(self.group() * self.score_bytes() / 4, 4, |cx, i| {
-            let at = cx.offset(s.scores, i, 4);
-            cx.store4(least, at, 0);
-        });
-        for first in (0..self.group()).step_by(STACK) {
-            let heads = first..(first + STACK).min(self.group());
-            self.scores(cx, s, heads.clone(), keys, low, high);
-            for g in heads.clone() {
-                self.soften(cx, s, g);
-            }
-            self.mix(cx, s, heads, values, low, high);
-        }
-    }
-
-    /// `scores[g][p] = q[g] . k[p]` for a few heads.
-    fn scores(
+    /// Divides the sums of a KV head's query heads by their totals and stores them as a part of row `t` of `to`.
+    fn store(
         &self,
         cx: &mut Lanes<'_>,
-        s: &Scratch,
-        heads: std::ops::Range<usize>,
-        keys: Scalar,
-        low: Scalar,
-        high: Scalar,
+        spec: &AttentionSpec,
+        from: &Sums,
+        to: Scalar,
+        t: Scalar,
+        head: Scalar,
     ) {
-        let dh = self.cache.head_dim;
-        cx.for_range(low, high, 1, |cx, p| {
-            let key = cx.offset(keys, p, self.cache.head_bytes());
-            let zero = cx.splat_const(0.0);
-            let sums: Vec<_> = heads.clone().map(|_| cx.var(zero)).collect();
+        let (group, dh) = (spec.group(), spec.head_dim);
+        let f32_row = cx.offset(to, t, spec.heads * dh * 4);
+        let f32_part = cx.offset(f32_row, head, group * dh * 4);
+        let quotients = if self.int8.is_some() { from.sums } else { f32_part };
+        cx.for_const(group, 1, |cx, g| {
+            let row = from.row(cx, spec, g);
+            let to = cx.offset(quotients, g, dh * 4);
+            let total = cx.load_splat(row.total, 0);
             cx.for_const(dh, 4, |cx, d| {
-                let at = cx.offset(key, d, self.cache.kv.size());
-                let k = self.cache.load4(cx, at, 0);
-                let q = cx.offset(s.q, d, 4);
-                for (sum, g) in sums.iter().zip(heads.clone()) {
-                    let q = cx.load4(q, (g * dh * 4) as i32);
-                    let old = cx.get(sum);
-                    let new = cx.vmuladd(q, k, old);
-                    cx.set(sum, new);
+                let (from, to) = (cx.offset(row.sums, d, 4), cx.offset(to, d, 4));
+                let v = cx.load4(from, 0);
+                let v = cx.vdiv(v, total);
+                cx.store4(v, to, 0);
+            });
+        });
+        if let Some(layout) = &self.int8 {
+            let groups = group * dh / ActInt8Layout::GROUP;
+            let to = cx.offset(to, t, layout.stride);
+            let first = cx.imul_imm(head, groups as i64);
+            some_groups(cx, layout, to, first, groups, |cx, first| {
+                let at = cx.offset(quotients, first, 4);
+                std::array::from_fn::<F32x4, QUADS, _>(|i| cx.load4(at, 16 * i as i32))
+            });
+        }
+    }
+}
+
+/// A stack of query heads of one KV head, token by token, and the memory to compute a span for them.
+struct Rows<'a> {
+    spec: &'a AttentionSpec,
+    cache: Cache,
+    /// Rows whose sums are held in registers at once.
+    block: usize,
+    /// Rows there is memory for, a multiple of `block`.
+    capacity: usize,
+    /// Scaled queries, `[capacity, Dh]`.
+    q: Scalar,
+    /// Scores, then weights, `[capacity, span]`.
+    scores: Scalar,
+    /// Positions a row sees, i32 `[capacity]` each: the first, and past the last.
+    first: Scalar,
+    end: Scalar,
+    /// The same within the span.
+    low: Scalar,
+    high: Scalar,
+    /// A page as f32, unless the cache is f32.
+    page: Scalar,
+    /// Scales of the span's values.
+    scales: Scalar,
+    /// What the span gives.
+    own: Sums,
+}
+
+impl<'a> Rows<'a> {
+    fn new(
+        spec: &'a AttentionSpec,
+        rows: usize,
+        block: usize,
+        cx: &mut Lanes<'_>,
+    ) -> Result<Rows<'a>, String> {
+        let AttentionSpec { kv_heads, head_dim, kv, page_len, .. } = *spec;
+        let cache = Cache { kv_heads, head_dim, kv, page_len };
+        cache.check()?;
+        if !spec.span.is_multiple_of(page_len) || spec.span == 0 {
+            return Err(format!("spans of {} positions, which is no multiple of a page", spec.span));
+        }
+        if kv_heads == 0 || !spec.heads.is_multiple_of(kv_heads) {
+            return Err(format!("{} heads do not share {kv_heads} KV heads", spec.heads));
+        }
+        let capacity = rows.next_multiple_of(block);
+        let page = if kv == KvType::F32 { 16 } else { head_dim * page_len * 4 };
+        let scales = if kv == KvType::Int8 { spec.span * 4 } else { 16 };
+        Ok(Rows {
+            spec,
+            cache,
+            block,
+            capacity,
+            q: cx.scratch(capacity * head_dim * 4),
+            scores: cx.scratch(capacity * spec.span * 4),
+            first: cx.scratch(capacity * 4),
+            end: cx.scratch(capacity * 4),
+            low: cx.scratch(capacity * 4),
+            high: cx.scratch(capacity * 4),
+            page: cx.scratch(page),
+            scales: cx.scratch(scales),
+            own: Sums::scratch(cx, spec, capacity),
+        })
+    }
+
+    /// Rows of the tokens `from..next`, and the same filled up to whole blocks.
+    fn count(&self, cx: &mut Lanes<'_>, from: Scalar, next: Scalar) -> (Scalar, Scalar) {
+        let tokens = cx.isub(next, from);
+        let rows = cx.imul_imm(tokens, self.spec.group() as i64);
+        let past = cx.iadd_imm(rows, self.block as i64 - 1);
+        let blocks = cx.udiv_imm(past, self.block as u32);
+        (rows, cx.imul_imm(blocks, self.block as i64))
+    }
+
+    /// All spans of the tokens `from..next` of one sequence, joined.
+    #[expect(clippy::too_many_arguments, reason = "a run of tokens in a batch")]
+    fn run(
+        &self,
+        cx: &mut Lanes<'_>,
+        joined: &Sums,
+        args: &CacheArgs,
+        q: Scalar,
+        from: Scalar,
+        next: Scalar,
+        head: Scalar,
+    ) {
+        let (rows, count) = self.count(cx, from, next);
+        let (position, table) = args.locate(cx, from);
+        self.queries(cx, q, from, next, head);
+        self.sight(cx, position, from, next);
+        let end = cx.iadd_imm(position, 1);
+        let first = first_seen(cx, self.spec, end);
+        let first_span = cx.udiv_imm(first, self.spec.span as u32);
+        let tokens = cx.isub(next, from);
+        let past = cx.iadd(position, tokens);
+        let past = cx.iadd_imm(past, self.spec.span as i64 - 1);
+        let past_span = cx.udiv_imm(past, self.spec.span as u32);
+        let zero = cx.int(0);
+        cx.for_range(first_span, past_span, 1, |cx, span| {
+            let start = cx.imul_imm(span, self.spec.span as i64);
+            let (low, high) = self.within(cx, start, count);
+            // A window may leave a gap between the run's rows and the span.
+            let seen = cx.icmp(IntCmp::SignedLessThan, low, high);
+            cx.if_(seen, |cx| {
+                self.span(cx, args, table, head, start, count);
+                cx.for_range(zero, rows, 1, |cx, row| {
+                    let (low, high) = self.seen(cx, row);
+                    let sees = cx.icmp(IntCmp::SignedLessThan, low, high);
+                    cx.if_(sees, |cx| {
+                        let first = load_index(cx, self.first, row);
+                        let is_first = cx.icmp(IntCmp::SignedGreaterThanOrEqual, first, start);
+                        let (to, later) = (joined.row(cx, self.spec, row), self.own.row(cx, self.spec, row));
+                        to.take(cx, self.spec, &later, is_first);
+                    });
+                });
+            });
+        });
+    }
+
+    /// Stores the results of the tokens `from..next`.
+    #[expect(clippy::too_many_arguments, reason = "a run of tokens in a batch")]
+    fn result(
+        &self,
+        cx: &mut Lanes<'_>,
+        joined: &Sums,
+        output: &Output,
+        to: Scalar,
+        from: Scalar,
+        next: Scalar,
+        head: Scalar,
+    ) {
+        cx.for_range(from, next, 1, |cx, t| {
+            let token = cx.isub(t, from);
+            let row = cx.imul_imm(token, self.spec.group() as i64);
+            let sums = joined.row(cx, self.spec, row);
+            output.store(cx, self.spec, &sums, to, t, head);
+        });
+    }
+
+    /// Scales the queries of the tokens `from..next`; rows that only fill a block are zero.
+    fn queries(&self, cx: &mut Lanes<'_>, q: Scalar, from: Scalar, next: Scalar, head: Scalar) {
+        let (group, dh) = (self.spec.group(), self.spec.head_dim);
+        let scale = cx.splat_const(self.spec.scale);
+        cx.for_range(from, next, 1, |cx, t| {
+            let row = cx.offset(q, t, self.spec.heads * dh * 4);
+            let row = cx.offset(row, head, group * dh * 4);
+            let token = cx.isub(t, from);
+            let to = cx.offset(self.q, token, group * dh * 4);
+            cx.for_const(group * dh, 4, |cx, i| {
+                let (from, to) = (cx.offset(row, i, 4), cx.offset(to, i, 4));
+                let v = cx.load4(from, 0);
+                let v = cx.vmul(v, scale);
+                cx.store4(v, to, 0);
+            });
+        });
+        let (rows, count) = self.count(cx, from, next);
+        let zero = cx.splat_const(0.0);
+        cx.for_range(rows, count, 1, |cx, row| {
+            let to = cx.offset(self.q, row, dh * 4);
+            cx.for_const(dh, 4, |cx, d| {
+                let to = cx.offset(to, d, 4);
+                cx.store4(zero, to, 0);
+            });
+        });
+    }
+
+    /// Notes what each row of the tokens `from..next` sees; `position` is that of the first. Rows that only fill a block
+    /// see what the last one does.
+    fn sight(&self, cx: &mut Lanes<'_>, position: Scalar, from: Scalar, next: Scalar) {
+        let (_, count) = self.count(cx, from, next);
+        let tokens = cx.isub(next, from);
+        let last = cx.iadd_imm(tokens, -1);
+        let zero = cx.int(0);
+        cx.for_range(zero, count, 1, |cx, row| {
+            let token = cx.udiv_imm(row, self.spec.group() as u32);
+            let token = cx.imin(token, last);
+            let end = cx.iadd(position, token);
+            let end = cx.iadd_imm(end, 1);
+            let first = first_seen(cx, self.spec, end);
+            store_index(cx, first, self.first, row);
+            store_index(cx, end, self.end, row);
+        });
+    }
+
+    /// Notes what each row sees of the span that begins at `start`, and yields the range that holds all of it.
+    fn within(&self, cx: &mut Lanes<'_>, start: Scalar, count: Scalar) -> (Scalar, Scalar) {
+        let (zero, len) = (cx.int(0), cx.int(self.spec.span as i64));
+        let (least, most) = (cx.var(len), cx.var(zero));
+        cx.for_range(zero, count, 1, |cx, row| {
+            let (first, end) = (load_index(cx, self.first, row), load_index(cx, self.end, row));
+            let (low, high) = (cx.isub(first, start), cx.isub(end, start));
+            let (low, high) = (cx.imax(low, zero), cx.imax(high, zero));
+            let (low, high) = (cx.imin(low, len), cx.imin(high, len));
+            store_index(cx, low, self.low, row);
+            store_index(cx, high, self.high, row);
+            let old = cx.get(&least);
+            let new = cx.imin(old, low);
+            cx.set(&least, new);
+            let old = cx.get(&most);
+            let new = cx.imax(old, high);
+            cx.set(&most, new);
+        });
+        (cx.get(&least), cx.get(&most))
+    }
+
+    /// What a row sees of the span.
+    fn seen(&self, cx: &mut Lanes<'_>, row: Scalar) -> (Scalar, Scalar) {
+        (load_index(cx, self.low, row), load_index(cx, self.high, row))
+    }
+
+    /// Computes one span for `count` rows (whole blocks) into `own`.
+    fn span(
+        &self,
+        cx: &mut Lanes<'_>,
+        args: &CacheArgs,
+        table: Scalar,
+        head: Scalar,
+        start: Scalar,
+        count: Scalar,
+    ) {
+        let page_len = self.cache.page_len;
+        let zero = cx.int(0);
+        let (low, high) = self.within(cx, start, count);
+        let first_page = cx.udiv_imm(low, page_len as u32);
+        let past = cx.iadd_imm(high, page_len as i64 - 1);
+        let past_page = cx.udiv_imm(past, page_len as u32);
+        let before = cx.udiv_imm(start, page_len as u32);
+        cx.for_range(first_page, past_page, 1, |cx, page| {
+            let index = cx.iadd(before, page);
+            let block = self.cache.block(cx, table, index, head);
+            let (keys, values) = (cx.iadd(args.keys, block), cx.iadd(args.values, block));
+            let scales = (self.cache.kv == KvType::Int8).then(|| {
+                let offset = self.cache.scales_offset() as i64;
+                let to = cx.offset(self.scales, page, page_len * 4);
+                let from = cx.iadd_imm(values, offset);
+                cx.for_const(page_len, 4, |cx, i| {
+                    let (from, to) = (cx.offset(from, i, 4), cx.offset(to, i, 4));
+                    let v = cx.load4(from, 0);
+                    cx.store4(v, to, 0);
+                });
+                cx.iadd_imm(keys, offset)
+            });
+            let keys = self.convert(cx, keys);
+            cx.for_range(zero, count, self.block as i64, |cx, row| {
+                let q = cx.offset(self.q, row, self.spec.head_dim * 4);
+                let to = cx.offset(self.scores, row, self.spec.span * 4);
+                let to = cx.offset(to, page, page_len * 4);
+                self.scores(cx, q, keys, scales, to);
+            });
+        });
+        cx.for_range(zero, count, 1, |cx, row| self.soften(cx, row));
+        let nothing = cx.splat_const(0.0);
+        cx.for_range(zero, count, 1, |cx, row| {
+            let to = cx.offset(self.own.sums, row, self.spec.head_dim * 4);
+            cx.for_const(self.spec.head_dim, 4, |cx, d| {
+                let to = cx.offset(to, d, 4);
+                cx.store4(nothing, to, 0);
+            });
+        });
+        cx.for_range(first_page, past_page, 1, |cx, page| {
+            let index = cx.iadd(before, page);
+            let block = self.cache.block(cx, table, index, head);
+            let values = cx.iadd(args.values, block);
+            let values = self.convert(cx, values);
+            cx.for_range(zero, count, self.block as i64, |cx, row| self.mix_page(cx, values, page, row));
+        });
+    }
+
+    /// A block of the cache as f32: converted to scratch memory, unless it is f32 already.
+    fn convert(&self, cx: &mut Lanes<'_>, block: Scalar) -> Scalar {
+        let size = self.cache.kv.size();
+        if self.cache.kv == KvType::F32 {
+            return block;
+        }
+        cx.for_const(self.cache.page_len * self.cache.head_dim, STRIDE, |cx, i| {
+            let (from, to) = (cx.offset(block, i, size), cx.offset(self.page, i, 4));
+            for quad in 0..STRIDE / 4 {
+                let v = self.cache.load4(cx, from, 4 * quad);
+                cx.store4(v, to, 16 * quad as i32);
+            }
+        });
+        self.page
+    }
+
+    /// Scores of one block of rows and one page of keys.
+    fn scores(&self, cx: &mut Lanes<'_>, q: Scalar, keys: Scalar, scales: Option<Scalar>, to: Scalar) {
+        let (dh, page_len) = (self.cache.head_dim, self.cache.page_len);
+        let quads = if cx.is_scalar() { 1 } else { 2 };
+        let zero = cx.splat_const(0.0);
+        cx.for_const(page_len, 4 * quads, |cx, key| {
+            let sums: Vec<Var<F32x4>> = (0..self.block * quads).map(|_| cx.var(zero)).collect();
+            let column = cx.offset(keys, key, 4);
+            cx.for_const(dh, 4, |cx, d| {
+                let (q, k) = (cx.offset(q, d, 4), cx.offset(column, d, page_len * 4));
+                for i in 0..4 {
+                    let k: Vec<F32x4> =
+                        (0..quads).map(|n| cx.load4(k, (i * page_len * 4 + 16 * n) as i32)).collect();
+                    for row in 0..self.block {
+                        let q = cx.load_splat(q, ((row * dh + i) * 4) as i32);
+                        for (n, k) in k.iter().enumerate() {
+                            add_product(cx, &sums[row * quads + n], q, *k);
+                        }
+                    }
                 }
             });
-            let at = cx.offset(s.scores, p, 4);
-            for (sum, g) in sums.iter().zip(heads.clone()) {
-                let lanes = cx.get(sum);
-                let score = cx.vsum(lanes);
-                cx.store_f32(score, at, (g * self.score_bytes()) as i32);
+            let to = cx.offset(to, key, 4);
+            let scales = scales.map(|s| {
+                let at = cx.offset(s, key, 4);
+                (0..quads).map(|n| cx.load4(at, 16 * n as i32)).collect::<Vec<_>>()
+            });
+            for row in 0..self.block {
+                for n in 0..quads {
+                    let mut v = cx.get(&sums[row * quads + n]);
+                    if let Some(scales) = &scales {
+                        v = cx.vmul(v, scales[n]);
+                    }
+                    cx.store4(v, to, (row * self.spec.span * 4 + 16 * n) as i32);
+                }
             }
         });
     }
 
-    /// Turns a head's scores into weights relative to the new maximum, and rescales what was summed before.
-    fn soften(&self, cx: &mut Lanes<'_>, s: &Scratch, g: usize) {
-        let slot = 4 * g as i32;
-        let scores = cx.iadd_imm(s.scores, (g * self.score_bytes()) as i64);
-        let old = cx.load_f32(s.most, slot);
-        let most = self.fold_scores(cx, scores, f32::NEG_INFINITY, |cx, most, v, _| cx.vmax(v, most));
-        let most = cx.vmax_across(most);
-        let most = cx.fmax(most, old);
-        cx.store_f32(most, s.most, slot);
-        let all = cx.splat(most);
-        let sum = self.fold_scores(cx, scores, 0.0, |cx, sum, v, at| {
-            let v = cx.vsub(v, all);
-            let e = cx.vexp(v);
-            cx.store4(e, at, 0);
-            cx.vadd(sum, e)
-        });
-        let sum = cx.vsum(sum);
-        let change = cx.fsub(old, most);
-        let factor = cx.exp(change);
-        let total = cx.load_f32(s.total, slot);
-        let total = cx.fmuladd(total, factor, sum);
-        cx.store_f32(total, s.total, slot);
-        let factor = cx.splat(factor);
-        let sums = cx.iadd_imm(s.sums, (g * self.cache.head_dim * 4) as i64);
-        cx.for_const(self.cache.head_dim, 4, |cx, d| {
-            let at = cx.offset(sums, d, 4);
-            let v = cx.load4(at, 0);
-            let v = cx.vmul(v, factor);
-            cx.store4(v, at, 0);
-        });
-    }
-
-    fn fold_scores(
-        &self,
-        cx: &mut Lanes<'_>,
-        scores: Scalar,
-        first: f32,
-        step: impl FnOnce(&mut Lanes<'_>, F32x4, F32x4, Scalar) -> F32x4,
-    ) -> F32x4 {
-        let first = cx.splat_const(first);
-        let folded = cx.var(first);
-        cx.for_const(self.score_bytes() / 4, 4, |cx, i| {
+    /// Turns a row's scores into weights relative to their maximum.
+    fn soften(&self, cx: &mut Lanes<'_>, row: Scalar) {
+        let scores = cx.offset(self.scores, row, self.spec.span * 4);
+        let (low, high) = self.seen(cx, row);
+        let begin = cx.iand_imm(low, -(STRIDE as i64));
+        let end = cx.iadd_imm(high, STRIDE as i64 - 1);
+        let end = cx.iand_imm(end, -(STRIDE as i64));
+        // Whole strides are processed: what the row does not see of them weighs nothing.
+        let least = cx.f32(f32::NEG_INFINITY);
+        for (from, to) in [(begin, low), (high, end)] {
+            cx.for_range(from, to, 1, |cx, i| {
+                let at = cx.offset(scores, i, 4);
+                cx.store_f32(least, at, 0);
+            });
+        }
+        let first = cx.splat_const(f32::NEG_INFINITY);
+        let most: [Var<F32x4>; 4] = std::array::from_fn(|_| cx.var(first));
+        cx.for_range(begin, end, STRIDE as i64, |cx, i| {
             let at = cx.offset(scores, i, 4);
-            let v = cx.load4(at, 0);
-            let old = cx.get(&folded);
-            let new = step(cx, old, v, at);
-            cx.set(&folded, new);
+            for (n, most) in most.iter().enumerate() {
+                let v = cx.load4(at, 16 * n as i32);
+                // The old maximum when the score is NaN, which shows in the weights.
+                let old = cx.get(most);
+                let new = cx.vmax(v, old);
+                cx.set(most, new);
+            }
         });
-        cx.get(&folded)
+        let [a, b, c, d] = most.map(|m| cx.get(&m));
+        let (x, y) = (cx.vmax(a, c), cx.vmax(b, d));
+        let most = cx.vmax(x, y);
+        let most = cx.vmax_across(most);
+        let at = cx.offset(self.own.most, row, 4);
+        cx.store_f32(most, at, 0);
+        let base = finite(cx, most);
+        let base = cx.splat(base);
+        let zero = cx.splat_const(0.0);
+        let totals: [Var<F32x4>; 4] = std::array::from_fn(|_| cx.var(zero));
+        cx.for_range(begin, end, STRIDE as i64, |cx, i| {
+            let at = cx.offset(scores, i, 4);
+            let scale = cx.offset(self.scales, i, 4);
+            for (n, total) in totals.iter().enumerate() {
+                let offset = 16 * n as i32;
+                let v = cx.load4(at, offset);
+                let v = cx.vsub(v, base);
+                let mut weight = cx.vexp(v);
+                let old = cx.get(total);
+                let new = cx.vadd(old, weight);
+                cx.set(total, new);
+                if self.cache.kv == KvType::Int8 {
+                    let scale = cx.load4(scale, offset);
+                    weight = cx.vmul(weight, scale);
+                }
+                cx.store4(weight, at, offset);
+            }
+        });
+        let [a, b, c, d] = totals.map(|t| cx.get(&t));
+        let (x, y) = (cx.vadd(a, c), cx.vadd(b, d));
+        let total = cx.vadd(x, y);
+        let total = cx.vsum(total);
+        let at = cx.offset(self.own.total, row, 4);
+        cx.store_f32(total, at, 0);
     }
 
-    /// `sums[g] += weight[g][p] * v[p]` for a few heads.
+    /// Adds the values of one page to the sums of the block of rows from `row` on.
+    ///
+    /// What all rows of the block see is added for all at once; what only some see comes before it and after it.
+    fn mix_page(&self, cx: &mut Lanes<'_>, values: Scalar, page: Scalar, row: Scalar) {
+        let (zero, len) = (cx.int(0), cx.int(self.cache.page_len as i64));
+        let start = cx.imul_imm(page, self.cache.page_len as i64);
+        let within = |cx: &mut Lanes<'_>, row| {
+            let (low, high) = self.seen(cx, row);
+            let (low, high) = (cx.isub(low, start), cx.isub(high, start));
+            let (low, high) = (cx.imax(low, zero), cx.imax(high, zero));
+            (cx.imin(low, len), cx.imin(high, len))
+        };
+        let (mut all_from, mut all_to) = (zero, len);
+        for i in 0..self.block {
+            let row = cx.iadd_imm(row, i as i64);
+            let (low, high) = within(cx, row);
+            all_from = cx.imax(all_from, low);
+            all_to = cx.imin(all_to, high);
+        }
+        all_to = cx.imax(all_from, all_to);
+        let weights = cx.offset(self.scores, row, self.spec.span * 4);
+        let weights = cx.offset(weights, start, 4);
+        let sums = cx.offset(self.own.sums, row, self.spec.head_dim * 4);
+        let one = |cx: &mut Lanes<'_>, i: Scalar, from: Scalar, to: Scalar| {
+            let weights = cx.offset(weights, i, self.spec.span * 4);
+            let sums = cx.offset(sums, i, self.spec.head_dim * 4);
+            self.mix(cx, 1, values, weights, sums, from, to);
+        };
+        if self.block > 1 {
+            cx.for_const(self.block, 1, |cx, i| {
+                let row = cx.iadd(row, i);
+                let (low, high) = within(cx, row);
+                let to = cx.imin(high, all_from);
+                one(cx, i, low, to);
+            });
+        }
+        self.mix(cx, self.block, values, weights, sums, all_from, all_to);
+        if self.block > 1 {
+            cx.for_const(self.block, 1, |cx, i| {
+                let row = cx.iadd(row, i);
+                let (low, high) = within(cx, row);
+                let from = cx.imax(low, all_to);
+                one(cx, i, from, high);
+            });
+        }
+    }
+
+    /// `sums[r] += weights[r][s] * values[s]` for `rows` rows and the tokens `from..to` of a page.
+    #[expect(clippy::too_many_arguments, reason = "a product of two matrices")]
     fn mix(
         &self,
         cx: &mut Lanes<'_>,
-        s: &Scratch,
-        heads: std::ops::Range<usize>,
+        rows: usize,
         values: Scalar,
-        low: Scalar,
-        high: Scalar,
+        weights: Scalar,
+        sums: Scalar,
+        from: Scalar,
+        to: Scalar,
     ) {
-        let dh = self.cache.head_dim;
-        let nonempty = cx.icmp(IntCmp::SignedLessThan, low, high);
-        cx.if_(nonempty, |cx| {
-            cx.for_const(dh, 4, |cx, d| {
-                let at = cx.offset(s.sums, d, 4);
-                let column = cx.offset(values, d, self.cache.kv.size());
-                let sums: Vec<_> = heads
-                    .clone()
-                    .map(|g| {
-                        let v = cx.load4(at, (g * dh * 4) as i32);
-                        cx.var(v)
-                    })
-                    .collect();
-                cx.for_range(low, high, 1, |cx, p| {
-                    let value = cx.offset(column, p, self.cache.head_bytes());
-                    let v = self.cache.load4(cx, value, 0);
-                    let weight = cx.offset(s.scores, p, 4);
-                    for (sum, g) in sums.iter().zip(heads.clone()) {
-                        let w = cx.load_splat(weight, (g * self.score_bytes()) as i32);
-                        let old = cx.get(sum);
-                        let new = cx.vmuladd(w, v, old);
-                        cx.set(sum, new);
+        let (dh, span) = (self.cache.head_dim, self.spec.span);
+        let most = if cx.is_scalar() { 4 } else { 8 };
+        let quads = [4, 2].into_iter().find(|q| (dh / 4).is_multiple_of(*q) && rows * q <= most).unwrap_or(1);
+        let some = cx.icmp(IntCmp::SignedLessThan, from, to);
+        cx.if_(some, |cx| {
+            cx.for_const(dh, 4 * quads, |cx, d| {
+                let (sums, column) = (cx.offset(sums, d, 4), cx.offset(values, d, 4));
+                let at = |row: usize, n: usize| (row * dh * 4 + 16 * n) as i32;
+                let mut held = Vec::new();
+                for row in 0..rows {
+                    for n in 0..quads {
+                        let v = cx.load4(sums, at(row, n));
+                        held.push(cx.var(v));
+                    }
+                }
+                cx.for_range(from, to, 1, |cx, s| {
+                    let value = cx.offset(column, s, dh * 4);
+                    let weight = cx.offset(weights, s, 4);
+                    let v: Vec<F32x4> = (0..quads).map(|n| cx.load4(value, 16 * n as i32)).collect();
+                    for row in 0..rows {
+                        let w = cx.load_splat(weight, (row * span * 4) as i32);
+                        for (n, v) in v.iter().enumerate() {
+                            add_product(cx, &held[row * quads + n], w, *v);
+                        }
                     }
                 });
-                for (sum, g) in sums.iter().zip(heads.clone()) {
-                    let v = cx.get(sum);
-                    cx.store4(v, at, (g * dh * 4) as i32);
+                for row in 0..rows {
+                    for n in 0..quads {
+                        let v = cx.get(&held[row * quads + n]);
+                        cx.store4(v, sums, at(row, n));
+                    }
                 }
             });
         });
     }
+}
 
-    /// Divides by the totals and stores.
-    fn finish(&self, cx: &mut Lanes<'_>, s: &Scratch, out: Scalar) {
-        let dh = self.cache.head_dim;
-        for g in 0..self.group() {
-            let total = cx.load_f32(s.total, 4 * g as i32);
-            let total = cx.splat(total);
-            let offset = (g * dh * 4) as i64;
-            let (sums, out) = (cx.iadd_imm(s.sums, offset), cx.iadd_imm(out, offset));
-            cx.for_const(dh, 4, |cx, d| {
-                let (from, to) = (cx.offset(sums, d, 4), cx.offset(out, d, 4));
-                let v = cx.load4(from, 0);
-                let y = cx.vdiv(v, total);
-                cx.store4(y, to, 0);
-            });
-        }
-    }
+fn add_product(cx: &mut Lanes<'_>, sum: &Var<F32x4>, a: F32x4, b: F32x4) {
+    let old = cx.get(sum);
+    let new = cx.vmuladd(a, b, old);
+    cx.set(sum, new);
+}
+
+fn load_index(cx: &mut Lanes<'_>, base: Scalar, index: Scalar) -> Scalar {
+    let at = cx.offset(base, index, 4);
+    let v = cx.load_i32(at, 0);
+    cx.widen(v)
+}
+
+fn store_index(cx: &mut Lanes<'_>, value: Scalar, base: Scalar, index: Scalar) {
+    let at = cx.offset(base, index, 4);
+    let v = cx.narrow(value);
+    cx.store_i32(v, at, 0);
 }

@@ -1,7 +1,7 @@
 //! The paged KV cache as kernels see it: addressing, loads, stores; `rope` and `kv_write`.
 
 use super::walk::quads;
-use crate::lanes::{F32x4, Lanes, Scalar};
+use crate::lanes::{F32x4, FloatCmp, I32x4, IntCmp, Lanes, Scalar};
 use attar_artifact::manifest::KvType;
 
 /// Shape of one layer's cache.
@@ -53,56 +53,158 @@ impl CacheArgs {
 impl Cache {
     /// Why no kernel handles this shape, if so.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.head_dim.is_multiple_of(4) {
-            Ok(())
-        } else {
-            Err(format!("a cache of heads of width {}, which is no multiple of 4", self.head_dim))
+        if !self.head_dim.is_multiple_of(4) {
+            return Err(format!("a cache of heads of width {}, which is no multiple of 4", self.head_dim));
         }
+        if !self.page_len.is_multiple_of(16) {
+            return Err(format!("pages of {} tokens, which is no multiple of 16", self.page_len));
+        }
+        Ok(())
     }
 
-    /// Bytes of one head at one position.
-    pub(super) fn head_bytes(&self) -> usize {
-        self.head_dim * self.kv.size()
+    /// Bytes of the keys, or the values, of one head and page.
+    fn block_bytes(&self) -> usize {
+        self.kv.block_bytes(self.head_dim, self.page_len)
     }
 
-    /// Byte offset of head `head` of page `page_index` of a block table, position 0 within the page.
-    pub(super) fn page(&self, cx: &mut Lanes<'_>, table: Scalar, page_index: Scalar, head: Scalar) -> Scalar {
+    /// Offset of the scales within a block.
+    pub(super) fn scales_offset(&self) -> usize {
+        self.kv.scales_offset(self.head_dim, self.page_len)
+    }
+
+    /// Byte offset of the block of head `head` of page `page_index` of a block table.
+    pub(super) fn block(
+        &self,
+        cx: &mut Lanes<'_>,
+        table: Scalar,
+        page_index: Scalar,
+        head: Scalar,
+    ) -> Scalar {
         let at = cx.offset(table, page_index, 4);
         let page = cx.load_i32(at, 0);
         let page = cx.widen_unsigned(page);
         let page = cx.imul_imm(page, self.kv_heads as i64);
         let row = cx.iadd(page, head);
-        cx.imul_imm(row, (self.page_len * self.head_bytes()) as i64)
+        cx.imul_imm(row, self.block_bytes() as i64)
     }
 
-    /// Byte offset of head `head` at `position`.
-    pub(super) fn at(&self, cx: &mut Lanes<'_>, table: Scalar, position: Scalar, head: Scalar) -> Scalar {
-        let page_index = cx.udiv_imm(position, self.page_len as u32);
-        let within = cx.urem_imm(position, self.page_len as u32);
-        let page = self.page(cx, table, page_index, head);
-        cx.offset(page, within, self.head_bytes())
-    }
-
-    /// Loads 4 elements, `index` elements after `at`.
+    /// Loads 4 neighbouring elements without their scale, `index` elements after `at`.
     pub(super) fn load4(&self, cx: &mut Lanes<'_>, at: Scalar, index: usize) -> F32x4 {
         let offset = (index * self.kv.size()) as i32;
         match self.kv {
             KvType::F32 => cx.load4(at, offset),
             KvType::F16 => cx.load4_f16(at, offset),
+            KvType::Int8 => {
+                let codes = cx.load4_i8(at, offset);
+                cx.vint_to_float(codes)
+            }
         }
     }
 
-    /// Copies one head of f32 to the cache.
-    pub(super) fn store_head(&self, cx: &mut Lanes<'_>, from: Scalar, to: Scalar) {
-        cx.for_const(self.head_dim, 4, |cx, i| {
-            let (from, to) = (cx.offset(from, i, 4), cx.offset(to, i, self.kv.size()));
-            let v = cx.load4(from, 0);
-            match self.kv {
-                KvType::F32 => cx.store4(v, to, 0),
-                KvType::F16 => cx.store4_f16(v, to, 0),
-            }
+    /// Stores one head of f32 as the key (when `is_key` holds) or value of token `t` for KV head `head`.
+    pub(super) fn store_head(
+        &self,
+        cx: &mut Lanes<'_>,
+        args: &CacheArgs,
+        t: Scalar,
+        head: Scalar,
+        is_key: Scalar,
+        from: Scalar,
+    ) {
+        let (position, table) = args.locate(cx, t);
+        let page_index = cx.udiv_imm(position, self.page_len as u32);
+        let place = cx.urem_imm(position, self.page_len as u32);
+        let block = self.block(cx, table, page_index, head);
+        let base = cx.select(is_key, args.keys, args.values);
+        let block = cx.iadd(base, block);
+        let inverse = (self.kv == KvType::Int8).then(|| {
+            let (scale, inverse) = self.scale(cx, from);
+            let at = cx.offset(block, place, 4);
+            cx.store_f32(scale, at, self.scales_offset() as i32);
+            cx.splat(inverse)
         });
+        let size = self.kv.size();
+        cx.if_else(
+            is_key,
+            |cx| {
+                let to = cx.offset(block, place, size);
+                let step = self.page_len * size;
+                cx.for_const(self.head_dim, 4, |cx, d| {
+                    let (from, to) = (cx.offset(from, d, 4), cx.offset(to, d, step));
+                    let v = cx.load4(from, 0);
+                    let lanes = match self.kv {
+                        KvType::F32 => cx.floats(v),
+                        KvType::F16 => {
+                            let half = cx.f32_to_f16(v);
+                            cx.ints(half)
+                        }
+                        KvType::Int8 => {
+                            let codes = codes(cx, v, inverse);
+                            cx.ints(codes)
+                        }
+                    };
+                    for (i, lane) in lanes.into_iter().enumerate() {
+                        let offset = (i * step) as i32;
+                        match self.kv {
+                            KvType::F32 => cx.store_f32(lane, to, offset),
+                            KvType::F16 => cx.store_u16(lane, to, offset),
+                            KvType::Int8 => cx.store_u8(lane, to, offset),
+                        }
+                    }
+                });
+            },
+            |cx| {
+                let to = cx.offset(block, place, self.head_dim * size);
+                cx.for_const(self.head_dim, 4, |cx, d| {
+                    let (from, to) = (cx.offset(from, d, 4), cx.offset(to, d, size));
+                    let v = cx.load4(from, 0);
+                    match self.kv {
+                        KvType::F32 => cx.store4(v, to, 0),
+                        KvType::F16 => cx.store4_f16(v, to, 0),
+                        KvType::Int8 => {
+                            let codes = codes(cx, v, inverse);
+                            cx.store4_i8(codes, to, 0);
+                        }
+                    }
+                });
+            },
+        );
     }
+
+    /// Scale of a head's numbers, and what they are multiplied by. A NaN or infinity makes the scale NaN.
+    fn scale(&self, cx: &mut Lanes<'_>, from: Scalar) -> (Scalar, Scalar) {
+        let zero = cx.splat_const(0.0);
+        let (largest, poison) = (cx.var(zero), cx.var(zero));
+        cx.for_const(self.head_dim, 4, |cx, d| {
+            let at = cx.offset(from, d, 4);
+            let v = cx.load4(at, 0);
+            let size = cx.vabs(v);
+            let old = cx.get(&largest);
+            let new = cx.vmax(size, old);
+            cx.set(&largest, new);
+            let nothing = cx.vmul(v, zero);
+            let old = cx.get(&poison);
+            let new = cx.vadd(old, nothing);
+            cx.set(&poison, new);
+        });
+        let (largest, poison) = (cx.get(&largest), cx.get(&poison));
+        let (amax, poison) = (cx.vmax_across(largest), cx.vsum(poison));
+        let (none, limit) = (cx.f32(0.0), cx.f32(127.0));
+        let inverse = cx.fdiv(limit, amax);
+        let some = cx.fcmp(FloatCmp::GreaterThan, amax, none);
+        let inverse = cx.select(some, inverse, none);
+        let scale = cx.fdiv(amax, limit);
+        (cx.fadd(scale, poison), inverse)
+    }
+}
+
+/// Codes of numbers given what they are multiplied by.
+fn codes(cx: &mut Lanes<'_>, v: F32x4, inverse: Option<F32x4>) -> I32x4 {
+    let v = inverse.map_or(v, |inverse| cx.vmul(v, inverse));
+    let (low, high) = (cx.splat_const(-127.0), cx.splat_const(127.0));
+    let v = cx.vmax(v, low);
+    let v = cx.vmin(v, high);
+    cx.vround(v).1
 }
 
 pub(super) fn kv_write(cache: Cache, cx: &mut Lanes<'_>) -> Result<(), String> {
@@ -110,16 +212,15 @@ pub(super) fn kv_write(cache: Cache, cx: &mut Lanes<'_>) -> Result<(), String> {
     let (k, v) = (cx.arg(0), cx.arg(1));
     let args = CacheArgs::load(cx, 2);
     cx.for_items(|cx, t| {
-        let (position, table) = args.locate(cx, t);
-        cx.for_const(cache.kv_heads, 1, |cx, head| {
-            let to = cache.at(cx, table, position, head);
+        cx.for_const(2 * cache.kv_heads, 1, |cx, i| {
+            let is_key = cx.icmp_imm(IntCmp::SignedLessThan, i, cache.kv_heads as i64);
+            let value_head = cx.iadd_imm(i, -(cache.kv_heads as i64));
+            let head = cx.select(is_key, i, value_head);
+            let from = cx.select(is_key, k, v);
             let row = cx.imul_imm(t, cache.kv_heads as i64);
             let row = cx.iadd(row, head);
-            for (from, base) in [(k, args.keys), (v, args.values)] {
-                let from = cx.offset(from, row, cache.head_dim * 4);
-                let to = cx.iadd(base, to);
-                cache.store_head(cx, from, to);
-            }
+            let from = cx.offset(from, row, cache.head_dim * 4);
+            cache.store_head(cx, &args, t, head, is_key, from);
         });
     });
     Ok(())

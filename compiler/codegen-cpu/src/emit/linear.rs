@@ -9,10 +9,12 @@
 mod epilogue;
 mod float;
 mod int;
+mod wide;
 
 use crate::lanes::{Lanes, Scalar};
+use crate::x86::Level;
 use attar_format::{CHANNELS, PackedLayout};
-use attar_kernel::{ActInt8Layout, Epilogue, LinearSpec, RowTile};
+use attar_kernel::{ActInt8Layout, Activation, Epilogue, LinearSpec, RowTile};
 
 /// Rows contracted before their epilogues run.
 const CHUNK: usize = 16;
@@ -39,26 +41,42 @@ struct Contraction<'a> {
     sums_stride: usize,
 }
 
+/// Some rows of an item.
+struct Chunk {
+    /// Address of the first row of activations.
+    x: Scalar,
+    /// Address of the item's first block of weights.
+    blocks: Scalar,
+    /// Address of the tensor's header.
+    header: Scalar,
+    /// Address of the first row's sums.
+    sums: Scalar,
+    /// Rows; i64.
+    count: Scalar,
+}
+
 pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> {
     let layout = check(spec)?;
     let int8 = spec.format.wants_int8_activations();
     let x_stride = if int8 { ActInt8Layout::new(spec.k).stride } else { spec.k * 4 };
-    let blocks = match &spec.epilogue {
-        Epilogue::Store | Epilogue::Residual => 1,
-        Epilogue::Swiglu { .. } => 2,
-        Epilogue::Qkv(q) => q.head_dim / CHANNELS,
-    };
+    let blocks = spec.blocks_per_item();
     let sums_stride = blocks * BLOCK_SUMS;
-    let chunk = if spec.rows == RowTile::One { 1 } else { CHUNK };
+    let level = Level::of(cx.target());
+    let chunk = match (spec.rows, level) {
+        (RowTile::One, _) => 1,
+        (rows, Some(level)) => wide::Wide::chunk_rows(level, rows),
+        (_, None) => CHUNK,
+    };
     let (x, weights) = (cx.arg(0), cx.arg(1));
     let sums = cx.scratch(chunk * sums_stride);
-    let workspace = if int8 { Some(int::Workspace::new(cx, spec.rows)) } else { None };
     let epilogue = epilogue::Args::load(spec, cx);
+    let wide = level.map(|level| wide::Wide::new(cx, level, &layout, spec.rows, blocks, epilogue.prefetch));
+    let workspace = (int8 && wide.is_none()).then(|| int::Workspace::new(cx, spec.rows));
+    let mut outcome = Ok(());
     let first_block = cx.iadd_imm(weights, layout.header_bytes as i64);
     cx.for_items(|cx, item| {
         let item_weights = cx.offset(first_block, item, blocks * layout.block_bytes);
-        let chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
-            let x = cx.offset(x, first, x_stride);
+        let contract = |cx: &mut Lanes<'_>, x: Scalar, item_weights: Scalar, count: Scalar| {
             cx.for_const(blocks, 1, |cx, i| {
                 let contraction = Contraction {
                     layout: &layout,
@@ -75,12 +93,24 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
                     None => float::emit(&contraction, cx),
                 }
             });
-            let zero = cx.int(0);
+        };
+        let mut chunk_of_rows = |cx: &mut Lanes<'_>, first: Scalar, count: Scalar| {
+            let x = cx.offset(x, first, x_stride);
+            if let Some(wide) = &wide {
+                let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
+                outcome = wide.contract(cx, &chunk);
+                if outcome.is_ok() && epilogue.wide(spec, cx, level, item, first, count, sums) {
+                    return;
+                }
+            } else {
+                contract(cx, x, item_weights, count);
+            }
             let finish = |cx: &mut Lanes<'_>, r: Scalar| {
                 let row = cx.iadd(first, r);
                 let sums = cx.offset(sums, r, sums_stride);
                 epilogue.row(spec, cx, item, row, sums);
             };
+            let zero = cx.int(0);
             if chunk == 1 { finish(cx, zero) } else { cx.for_range(zero, count, 1, finish) }
         };
         let zero = cx.int(0);
@@ -96,7 +126,7 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
             });
         }
     });
-    Ok(())
+    outcome
 }
 
 fn check(spec: &LinearSpec) -> Result<PackedLayout, String> {
@@ -117,7 +147,10 @@ fn check(spec: &LinearSpec) -> Result<PackedLayout, String> {
     }
     match &spec.epilogue {
         Epilogue::Store | Epilogue::Residual => {}
-        Epilogue::Swiglu { width } => {
+        Epilogue::Swiglu { width, out } => {
+            if *out == Activation::Int8 && !width.is_multiple_of(ActInt8Layout::GROUP) {
+                return Err(format!("int8 rows of width {width}, which is no multiple of 32"));
+            }
             if n != 2 * width.next_multiple_of(CHANNELS) {
                 return Err(format!(
                     "swiglu of width {width} needs a weight padded to 16, not of {n} channels"

@@ -28,10 +28,9 @@ pub(crate) fn emit(spec: &KernelSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
         KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len } => {
             cache::kv_write(cache::Cache { kv_heads, head_dim, kv, page_len }, cx)?;
         }
-        KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len } => {
-            let cache = cache::Cache { kv_heads, head_dim, kv, page_len };
-            attention::Attention { cache, heads, scale, window }.emit(cx)?;
-        }
+        KernelSpec::Attention { ref attention, out } => attention::attention(attention, out, cx)?,
+        KernelSpec::AttentionSpan(ref attention) => attention::attention_span(attention, cx)?,
+        KernelSpec::AttentionMerge { ref attention, out } => attention::attention_merge(attention, out, cx)?,
         KernelSpec::Elementwise { op, dim } => elementwise::elementwise(op, dim, cx),
         KernelSpec::Softmax { dim } => norm::softmax(dim, cx),
         KernelSpec::GatherRows { dim } => rows::gather_rows(dim, cx),

@@ -40,11 +40,11 @@ enum Form {
 
 impl Lanes<'_> {
     fn form(&self) -> Form {
-        match self.target {
-            Target::X86_64V2 | Target::X86_64V3 => Form::Pmaddwd,
-            Target::Aarch64 => Form::Smull,
-            Target::Aarch64Dotprod => Form::Sdot,
-            Target::Riscv64 => unreachable!("kernels for targets without vectors loop over bytes"),
+        match self.target.arch() {
+            Arch::X86_64 => Form::Pmaddwd,
+            Arch::Aarch64 if self.target == Target::Aarch64 => Form::Smull,
+            Arch::Aarch64 => Form::Sdot,
+            Arch::Riscv64 => unreachable!("kernels for targets without vectors loop over bytes"),
         }
     }
 

@@ -214,7 +214,7 @@ impl Lanes<'_> {
     }
 
     /// Each lane's f16 in its low 16 bits; rounding as in [`Lanes::store4_f16`].
-    fn f32_to_f16(&mut self, value: F32x4) -> I32x4 {
+    pub(crate) fn f32_to_f16(&mut self, value: F32x4) -> I32x4 {
         let bits = self.vbits(value);
         let sign = self.vushr_imm(bits, 16);
         let mask = self.splat_const_i32(0x8000);
@@ -377,7 +377,7 @@ impl Lanes<'_> {
                 let mask = self.vector_const(I8X16, &[15; 16]);
                 let low = self.b.ins().band(v, mask);
                 // Shifting 16-bit lanes and masking is what byte shifts become where they do not exist.
-                let shifted = if self.target == Target::X86_64V2 || self.target == Target::X86_64V3 {
+                let shifted = if self.target.arch() == Arch::X86_64 {
                     let wide = self.bitcast(I16X8, v);
                     let wide = self.b.ins().ushr_imm_u(wide, 4);
                     let bytes = self.bitcast(I8X16, wide);
@@ -402,7 +402,7 @@ impl Lanes<'_> {
     pub(crate) fn lookup(&mut self, table: Scalar, loaded: I8x16, codes: I8x16) -> I8x16 {
         match (loaded.0, codes.0) {
             (Wide::Vector(t), Wide::Vector(c)) => {
-                let x86 = matches!(self.target, Target::X86_64V2 | Target::X86_64V3);
+                let x86 = self.target.arch() == Arch::X86_64;
                 let v = if x86 { self.b.ins().x86_pshufb(t, c) } else { self.b.ins().swizzle(t, c) };
                 I8x16(Wide::Vector(v))
             }

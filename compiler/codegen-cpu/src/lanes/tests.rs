@@ -6,17 +6,7 @@ use crate::exec::ExecImage;
 
 /// The targets this machine runs.
 fn targets() -> Vec<Target> {
-    let mut targets = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        targets.push(Target::X86_64V2);
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            targets.push(Target::X86_64V3);
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    targets.push(Target::Aarch64);
-    targets
+    Target::ALL.into_iter().filter(|t| t.runs_here()).collect()
 }
 
 /// Runs a body whose grid is `grid` items with the addresses of the buffers as arguments.

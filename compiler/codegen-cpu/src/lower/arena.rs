@@ -3,7 +3,8 @@
 //! Sizes are linear in the step's tokens T and logit rows R, and R never exceeds T, so a buffer of `c` bytes per
 //! token or per row fits `c * T` bytes. All such buffers share one line measured in bytes per token; each gets the
 //! lowest free stretch, largest first, and two buffers that live at the same time never overlap whatever T is.
-//! Buffers of fixed size stand on a line of their own before it. Every offset is a multiple of 64.
+//! Buffers of fixed size stand on a line of their own before it, and buffers that grow with the spans S of the context on
+//! one after it, measured in bytes per token and span. Every offset is a multiple of 64.
 
 use super::launches::{BufId, VirtualLaunch};
 use attar_artifact::program::Extent;
@@ -83,25 +84,32 @@ pub(super) fn place(lives: &[Life], same: &[(BufId, BufId)]) -> Plan {
         merged[*root].last = merged[*root].last.max(lives[buf].last);
     }
     let is_root = |b: &usize| roots[*b] == *b;
-    let fixed = |b: &usize| merged[*b].size.per_token == 0 && merged[*b].size.per_row == 0;
+    let spanned = |b: &usize| merged[*b].size.per_token_span > 0;
+    let fixed = |b: &usize| merged[*b].size == Extent::fixed(merged[*b].size.base);
 
     let members: Vec<usize> = (0..lives.len()).filter(is_root).filter(fixed).collect();
     let (fixed_at, base) = line(&merged, &members, |s| s.base);
-    let members: Vec<usize> = (0..lives.len()).filter(is_root).filter(|b| !fixed(b)).collect();
-    // T >= 1, so a constant part is covered by as many bytes per token.
+    let members: Vec<usize> = (0..lives.len()).filter(is_root).filter(|b| !fixed(b) && !spanned(b)).collect();
+    // T >= 1 and S >= 1, so a constant part is covered by as many bytes per token, and so on.
     let (linear_at, per_token) = line(&merged, &members, |s| s.base + s.per_token + s.per_row);
+    let members: Vec<usize> = (0..lives.len()).filter(is_root).filter(spanned).collect();
+    let total = |s: &Extent| s.base + s.per_token + s.per_row + s.per_token_span;
+    let (spanned_at, per_token_span) = line(&merged, &members, total);
 
     let mut offsets = vec![Extent::default(); lives.len()];
     for (buf, at) in fixed_at {
         offsets[buf] = Extent::fixed(at);
     }
     for (buf, at) in linear_at {
-        offsets[buf] = Extent { base, per_token: at, per_row: 0 };
+        offsets[buf] = Extent { base, ..Extent::per_token(at) };
+    }
+    for (buf, at) in spanned_at {
+        offsets[buf] = Extent { base, per_token, per_row: 0, per_token_span: at };
     }
     for (buf, root) in roots.iter().enumerate() {
         offsets[buf] = offsets[*root];
     }
-    Plan { offsets, arena: Extent { base, per_token, per_row: 0 } }
+    Plan { offsets, arena: Extent { base, per_token, per_row: 0, per_token_span } }
 }
 
 fn find(group: &[usize], mut b: usize) -> usize {
@@ -142,6 +150,7 @@ fn line(lives: &[Life], members: &[usize], size: impl Fn(&Extent) -> u64) -> (Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use attar_artifact::program::StepSize;
     use proptest::prelude::*;
 
     fn life() -> impl Strategy<Value = Life> {
@@ -149,6 +158,7 @@ mod tests {
             (1u64..5000).prop_map(Extent::per_token),
             (1u64..5000).prop_map(Extent::per_row),
             (1u64..5000).prop_map(Extent::fixed),
+            (1u64..5000).prop_map(Extent::per_token_span),
         ];
         (size, 0usize..40, 0usize..12).prop_map(|(size, first, len)| Life { size, first, last: first + len })
     }
@@ -157,18 +167,20 @@ mod tests {
         #[test]
         fn buffers_alive_together_never_overlap(lives in prop::collection::vec(life(), 0..60)) {
             let plan = place(&lives, &[]);
-            for (tokens, rows) in [(1, 0), (1, 1), (2, 1), (16, 16), (17, 3), (512, 1), (512, 512)] {
+            let steps = [(1, 0), (1, 1), (2, 1), (16, 16), (17, 3), (512, 1), (512, 512)];
+            for ((tokens, rows), spans) in steps.into_iter().flat_map(|s| [1, 2, 31].map(|n| (s, n))) {
+                let step = StepSize { tokens, rows, spans };
                 let range = |b: usize| {
-                    let start = plan.offsets[b].at(tokens, rows).expect("small");
-                    (start, start + lives[b].size.at(tokens, rows).expect("small"))
+                    let start = plan.offsets[b].at(step).expect("small");
+                    (start, start + lives[b].size.at(step).expect("small"))
                 };
                 for a in 0..lives.len() {
                     prop_assert_eq!(range(a).0 % ALIGN, 0);
-                    prop_assert!(range(a).1 <= plan.arena.at(tokens, rows).expect("small"));
+                    prop_assert!(range(a).1 <= plan.arena.at(step).expect("small"));
                     for b in 0..a {
                         let together = lives[a].first <= lives[b].last && lives[b].first <= lives[a].last;
                         let apart = range(a).1 <= range(b).0 || range(b).1 <= range(a).0;
-                        prop_assert!(apart || !together, "{a} {b} at T={tokens} R={rows}");
+                        prop_assert!(apart || !together, "{a} {b} at {step:?}");
                     }
                 }
             }

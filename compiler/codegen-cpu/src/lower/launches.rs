@@ -6,14 +6,15 @@
 use super::error::{LowerError, LowerErrorKind};
 use super::prepare::cache_writers;
 use super::tensors::TensorTable;
-use super::{LowerOptions, Port};
+use super::{LowerOptions, Port, SMALL_BATCH};
 use crate::pack::RowOrder;
 use attar_artifact::manifest::RopeTable;
-use attar_artifact::program::{Arg, Extent, StepBuffer};
+use attar_artifact::program::{Arg, Extent, StepBuffer, StepSize};
 use attar_format::{FormatRef, formats};
 use attar_ir::{Dim, Elem, Graph, NodeId, OpKind, Sym, TensorType, ValueId, WeightName};
 use attar_kernel::{
-    ActInt8Layout, Activation, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
+    RowTile,
 };
 use std::collections::BTreeMap;
 
@@ -71,6 +72,8 @@ enum Place {
     Norm(Norm),
     /// Stored in the KV cache by the kernel that made it.
     Cached,
+    /// Int8 rows, which matrix kernels read as they are.
+    Int8(BufId),
 }
 
 /// RMSNorm of the rows of a value.
@@ -296,8 +299,17 @@ impl Walker<'_> {
         let gain = op.gain.then(|| inputs[1]);
         let norm = op.eps.map(|eps| self.prologue(inputs[0], eps, gain));
         let w = inputs.last().copied().ok_or_else(missing_input)?;
-        let epilogue = Epilogue::Swiglu { width: width(self.graph.ty(y)) };
+        let width = width(self.graph.ty(y));
+        let int8 = width.is_multiple_of(ActInt8Layout::GROUP) && self.only_int8_readers(y, width);
+        let out = if int8 { Activation::Int8 } else { Activation::F32 };
+        let epilogue = Epilogue::Swiglu { width, out };
         let linear = self.matrix(inputs[0], w, RowOrder::GateUp, None, norm, epilogue)?;
+        if int8 {
+            let buf = self.buffer(row_bytes(linear.m, activation_bytes(width, out)?)?);
+            self.places.insert(y, Place::Int8(buf));
+            self.finish_matrix_into(y, linear, VirtualArg::Write(buf));
+            return Ok(());
+        }
         self.finish_matrix(y, linear)
     }
 
@@ -375,15 +387,66 @@ impl Walker<'_> {
                 may_overwrite: None,
             });
         }
-        let scale = op.scale as f32;
-        let spec =
-            KernelSpec::Attention { heads, kv_heads, head_dim, scale, window: op.window, kv, page_len };
+        let (scale, window, span) = (op.scale as f32, op.window, self.options.span as usize);
+        let attention = AttentionSpec { heads, kv_heads, head_dim, scale, window, kv, page_len, span };
         let mut args = vec![self.read(q)?, positions];
         args.extend(paging(layer));
-        args.push(self.result(y)?);
-        let grid = Extent::per_token(kv_heads as u64);
-        self.push(VirtualLaunch { spec, args, grid, weight_bytes: 0, note, may_overwrite: None });
+        let width = heads * head_dim;
+        let groups = (attention.group() * head_dim).is_multiple_of(ActInt8Layout::GROUP);
+        let (out, result) = if groups && self.only_int8_readers(y, width) {
+            let buf =
+                self.buffer(row_bytes(Extent::per_token(1), activation_bytes(width, Activation::Int8)?)?);
+            self.places.insert(y, Place::Int8(buf));
+            (Activation::Int8, VirtualArg::Write(buf))
+        } else {
+            (Activation::F32, self.result(y)?)
+        };
+        let launch = |spec, args, grid, note| VirtualLaunch {
+            spec,
+            args,
+            grid,
+            weight_bytes: 0,
+            note,
+            may_overwrite: None,
+        };
+        let kv_heads = kv_heads as u64;
+        if self.max_tokens > SMALL_BATCH.into() {
+            args.extend([result, VirtualArg::Known(count(Extent::per_token(1)))]);
+            let more = kv_heads * (attention.tile_tokens() as u64 - 1);
+            let grid = Extent { base: more, ..Extent::per_token(kv_heads) };
+            self.push(launch(KernelSpec::Attention { attention, out }, args, grid, note));
+            return Ok(());
+        }
+        // Few tokens do not occupy the threads: their contexts are shared out by spans.
+        let partials = kv_heads * (attention.group() * attention.partial_len() * 4) as u64;
+        let partials = self.buffer(Extent::per_token_span(partials));
+        let spans = VirtualArg::Known(Arg::Spans);
+        args.extend([VirtualArg::Write(partials), spans]);
+        let grid = Extent::per_token_span(kv_heads);
+        let span_note = note.replace("attention", "attention_span");
+        self.push(launch(KernelSpec::AttentionSpan(attention), args, grid, span_note));
+        let args = vec![VirtualArg::Read(partials), positions, result, spans];
+        let grid = Extent::per_token(kv_heads);
+        self.push(launch(KernelSpec::AttentionMerge { attention, out }, args, grid, note));
         Ok(())
+    }
+
+    /// Whether all that is made of a value, seen as rows of `width`, is matrix products that want int8 rows.
+    fn only_int8_readers(&self, v: ValueId, width: usize) -> bool {
+        let graph = self.graph;
+        let reads = |(user, slot): (NodeId, u16)| match graph.op(user) {
+            OpKind::Reshape(_) => self.only_int8_readers(ValueId { node: user, slot: 0 }, width),
+            OpKind::Linear(_) | OpKind::LinearResidual(_) if slot == 0 => {
+                let weight = graph.inputs_of(user)[1];
+                let format = format_of(graph.ty(weight));
+                // As a residual it would be read as f32.
+                let once = graph.inputs_of(user).iter().filter(|i| **i == v).count() == 1;
+                once && graph.ty(v).last() == Some(width) && format.wants_int8_activations()
+            }
+            _ => false,
+        };
+        let mut users = graph.users(v).into_iter().peekable();
+        users.peek().is_some() && !graph.outputs().contains(&v) && users.all(reads)
     }
 
     /// A matrix kernel with its activations, weight and bias as arguments; the epilogue's follow.
@@ -434,17 +497,24 @@ impl Walker<'_> {
 
     /// Adds the output and the number of rows, and emits the launch.
     fn finish_matrix(&mut self, y: ValueId, matrix: MatrixLaunch) -> Result<(), LowerError> {
+        let to = self.result(y)?;
+        self.finish_matrix_into(y, matrix, to);
+        Ok(())
+    }
+
+    fn finish_matrix_into(&mut self, y: ValueId, matrix: MatrixLaunch, to: VirtualArg) {
         let MatrixLaunch { mut launch, m } = matrix;
-        launch.args.push(self.result(y)?);
+        launch.args.push(to);
         launch.args.push(VirtualArg::Known(count(m)));
+        launch.args.push(VirtualArg::Known(Arg::PrefetchDistance));
         launch.note = note(self.graph, y.node);
         self.push(launch);
-        Ok(())
     }
 
     /// How many rows a matrix kernel of this program must be ready for.
     fn tile(&self, m: Extent) -> Result<RowTile, LowerError> {
-        let most = m.at(self.max_tokens, self.max_tokens).ok_or(LowerErrorKind::Overflow)?;
+        let step = StepSize { tokens: self.max_tokens, rows: self.max_tokens, spans: 1 };
+        let most = m.at(step).ok_or(LowerErrorKind::Overflow)?;
         Ok(match most {
             1 => RowTile::One,
             2..=16 => RowTile::Small,
@@ -514,6 +584,9 @@ impl Walker<'_> {
             Place::Step(buffer) => Ok(VirtualArg::Known(Arg::Step(buffer))),
             Place::Weight(name, ty) => Ok(VirtualArg::Known(self.tensors.plain(&name, &ty)?)),
             Place::Norm(norm) => self.norm(&norm, Activation::F32),
+            Place::Int8(_) => {
+                Err(LowerError::unsupported("int8 rows read as f32", "only matrix products read them"))
+            }
             Place::Cached => {
                 Err(LowerError::unsupported("a second reader of cached keys", "only attention reads them"))
             }
@@ -565,6 +638,9 @@ impl Walker<'_> {
 
     /// Rows of a value quantized to int8, computed once.
     fn quantized(&mut self, x: ValueId, k: usize) -> Result<VirtualArg, LowerError> {
+        if let Place::Int8(buf) = self.place(x)? {
+            return Ok(VirtualArg::Read(buf));
+        }
         let arg = self.read(x)?;
         let spec = KernelSpec::Quantize { dim: k };
         let key = format!("{} {arg:?}", spec.name());
@@ -659,7 +735,7 @@ fn paging(layer: u32) -> [VirtualArg; 5] {
 }
 
 fn count(m: Extent) -> Arg {
-    if m.per_token == 0 && m.per_row == 0 { Arg::Imm(m.base) } else { Arg::Count(m) }
+    if m == Extent::fixed(m.base) { Arg::Imm(m.base) } else { Arg::Count(m) }
 }
 
 fn format_of(ty: &TensorType) -> FormatRef {
@@ -705,7 +781,12 @@ fn elements(ty: &TensorType, element_bytes: u64) -> Result<Extent, LowerError> {
 
 fn row_bytes(rows: Extent, bytes: u64) -> Result<Extent, LowerError> {
     let times = |v: u64| v.checked_mul(bytes).ok_or(LowerErrorKind::Overflow);
-    Ok(Extent { base: times(rows.base)?, per_token: times(rows.per_token)?, per_row: times(rows.per_row)? })
+    Ok(Extent {
+        base: times(rows.base)?,
+        per_token: times(rows.per_token)?,
+        per_row: times(rows.per_row)?,
+        per_token_span: times(rows.per_token_span)?,
+    })
 }
 
 /// Bytes of one row of activations.

@@ -37,6 +37,8 @@ pub struct LowerOptions {
     pub kv: KvType,
     /// Tokens of one page of the cache.
     pub page_len: u32,
+    /// Positions of one span of attention, a multiple of `page_len`.
+    pub span: u32,
     /// Most tokens of one prefill step.
     pub max_prefill_tokens: u32,
 }
@@ -44,11 +46,17 @@ pub struct LowerOptions {
 impl LowerOptions {
     /// The page and step sizes of the engine's programs.
     pub const PAGE_LEN: u32 = 32;
+    pub const SPAN: u32 = 256;
     pub const MAX_PREFILL_TOKENS: u32 = 512;
 
     /// Standard sizes with the given cache element.
     pub fn new(kv: KvType) -> LowerOptions {
-        LowerOptions { kv, page_len: Self::PAGE_LEN, max_prefill_tokens: Self::MAX_PREFILL_TOKENS }
+        LowerOptions {
+            kv,
+            page_len: Self::PAGE_LEN,
+            span: Self::SPAN,
+            max_prefill_tokens: Self::MAX_PREFILL_TOKENS,
+        }
     }
 }
 
@@ -117,6 +125,25 @@ pub fn lower(graph: &Graph, options: &LowerOptions) -> Result<Lowered, LowerErro
     })
 }
 
+/// Whether a launch over one token is over before threads could share it: a row's normalisation costs less than a
+/// barrier.
+fn is_tail(spec: &KernelSpec) -> bool {
+    match spec {
+        KernelSpec::Linear(_) | KernelSpec::Attention { .. } | KernelSpec::AttentionSpan(_) => false,
+        KernelSpec::Embed { .. }
+        | KernelSpec::RmsNorm { .. }
+        | KernelSpec::LayerNorm { .. }
+        | KernelSpec::Quantize { .. }
+        | KernelSpec::Rope { .. }
+        | KernelSpec::KvWrite { .. }
+        | KernelSpec::AttentionMerge { .. }
+        | KernelSpec::Elementwise { .. }
+        | KernelSpec::Softmax { .. }
+        | KernelSpec::GatherRows { .. }
+        | KernelSpec::Slice { .. } => true,
+    }
+}
+
 /// Places the buffers and resolves the arguments.
 fn finish(walk: Walk, kind: ProgramKind, max_tokens: u32) -> (Program, Ports) {
     let bufs = |ports: &[(Port, BufId)]| ports.iter().map(|(_, b)| *b).collect::<Vec<_>>();
@@ -134,12 +161,14 @@ fn finish(walk: Walk, kind: ProgramKind, max_tokens: u32) -> (Program, Ports) {
     let launches = walk
         .launches
         .iter()
-        .map(|l| Launch {
+        .enumerate()
+        .map(|(i, l)| Launch {
             kernel: l.spec.name(),
             args: l.args.iter().map(resolve).collect(),
             grid: l.grid,
             weight_bytes: l.weight_bytes,
             note: l.note.clone(),
+            tail: i > 0 && kind == ProgramKind::Decode && is_tail(&l.spec),
         })
         .collect();
     let at = |ports: Vec<(Port, BufId)>| ports.into_iter().map(|(p, b)| (p, plan.offsets[b.0])).collect();

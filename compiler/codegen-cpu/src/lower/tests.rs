@@ -7,7 +7,7 @@ use super::tensors::TensorTable;
 use super::{LowerOptions, Lowered, lower};
 use crate::host::{HostRunner, Kernels, Room};
 use attar_artifact::manifest::KvType;
-use attar_artifact::program::{Arg, Extent, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, Extent, ProgramKind, StepBuffer, StepSize};
 use attar_format::{Encoded, FormatRef, formats};
 use attar_ir::interp::{KvState, Precision, Step, run_step};
 use attar_ir::ops::{
@@ -152,25 +152,30 @@ fn kernels(lowered: &Lowered, program: usize) -> Vec<&str> {
 }
 
 #[test]
-fn a_fused_layer_takes_nine_launches() {
+fn a_fused_layer_takes_five_launches_and_their_tails() {
     let lowered = lower(&fused(&formats::N4), &options()).expect("lowers");
     let expected = [
         "rms_norm_64_e3727c5ac_g_i8",
         "linear_n4_128x64_r1_qkv4_2x16_kvf16_p32",
-        "attention_4_2x16_s3e800000_kvf16_p32",
-        "quantize_64",
+        "attention_span_4_2x16_s3e800000_kvf16_p32_n256",
+        "attention_merge_4_2x16_s3e800000_kvf16_p32_n256_i8",
         "linear_n4_64x64_r1_residual",
         "rms_norm_64_e3727c5ac_g_i8",
-        "linear_n4_192x64_r1_swiglu96",
-        "quantize_96",
+        "linear_n4_192x64_r1_swiglu96_i8",
         "linear_n4_64x96_r1_residual",
     ];
     let decode = kernels(&lowered, 0);
     assert_eq!(decode[0], "embed_n4_40x64");
-    assert_eq!(decode[1..10], expected);
-    assert_eq!(decode[10..19], expected);
-    assert_eq!(decode[19..], ["gather_rows_64", "rms_norm_64_e3727c5ac_g_i8", "linear_n4_40x64_r1"]);
+    assert_eq!(decode[1..9], expected);
+    assert_eq!(decode[9..17], expected);
+    let tails: Vec<bool> = lowered.programs[0].launches[1..9].iter().map(|l| l.tail).collect();
+    assert_eq!(tails, [true, false, false, true, false, true, false, false]);
+    assert!(lowered.programs[1..].iter().all(|p| p.launches.iter().all(|l| !l.tail)));
+    assert_eq!(decode[17..], ["gather_rows_64", "rms_norm_64_e3727c5ac_g_i8", "linear_n4_40x64_r1"]);
     assert!(kernels(&lowered, 1)[2].contains("_r16_") && kernels(&lowered, 2)[2].contains("_rn_"));
+    assert_eq!(kernels(&lowered, 1)[3..5], expected[2..4]);
+    assert_eq!(kernels(&lowered, 2)[3], "attention_4_2x16_s3e800000_kvf16_p32_n256_i8");
+    assert_eq!(kernels(&lowered, 2)[4], "linear_n4_64x64_rn_residual");
     assert!(lowered.ports.iter().all(|p| p.inputs.is_empty() && p.outputs.is_empty()));
     assert_eq!(lowered.rope.len(), 1);
 }
@@ -208,8 +213,21 @@ fn activations_of_several_consumers_are_made_once() {
     let kernels = kernels(&lowered, 0);
     let count = |what: &str| kernels.iter().filter(|k| k.starts_with(what)).count();
     assert_eq!(count("rms_norm"), 2, "one for q, k and v; one for gate and up");
-    assert_eq!(count("quantize"), 3, "attention output, product, gathered rows");
+    assert_eq!(count("quantize"), 2, "product, gathered rows");
     assert_eq!(count("kv_write"), 1);
+}
+
+#[test]
+fn an_attention_that_is_read_as_f32_leaves_as_f32() {
+    let mut graph = fused(&formats::N4);
+    let attention = graph.ids().find(|id| matches!(graph.op(*id), OpKind::Attention(_))).expect("one");
+    let again = graph.add1(Silu {}, &[ValueId { node: attention, slot: 0 }]).expect("a valid node");
+    let outputs = graph.outputs().to_vec();
+    graph.set_outputs([outputs, vec![again]].concat());
+    let lowered = lower(&graph, &options()).expect("lowers");
+    let ends =
+        |end| kernels(&lowered, 2).iter().filter(|k| k.starts_with("attention") && k.ends_with(end)).count();
+    assert_eq!((ends("_f32"), ends("_i8")), (1, 1));
 }
 
 #[test]
@@ -242,7 +260,7 @@ fn logits_go_straight_to_the_step() {
     let lowered = lower(&unfused(&formats::F32), &options()).expect("lowers");
     let last = lowered.programs[0].launches.last().expect("launches");
     assert!(last.args.contains(&Arg::Step(StepBuffer::Logits)));
-    assert_eq!(last.args.last(), Some(&Arg::Count(Extent::per_row(1))));
+    assert!(last.args.ends_with(&[Arg::Count(Extent::per_row(1)), Arg::PrefetchDistance]));
 }
 
 #[test]
@@ -441,11 +459,12 @@ fn replay(sizes: &[Extent], launches: &[VirtualLaunch], inputs: &[BufId], output
     let lives = arena::lifetimes(sizes, launches, inputs, outputs);
     let kept: Vec<BufId> = inputs.iter().chain(outputs).copied().collect();
     let plan = arena::place(&lives, &arena::in_place(&lives, launches, &kept));
-    for (tokens, rows) in [(1u64, 1u64), (2, 1), (3, 3), (16, 2)] {
-        let mut owner = vec![None; plan.arena.at(tokens, rows).expect("small") as usize];
+    for (tokens, rows, spans) in [(1u64, 1u64, 1u64), (2, 1, 4), (3, 3, 2), (16, 2, 7)] {
+        let step = StepSize { tokens, rows, spans };
+        let mut owner = vec![None; plan.arena.at(step).expect("small") as usize];
         let range = |b: BufId| {
-            let start = plan.offsets[b.0].at(tokens, rows).expect("small") as usize;
-            start..start + sizes[b.0].at(tokens, rows).expect("small") as usize
+            let start = plan.offsets[b.0].at(step).expect("small") as usize;
+            start..start + sizes[b.0].at(step).expect("small") as usize
         };
         for b in inputs {
             owner[range(*b)].fill(Some(*b));

@@ -59,12 +59,13 @@ impl Lowered {
             Arg::Imm(v) => v.to_string(),
             Arg::Count(e) => extent(e),
             Arg::BlockTableStride => "stride".to_owned(),
+            Arg::Spans => "spans".to_owned(),
             Arg::PrefetchDistance => "prefetch".to_owned(),
         }
     }
 }
 
-/// `64+256T+4R`.
+/// `64+256T+4R+12TS`.
 fn extent(e: &Extent) -> String {
     let unit = |n: u64, letter: &str| match n {
         0 => None,
@@ -73,6 +74,9 @@ fn extent(e: &Extent) -> String {
     };
     let base = if e.base == 0 { None } else { Some(e.base.to_string()) };
     let parts: Vec<String> =
-        [base, unit(e.per_token, "T"), unit(e.per_row, "R")].into_iter().flatten().collect();
+        [base, unit(e.per_token, "T"), unit(e.per_row, "R"), unit(e.per_token_span, "TS")]
+            .into_iter()
+            .flatten()
+            .collect();
     if parts.is_empty() { "0".to_owned() } else { parts.join("+") }
 }

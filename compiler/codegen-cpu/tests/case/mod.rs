@@ -3,9 +3,11 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod attention_cases;
 pub(crate) mod linear_cases;
 pub(crate) mod row_cases;
 
+use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_kernel::{KernelSpec, reference};
 
@@ -32,6 +34,12 @@ pub(crate) enum Check {
         rel: f32,
     },
     Bytes,
+    /// Blocks of an int8 cache. Codes may differ by `slack`; without slack scales must be equal too (all NaN are equal).
+    Cache {
+        head_dim: usize,
+        page_len: usize,
+        slack: i32,
+    },
     /// Rows of `stride` bytes of int8 codes and their scales and sums, see `ActInt8Layout`. Codes may differ by
     /// `slack` (one, where a value lies between two); without slack scales must be equal too (all NaN are equal).
     Int8 {
@@ -96,6 +104,7 @@ impl Guarded {
 pub(crate) fn all_cases() -> Vec<Case> {
     let mut cases = linear_cases::all();
     cases.extend(row_cases::all());
+    cases.extend(attention_cases::all());
     cases
 }
 
@@ -184,6 +193,17 @@ impl Case {
                     close(&at, &widen(want), &widen(got), abs, rel);
                 }
                 Check::Int8 { dim, slack } => int8_rows(&at, dim, slack, want, got),
+                Check::Cache { head_dim, page_len, slack } => {
+                    let (codes, block) = (
+                        KvType::Int8.scales_offset(head_dim, page_len),
+                        KvType::Int8.block_bytes(head_dim, page_len),
+                    );
+                    for (b, (want, got)) in want.chunks(block).zip(got.chunks(block)).enumerate() {
+                        let at = format!("{at} block {b}");
+                        int8_codes(&at, slack, &want[..codes], &got[..codes]);
+                        close(&at, &f32s(&want[codes..]), &f32s(&got[codes..]), 0.0, tolerance_of(slack));
+                    }
+                }
             }
         }
     }
@@ -196,24 +216,27 @@ fn close(at: &str, want: &[f32], got: &[f32], abs: f32, rel: f32) {
     }
 }
 
+/// Relative tolerance of scales: what leaves codes in doubt comes from a sum in another order.
+fn tolerance_of(slack: i32) -> f32 {
+    if slack == 0 { 0.0 } else { 1e-4 }
+}
+
+fn int8_codes(at: &str, slack: i32, want: &[u8], got: &[u8]) {
+    for (k, (w, g)) in want.iter().zip(got).enumerate() {
+        let far = (i32::from(*w as i8) - i32::from(*g as i8)).abs();
+        assert!(far <= slack, "{at} code {k}: want {}, got {}", *w as i8, *g as i8);
+    }
+}
+
 fn int8_rows(at: &str, dim: usize, slack: i32, want: &[u8], got: &[u8]) {
     let layout = attar_kernel::ActInt8Layout::new(dim);
     for (r, (want, got)) in want.chunks(layout.stride).zip(got.chunks(layout.stride)).enumerate() {
         let at = format!("{at} row {r}");
         let sums: Vec<i32> =
             got[..dim].chunks(32).map(|group| group.iter().map(|c| i32::from(*c as i8)).sum()).collect();
-        for (k, (w, g)) in want[..dim].iter().zip(&got[..dim]).enumerate() {
-            let far = (i32::from(*w as i8) - i32::from(*g as i8)).abs();
-            assert!(far <= slack, "{at} code {k}: want {}, got {}", *w as i8, *g as i8);
-        }
+        int8_codes(&at, slack, &want[..dim], &got[..dim]);
         let scales = layout.scales_offset..layout.sums_offset;
-        close(
-            &at,
-            &f32s(&want[scales.clone()]),
-            &f32s(&got[scales]),
-            0.0,
-            if slack == 0 { 0.0 } else { 1e-6 },
-        );
+        close(&at, &f32s(&want[scales.clone()]), &f32s(&got[scales]), 0.0, tolerance_of(slack));
         let stored = &got[layout.sums_offset..layout.sums_offset + 4 * layout.groups];
         assert!(stored == bytes_of(&sums), "{at}: sums do not belong to the codes");
     }

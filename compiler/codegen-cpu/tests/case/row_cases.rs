@@ -2,42 +2,23 @@
 
 use super::linear_cases::weights;
 use super::{Arg, Case, Check, Random, bytes_of};
-use attar_artifact::manifest::KvType;
 use attar_format::formats;
 use attar_kernel::{ActInt8Layout, Activation, Elementwise, KernelSpec};
-use half::f16;
 
-fn floats(random: &mut Random, count: usize) -> Vec<f32> {
+pub(super) fn floats(random: &mut Random, count: usize) -> Vec<f32> {
     random.f32s(count, 2.0)
 }
 
-fn input(values: &[f32]) -> Arg {
+pub(super) fn input(values: &[f32]) -> Arg {
     Arg::Input(bytes_of(values))
 }
 
-fn ints(values: &[i32]) -> Arg {
+pub(super) fn ints(values: &[i32]) -> Arg {
     Arg::Input(bytes_of(values))
 }
 
-fn output(count: usize, tolerance: f32) -> Arg {
+pub(super) fn output(count: usize, tolerance: f32) -> Arg {
     Arg::Output(vec![0; count * 4], Check::F32 { abs: tolerance, rel: tolerance })
-}
-
-/// Positions, sequences, block tables and stride of a ragged batch of two sequences, the second with its pages in
-/// another order. Also the number of pages.
-pub(crate) fn ragged_batch(lengths: [usize; 2], page_len: usize) -> (Vec<Arg>, usize, usize) {
-    let stride = lengths[0].max(lengths[1]).div_ceil(page_len) + 1;
-    let mut positions = Vec::new();
-    let mut seqs = Vec::new();
-    for (seq, len) in lengths.iter().enumerate() {
-        positions.extend(0..*len as i32);
-        seqs.extend(std::iter::repeat_n(seq as i32, *len));
-    }
-    let pages = 2 * stride;
-    let tables: Vec<i32> =
-        (0..stride as i32).map(|p| 2 * p).chain((0..stride as i32).rev().map(|p| 2 * p + 1)).collect();
-    let args = vec![ints(&positions), ints(&seqs), Arg::Input(bytes_of(&tables)), Arg::Number(stride as u64)];
-    (args, positions.len(), pages)
 }
 
 /// All of them.
@@ -112,50 +93,5 @@ pub(crate) fn all() -> Vec<Case> {
         let args = vec![input(&floats(r, n)), input(&floats(r, 3 * head_dim)), output(n, 1e-6)];
         cases.push(Case { spec: KernelSpec::Rope { heads, head_dim }, args, grid: 3 });
     }
-    for kv in [KvType::F32, KvType::F16] {
-        for (heads, kv_heads, head_dim, window) in
-            [(9, 3, 64, None), (4, 4, 16, Some(8)), (10, 2, 12, None), (2, 1, 16, Some(40))]
-        {
-            cases.extend(cache_cases(heads, kv_heads, head_dim, window, kv, r));
-        }
-    }
     cases
-}
-
-fn cache_cases(
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    window: Option<usize>,
-    kv: KvType,
-    r: &mut Random,
-) -> [Case; 2] {
-    let page_len = 32;
-    let (batch, tokens, pages) = ragged_batch([75, 33], page_len);
-    let elements = pages * kv_heads * page_len * head_dim;
-    let mut store = || -> Vec<u8> {
-        match kv {
-            KvType::F32 => bytes_of(&floats(r, elements)),
-            KvType::F16 => floats(r, elements).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        }
-    };
-    let (keys, values) = (store(), store());
-    let rule = match kv {
-        KvType::F32 => Check::Bytes,
-        // Stores flush subnormals.
-        KvType::F16 => Check::F16 { abs: 6.2e-5, rel: 0.0 },
-    };
-    let rows = tokens * kv_heads * head_dim;
-    let mut args = vec![input(&floats(r, rows)), input(&floats(r, rows))];
-    args.extend(batch.clone());
-    args.extend([Arg::Output(keys.clone(), rule), Arg::Output(values.clone(), rule)]);
-    let write =
-        Case { spec: KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len }, args, grid: tokens as u64 };
-    let n = tokens * heads * head_dim;
-    let mut args = vec![input(&floats(r, n))];
-    args.extend(batch);
-    args.extend([Arg::Input(keys), Arg::Input(values), output(n, 1e-5)]);
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let spec = KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len };
-    [write, Case { spec, args, grid: (tokens * kv_heads) as u64 }]
 }

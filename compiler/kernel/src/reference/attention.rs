@@ -1,12 +1,14 @@
 //! Rotary embedding, the KV cache and attention.
 
 use super::Args;
+use super::norm::{quantize_run, store_int8_part};
+use crate::spec::{Activation, AttentionSpec};
 use attar_artifact::manifest::KvType;
 use half::f16;
+use std::ops::Range;
 
-/// The numbers that place a key or value in the cache.
+/// Where keys and values stand in the cache.
 pub(super) struct Shape {
-    pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) kv: KvType,
@@ -14,10 +16,51 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Index of the first element of (page table row, position, KV head).
-    fn index(&self, table: &[u32], position: usize, head: usize) -> usize {
+    /// Byte offset of the block of (position, KV head), and the token's place in the page.
+    fn block(&self, table: &[u32], position: usize, head: usize) -> (usize, usize) {
         let page = table[position / self.page_len] as usize;
-        ((page * self.kv_heads + head) * self.page_len + position % self.page_len) * self.head_dim
+        let bytes = self.kv.block_bytes(self.head_dim, self.page_len);
+        ((page * self.kv_heads + head) * bytes, position % self.page_len)
+    }
+
+    /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`.
+    fn element(&self, values: bool, place: usize, d: usize) -> usize {
+        if values { place * self.head_dim + d } else { d * self.page_len + place }
+    }
+
+    /// Byte offset of the scale of the token at `place` of a block.
+    fn scale(&self, place: usize) -> usize {
+        self.kv.scales_offset(self.head_dim, self.page_len) + 4 * place
+    }
+
+    /// One head's key or value.
+    ///
+    /// # Safety
+    /// As [`super::run`]; `slot` holds the layer's keys or values.
+    unsafe fn read(
+        &self,
+        args: Args<'_>,
+        slot: usize,
+        values: bool,
+        table: &[u32],
+        position: usize,
+        head: usize,
+    ) -> Vec<f64> {
+        let (block, place) = self.block(table, position, head);
+        let index = |d: usize| block / self.kv.size() + self.element(values, place, d);
+        let indices = (0..self.head_dim).map(index);
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self.kv {
+                KvType::F32 => indices.map(|i| f64::from(args.values::<f32>(slot, i, 1)[0])).collect(),
+                KvType::F16 => indices.map(|i| args.values::<f16>(slot, i, 1)[0].to_f64()).collect(),
+                KvType::Int8 => {
+                    let scale = args.values::<f32>(slot, (block + self.scale(place)) / 4, 1)[0];
+                    let code = |i| f64::from(args.values::<i8>(slot, i, 1)[0]);
+                    indices.map(|i| f64::from(scale) * code(i)).collect()
+                }
+            }
+        }
     }
 }
 
@@ -83,16 +126,25 @@ impl CacheArgs {
         // SAFETY: the caller's contract.
         unsafe {
             let (position, table) = self.locate(args, t);
-            let at = shape.index(table, position, head);
             let slot = self.0 + 4 + usize::from(values);
+            let (block, place) = shape.block(table, position, head);
+            let index = |d: usize| block / shape.kv.size() + shape.element(values, place, d);
+            let mut each = x.iter().enumerate();
             match shape.kv {
                 KvType::F32 => {
-                    let out = args.values_mut::<f32>(slot, at, x.len());
-                    out.iter_mut().zip(x).for_each(|(o, v)| *o = *v as f32);
+                    each.for_each(|(d, v)| args.values_mut::<f32>(slot, index(d), 1)[0] = *v as f32);
                 }
                 KvType::F16 => {
-                    let out = args.values_mut::<f16>(slot, at, x.len());
-                    out.iter_mut().zip(x).for_each(|(o, v)| *o = f16::from_f32(*v as f32));
+                    let half = |v: f64| f16::from_f32(v as f32);
+                    each.for_each(|(d, v)| args.values_mut::<f16>(slot, index(d), 1)[0] = half(*v));
+                }
+                KvType::Int8 => {
+                    let x: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+                    let (codes, scale) = quantize_run(&x);
+                    each.by_ref().zip(codes).for_each(|((d, _), code)| {
+                        args.values_mut::<i8>(slot, index(d), 1)[0] = code;
+                    });
+                    args.values_mut::<f32>(slot, (block + shape.scale(place)) / 4, 1)[0] = scale;
                 }
             }
         }
@@ -109,7 +161,7 @@ pub(super) unsafe fn kv_write(
     args: Args<'_>,
     t: usize,
 ) {
-    let shape = Shape { heads: kv_heads, kv_heads, head_dim, kv, page_len };
+    let shape = Shape { kv_heads, head_dim, kv, page_len };
     for (slot, values) in [(0, false), (1, true)] {
         for h in 0..kv_heads {
             // SAFETY: the caller's contract.
@@ -122,50 +174,176 @@ pub(super) unsafe fn kv_write(
     }
 }
 
-/// # Safety
-/// As [`super::run`].
-pub(super) unsafe fn attention(
-    shape: &Shape,
-    scale: f64,
-    window: Option<usize>,
-    args: Args<'_>,
-    item: usize,
-) {
-    let (t, hk) = (item / shape.kv_heads, item % shape.kv_heads);
-    let group = shape.heads / shape.kv_heads;
-    let dh = shape.head_dim;
-    let read = |slot: usize, at: usize| -> Vec<f64> {
+/// What one head of a token gathers from some of the positions it sees.
+struct Partial {
+    most: f64,
+    total: f64,
+    sums: Vec<f64>,
+}
+
+impl Partial {
+    /// Adds the weights of later positions.
+    fn join(&mut self, later: &Partial) {
+        let most = self.most.max(later.most);
+        let (a, b) = ((self.most - finite(most)).exp(), (later.most - finite(most)).exp());
+        self.most = most;
+        self.total = self.total * a + later.total * b;
+        self.sums.iter_mut().zip(&later.sums).for_each(|(s, l)| *s = *s * a + l * b);
+    }
+
+    fn result(&self) -> impl Iterator<Item = f32> {
+        self.sums.iter().map(|s| (s / self.total) as f32)
+    }
+}
+
+/// The maximum that differences are taken to: no score but minus infinity has weight relative to it.
+fn finite(most: f64) -> f64 {
+    if most == f64::NEG_INFINITY { 0.0 } else { most }
+}
+
+/// A layer's cache as arguments of an attention kernel.
+struct Context<'a> {
+    spec: &'a AttentionSpec,
+    args: Args<'a>,
+}
+
+impl Context<'_> {
+    fn shape(&self) -> Shape {
+        let AttentionSpec { kv_heads, head_dim, kv, page_len, .. } = *self.spec;
+        Shape { kv_heads, head_dim, kv, page_len }
+    }
+
+    /// Positions that token `t` sees.
+    ///
+    /// # Safety
+    /// As [`super::run`].
+    unsafe fn seen(&self, positions: usize, t: usize) -> Range<usize> {
+        // SAFETY: the caller's contract.
+        let position = unsafe { self.args.values::<i32>(positions, t, 1)[0] as usize };
+        let first = self.spec.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        first..position + 1
+    }
+
+    /// The part of span `span` in what head `head` of token `t` sees; `None` where it sees nothing of it.
+    ///
+    /// # Safety
+    /// As [`super::run`].
+    unsafe fn partial(&self, t: usize, head: usize, span: usize) -> Option<Partial> {
+        let (spec, shape) = (self.spec, self.shape());
+        let (dh, hk) = (spec.head_dim, head / spec.group());
+        // SAFETY: the caller's contract.
+        let (seen, (_, table)) = unsafe { (self.seen(1, t), CacheArgs(1).locate(self.args, t)) };
+        let from = seen.start.max(span * spec.span);
+        let to = seen.end.min((span + 1) * spec.span);
+        if from >= to {
+            return None;
+        }
+        // SAFETY: the caller's contract.
+        let q = unsafe { self.args.values::<f32>(0, (t * spec.heads + head) * dh, dh) };
+        let q: Vec<f64> = q.iter().map(|q| f64::from(*q) * f64::from(spec.scale)).collect();
+        // SAFETY: the caller's contract.
+        let read = |slot, values, s| unsafe { shape.read(self.args, slot, values, table, s, hk) };
+        let scores: Vec<f64> =
+            (from..to).map(|s| q.iter().zip(read(5, false, s)).map(|(q, k)| q * k).sum()).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - finite(most)).exp()).collect();
+        let mut sums = vec![0.0; dh];
+        for (s, w) in (from..to).zip(&weights) {
+            sums.iter_mut().zip(read(6, true, s)).for_each(|(y, v)| *y += w * v);
+        }
+        // Partials are handed on as f32, in whichever kernel.
+        let round = |v: f64| f64::from(v as f32);
+        let total = round(weights.iter().sum());
+        Some(Partial { most: round(most), total, sums: sums.into_iter().map(round).collect() })
+    }
+
+    /// Stores the results of a KV head's query heads.
+    ///
+    /// # Safety
+    /// As [`super::run`]; `slot` is the kernel's output.
+    unsafe fn store(&self, slot: usize, out: Activation, t: usize, hk: usize, heads: &[Partial]) {
+        let y: Vec<f32> = heads.iter().flat_map(Partial::result).collect();
+        let (width, first) = (self.spec.heads * self.spec.head_dim, hk * y.len());
         // SAFETY: the caller's contract.
         unsafe {
-            match shape.kv {
-                KvType::F32 => args.values::<f32>(slot, at, dh).iter().map(|v| f64::from(*v)).collect(),
-                KvType::F16 => args.values::<f16>(slot, at, dh).iter().map(|v| v.to_f64()).collect(),
+            match out {
+                Activation::F32 => {
+                    self.args.values_mut::<f32>(slot, t * width + first, y.len()).copy_from_slice(&y);
+                }
+                Activation::Int8 => store_int8_part(&y, width, first, self.args, slot, t),
             }
         }
-    };
-    // SAFETY: the caller's contract.
-    let (position, table) = unsafe { CacheArgs(1).locate(args, t) };
-    let first = window.map_or(0, |w| (position + 1).saturating_sub(w));
-    for h in hk * group..(hk + 1) * group {
-        let at = (t * shape.heads + h) * dh;
+    }
+}
+
+/// # Safety
+/// As [`super::run`].
+pub(super) unsafe fn tile(spec: &AttentionSpec, out: Activation, args: Args<'_>, item: usize) {
+    let context = Context { spec, args };
+    let tokens = args.number(8);
+    let Some((first, hk)) = spec.tile(item, tokens) else { return };
+    for t in first..(first + spec.tile_tokens()).min(tokens) {
         // SAFETY: the caller's contract.
-        let q = unsafe { args.values::<f32>(0, at, dh) };
-        let scores: Vec<f64> = (first..=position)
-            .map(|s| {
-                let k = read(5, shape.index(table, s, hk));
-                scale * q.iter().zip(k).map(|(q, k)| f64::from(*q) * k).sum::<f64>()
-            })
-            .collect();
-        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let mut y = vec![0.0; dh];
-        for (s, w) in (first..=position).zip(&weights) {
-            let v = read(6, shape.index(table, s, hk));
-            y.iter_mut().zip(v).for_each(|(y, v)| *y += w * v);
+        unsafe {
+            let seen = context.seen(1, t);
+            let heads = (hk * spec.group()..(hk + 1) * spec.group()).map(|head| {
+                let mut spans = (seen.start / spec.span..seen.end.div_ceil(spec.span))
+                    .filter_map(|span| context.partial(t, head, span));
+                let first = spans.next().unwrap_or(Partial { most: 0.0, total: 0.0, sums: Vec::new() });
+                spans.fold(first, |mut all, later| {
+                    all.join(&later);
+                    all
+                })
+            });
+            let heads: Vec<Partial> = heads.collect();
+            context.store(7, out, t, hk, &heads);
         }
+    }
+}
+
+/// # Safety
+/// As [`super::run`].
+pub(super) unsafe fn span(spec: &AttentionSpec, args: Args<'_>, item: usize) {
+    let (spans, group, len) = (args.number(8), spec.group(), spec.partial_len());
+    let (row, span) = (item / spans, item % spans);
+    let (t, hk) = (row / spec.kv_heads, row % spec.kv_heads);
+    for g in 0..group {
         // SAFETY: the caller's contract.
-        let out = unsafe { args.values_mut::<f32>(7, at, dh) };
-        out.iter_mut().zip(y).for_each(|(o, v)| *o = (v / total) as f32);
+        unsafe {
+            let partial = Context { spec, args }.partial(t, hk * group + g, span);
+            let Some(partial) = partial else { continue };
+            let to = args.values_mut::<f32>(7, (item * group + g) * len, len);
+            to.iter_mut().zip(&partial.sums).for_each(|(o, s)| *o = *s as f32);
+            to[spec.head_dim] = partial.most as f32;
+            to[spec.head_dim + 1] = partial.total as f32;
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::run`].
+pub(super) unsafe fn merge(spec: &AttentionSpec, out: Activation, args: Args<'_>, item: usize) {
+    let (spans, group, len) = (args.number(3), spec.group(), spec.partial_len());
+    let (t, hk) = (item / spec.kv_heads, item % spec.kv_heads);
+    let context = Context { spec, args };
+    // SAFETY: the caller's contract.
+    unsafe {
+        let seen = context.seen(1, t);
+        let heads = (0..group).map(|g| {
+            let read = |span: usize| {
+                let at = (item * spans + span) * group + g;
+                let from = args.values::<f32>(0, at * len, len);
+                let number = |i: usize| f64::from(from[i]);
+                let dh = spec.head_dim;
+                Partial { most: number(dh), total: number(dh + 1), sums: (0..dh).map(number).collect() }
+            };
+            let mut all = read(seen.start / spec.span);
+            for span in seen.start / spec.span + 1..seen.end.div_ceil(spec.span) {
+                all.join(&read(span));
+            }
+            all
+        });
+        let heads: Vec<Partial> = heads.collect();
+        context.store(2, out, t, hk, &heads);
     }
 }

@@ -35,15 +35,10 @@ pub unsafe fn run(spec: &KernelSpec, args: &[u64], items: Range<u64>) {
                 KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len } => {
                     attention::kv_write(*kv_heads, *head_dim, *kv, *page_len, args, i);
                 }
-                KernelSpec::Attention { heads, kv_heads, head_dim, scale, window, kv, page_len } => {
-                    let shape = attention::Shape {
-                        heads: *heads,
-                        kv_heads: *kv_heads,
-                        head_dim: *head_dim,
-                        kv: *kv,
-                        page_len: *page_len,
-                    };
-                    attention::attention(&shape, f64::from(*scale), *window, args, i);
+                KernelSpec::Attention { attention, out } => attention::tile(attention, *out, args, i),
+                KernelSpec::AttentionSpan(attention) => attention::span(attention, args, i),
+                KernelSpec::AttentionMerge { attention, out } => {
+                    attention::merge(attention, *out, args, i);
                 }
                 KernelSpec::Elementwise { op, dim } => elementwise::elementwise(*op, *dim, args, i),
                 KernelSpec::Softmax { dim } => norm::softmax(*dim, args, i),

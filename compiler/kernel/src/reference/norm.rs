@@ -74,8 +74,24 @@ pub(super) unsafe fn quantize(dim: usize, args: Args<'_>, t: usize) {
 /// # Safety
 /// Slot `slot` must hold the address of int8 rows as wide as `row`.
 unsafe fn store_int8(row: &[f32], args: Args<'_>, slot: usize, t: usize) {
-    let layout = ActInt8Layout::new(row.len());
-    for (g, group) in row.chunks_exact(ActInt8Layout::GROUP).enumerate() {
+    // SAFETY: the caller's contract.
+    unsafe { store_int8_part(row, row.len(), 0, args, slot, t) }
+}
+
+/// Writes the channels from `first` on (whole groups) of row `t` of int8 activations that are `dim` wide.
+///
+/// # Safety
+/// Slot `slot` must hold the address of int8 rows of width `dim`.
+pub(super) unsafe fn store_int8_part(
+    part: &[f32],
+    dim: usize,
+    first: usize,
+    args: Args<'_>,
+    slot: usize,
+    t: usize,
+) {
+    let layout = ActInt8Layout::new(dim);
+    for (g, group) in (first / ActInt8Layout::GROUP..).zip(part.chunks_exact(ActInt8Layout::GROUP)) {
         let (codes, scale) = quantize_group(group);
         let base = t * layout.stride;
         // SAFETY: the caller's contract; offsets are multiples of 4.
@@ -92,14 +108,21 @@ unsafe fn store_int8(row: &[f32], args: Args<'_>, slot: usize, t: usize) {
 /// Codes and scale of one group, in f32 arithmetic step by step as the contract says, so that compiled code agrees
 /// bit for bit. A NaN or infinity makes the scale NaN.
 pub(super) fn quantize_group(x: &[f32]) -> ([i8; ActInt8Layout::GROUP], f32) {
+    let mut out = [0i8; ActInt8Layout::GROUP];
+    let (codes, scale) = quantize_run(x);
+    out.iter_mut().zip(codes).for_each(|(o, c)| *o = c);
+    (out, scale)
+}
+
+/// Codes and scale of numbers that share it; see [`quantize_group`].
+pub(super) fn quantize_run(x: &[f32]) -> (impl Iterator<Item = i8>, f32) {
     let amax = x.iter().fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
     let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-    let mut codes = [0i8; ActInt8Layout::GROUP];
-    for (c, v) in codes.iter_mut().zip(x) {
+    let codes = x.iter().map(move |v| {
         // Not `clamp`: NaN becomes -127 here, as in compiled code.
         let low = if v * inverse > -127.0 { v * inverse } else { -127.0 };
-        *c = (if low < 127.0 { low } else { 127.0 }).round_ties_even() as i8;
-    }
+        (if low < 127.0 { low } else { 127.0 }).round_ties_even() as i8
+    });
     let poison: f32 = x.iter().map(|v| v * 0.0).sum();
     (codes, amax / 127.0 + poison)
 }

@@ -21,7 +21,7 @@ pub fn model() -> Model {
         context_length: 64,
         parameters: 1000,
         rope: vec![RopeTable { inv_freq: vec![1.0, 0.1234567890123456], mscale: 1.0 }],
-        kv: KvSpec { dtype: KvType::F16, page_len: 32 },
+        kv: KvSpec { dtype: KvType::F16, page_len: 32, span: 32 },
         eos: vec![2],
         bos: Some(1),
     }
@@ -33,6 +33,7 @@ pub fn programs() -> Vec<Program> {
         args,
         grid,
         weight_bytes: 64,
+        tail: false,
         note: "a note".to_owned(),
     };
     let launches = vec![
@@ -55,13 +56,14 @@ pub fn programs() -> Vec<Program> {
                 Arg::Imm(7),
                 Arg::Count(Extent::per_row(1)),
                 Arg::BlockTableStride,
+                Arg::Spans,
                 Arg::PrefetchDistance,
                 Arg::Step(StepBuffer::Logits),
             ],
             Extent::fixed(1),
         ),
     ];
-    let arena = Extent { base: 0, per_token: 32, per_row: 32 };
+    let arena = Extent { per_token: 32, per_row: 32, ..Extent::default() };
     [(ProgramKind::Decode, 1), (ProgramKind::SmallBatch, 16), (ProgramKind::Prefill, 512)]
         .into_iter()
         .map(|(kind, max_tokens)| Program { kind, max_tokens, arena, launches: launches.clone() })

@@ -3,15 +3,18 @@
 use super::executable::{Image, Kernel};
 use crate::error::{Error, ErrorKind};
 use attar_artifact::Artifact;
+use attar_artifact::cpu::has_feature;
 use attar_artifact::manifest::{Section, SectionKind, device_of_target};
 use std::collections::BTreeMap;
 
 /// Targets from most to least preferred. One that is not listed comes after these, more features first.
-const PREFERENCE: [&str; 8] = [
+const PREFERENCE: [&str; 10] = [
     "sapphirerapids",
     "x86-64-v4",
+    "x86-64-v3+avxvnni",
     "x86-64-v3",
     "x86-64-v2",
+    "aarch64+i8mm",
     "aarch64+dotprod",
     "aarch64",
     "riscv64gcv",
@@ -66,7 +69,7 @@ pub(crate) struct Cpu {
 
 impl Cpu {
     pub(crate) fn here() -> Cpu {
-        Cpu { arch: std::env::consts::ARCH, has: detect }
+        Cpu { arch: std::env::consts::ARCH, has: has_feature }
     }
 
     /// Why code for `target` cannot run; `None` when it can.
@@ -152,41 +155,6 @@ fn arch_of(target: &str) -> Option<&'static str> {
     }
 }
 
-/// One arm per feature: the detection macros take literals only.
-#[cfg(target_arch = "x86_64")]
-fn detect(feature: &str) -> bool {
-    macro_rules! any_of {
-        ($($name:tt)*) => {
-            match feature {
-                $($name => std::arch::is_x86_feature_detected!($name),)*
-                _ => false,
-            }
-        };
-    }
-    any_of!("sse" "sse2" "sse3" "ssse3" "sse4.1" "sse4.2" "popcnt" "cmpxchg16b" "avx" "avx2" "fma" "f16c" "bmi1" "bmi2"
-        "lzcnt" "movbe" "avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl" "avx512vbmi" "avx512vbmi2" "avx512vnni"
-        "avx512bf16" "avx512fp16" "avx512bitalg" "avx512vpopcntdq" "avxvnni" "gfni")
-}
-
-/// One arm per feature: the detection macros take literals only.
-#[cfg(target_arch = "aarch64")]
-fn detect(feature: &str) -> bool {
-    macro_rules! any_of {
-        ($($name:tt)*) => {
-            match feature {
-                $($name => std::arch::is_aarch64_feature_detected!($name),)*
-                _ => false,
-            }
-        };
-    }
-    any_of!("neon" "dotprod" "fp16" "i8mm" "bf16" "sve" "sve2" "lse" "rdm")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn detect(_feature: &str) -> bool {
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,12 +221,5 @@ mod tests {
         assert!(e.contains("cannot run on this CPU") && e.contains("avx4096"), "{e}");
         let e = pick(&v3, Some("x86-64-v4")).unwrap_err();
         assert!(e.contains("no code for target x86-64-v4; it has: aarch64,"), "{e}");
-    }
-
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn detection_knows_this_machine() {
-        assert!(detect("sse2"));
-        assert!(!detect("no-such-feature"));
     }
 }

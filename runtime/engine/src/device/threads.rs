@@ -5,6 +5,9 @@
 //! nothing, finds its claims refused when it comes back, and catches up. So a busy neighbour costs what it takes and
 //! not more.
 //!
+//! A launch too small to be shared out is the *tail* of the one before: whoever finishes that one's last chunk runs the
+//! tail whole before the launch counts as finished, so that no barrier stands between the two.
+//!
 //! A claim counter holds the job's epoch above the number of chunks left, and a claim is a compare-and-swap on both. A
 //! thread left behind in an older job can therefore never claim a chunk of a newer one, and what a job points to is
 //! read only under a claim, which keeps the job alive: its caller returns only when all chunks are finished.
@@ -35,6 +38,8 @@ pub(crate) struct Task {
     pub(crate) kernel: Kernel,
     pub(crate) args: *const u64,
     pub(crate) grid: u64,
+    /// Run whole by the thread that finishes the task before; never the first of a job.
+    pub(crate) tail: bool,
 }
 
 /// Threads that run jobs; the caller's thread is one of them.
@@ -90,12 +95,15 @@ struct Work {
     /// Grid items of a chunk.
     chunk: u64,
     chunks: u64,
+    /// Where in the caller's list the tails begin, and how many there are.
+    tails: *const Task,
+    tail_count: usize,
 }
 
 // SAFETY: `work` is written only by the caller of `run` between jobs, when no chunk is claimable, and read only under
 // a claim, which happens after the write (release store and acquire swap of `claim`) and before the job ends.
 unsafe impl Sync for Slot {}
-// SAFETY: the pointers in `work` are plain numbers to a slot; whoever uses them holds a claim as above.
+// SAFETY: the pointers in `work`, `tails` among them, are plain numbers to a slot; whoever uses them holds a claim as above.
 unsafe impl Send for Slot {}
 
 impl Pool {
@@ -105,7 +113,13 @@ impl Pool {
         let slot = |_| Slot {
             claim: AtomicU64::new(0),
             left: AtomicU64::new(0),
-            work: UnsafeCell::new(Work { task: None, chunk: 0, chunks: 0 }),
+            work: UnsafeCell::new(Work {
+                task: None,
+                chunk: 0,
+                chunks: 0,
+                tails: std::ptr::null(),
+                tail_count: 0,
+            }),
         };
         let shared = Arc::new(Shared {
             job: AtomicU64::new(0),
@@ -163,19 +177,27 @@ impl Pool {
         }
         self.epoch = self.epoch.wrapping_add(1);
         let tag = u64::from(self.epoch) << 32;
-        for (task, slot) in tasks.iter().zip(&self.shared.slots) {
+        let mut launches = 0;
+        let mut rest = tasks;
+        while let (Some((task, after)), Some(slot)) = (rest.split_first(), self.shared.slots.get(launches)) {
+            let tail_count = after.iter().take_while(|t| t.tail).count();
+            let (tails, next) = after.split_at_checked(tail_count).unwrap_or_default();
             let wanted = task.grid.min(threads as u64 * CHUNKS_PER_THREAD).max(1);
             let chunk = task.grid.div_ceil(wanted).max(1);
-            let chunks = task.grid.div_ceil(chunk);
+            // With tails there is always a chunk, if an empty one, for somebody to finish.
+            let chunks = task.grid.div_ceil(chunk).max(u64::from(tail_count > 0));
+            let work = Work { task: Some(*task), chunk, chunks, tails: tails.as_ptr(), tail_count };
             // SAFETY: the last job has ended, so no chunk of this slot can be claimed and nobody reads.
-            unsafe { *slot.work.get() = Work { task: Some(*task), chunk, chunks } };
-            slot.left.store(tag | chunks, Ordering::Release);
+            unsafe { *slot.work.get() = work };
+            slot.left.store(tag | (chunks + u64::from(tail_count > 0)), Ordering::Release);
             slot.claim.store(tag | chunks, Ordering::Release);
+            launches += 1;
+            rest = next;
         }
-        self.shared.job.store(tag | tasks.len() as u64, Ordering::Release);
+        self.shared.job.store(tag | launches as u64, Ordering::Release);
         self.shared.room.wake_all();
         let (shared, backoff, told, start) = (&self.shared, &mut self.backoff, &mut self.told, self.start);
-        shared.work(self.epoch, tasks.len(), usize::MAX, |now, wait| {
+        shared.work(self.epoch, launches, usize::MAX, |now, wait| {
             *told += wait;
             // Workers beyond leave at their next launch; this job's other chunks are claimed by those that stay.
             shared.active.fetch_min(backoff.lost(now - start, wait), Ordering::AcqRel);
@@ -190,7 +212,7 @@ impl Pool {
         for (task, time) in tasks.iter().zip(times) {
             let start = Instant::now();
             // SAFETY: as promised by the caller.
-            unsafe { self.run(std::slice::from_ref(task)) };
+            unsafe { self.run(&[Task { tail: false, ..*task }]) };
             *time = start.elapsed();
         }
     }
@@ -285,11 +307,28 @@ impl Shared {
                 if let Some(task) = work.task {
                     let begin = (work.chunks - unclaimed) * work.chunk;
                     let end = (begin + work.chunk).min(task.grid);
-                    // SAFETY: the caller of `run` promised it for every range of the grid while the job lives.
-                    unsafe { task.kernel.call(task.args, begin, end) };
+                    if begin < end {
+                        // SAFETY: the caller of `run` promised it for every range of the grid while the job lives.
+                        unsafe { task.kernel.call(task.args, begin, end) };
+                    }
                 }
                 worked = true;
-                if count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) == 1 {
+                let mut left = count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) - 1;
+                if left == 1 && work.tail_count > 0 {
+                    // What is left are the tails, and we finished what they follow. The job cannot end before them, so
+                    // the caller's list is still there.
+                    for i in 0..work.tail_count {
+                        // SAFETY: `tails` points to as many tasks; the caller of `run` promised what kernels need.
+                        unsafe {
+                            let tail = &*work.tails.add(i);
+                            if tail.grid > 0 {
+                                tail.kernel.call(tail.args, 0, tail.grid);
+                            }
+                        }
+                    }
+                    left = count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) - 1;
+                }
+                if left == 0 {
                     self.room.wake_all();
                 }
             }
@@ -474,9 +513,9 @@ mod tests {
             {
                 cells.fill(0);
                 let args = [address(&mut cells)];
-                let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid };
+                let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid, tail: false };
                 // SAFETY: cells and args outlive the call, items are distinct cells.
-                unsafe { pool.run(&[task, task, task]) };
+                unsafe { pool.run(&[task, Task { tail: round % 2 == 0, ..task }, task]) };
                 let (ran, rest) = cells.split_at(grid as usize);
                 assert!(
                     ran.iter().all(|c| *c == 3) && rest.iter().all(|c| *c == 0),
@@ -499,7 +538,7 @@ mod tests {
             let mut tasks = Vec::new();
             for i in 0..launches {
                 let args = if i % 2 == 0 { there.as_ptr() } else { back.as_ptr() };
-                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n });
+                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n, tail: i % 7 > 4 });
             }
             for round in 0..60 {
                 a.fill(round);
@@ -522,7 +561,7 @@ mod tests {
             let mut cells = vec![0u64; 64];
             let args = [address(&mut cells)];
             std::thread::sleep(Duration::from_micros(300));
-            let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64 };
+            let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64, tail: false };
             // SAFETY: as above.
             unsafe { pool.run(&[task]) };
             assert!(cells.iter().all(|c| *c == 1));
@@ -544,7 +583,14 @@ mod tests {
         let before = control::read();
         let args = [x.as_mut_ptr().expose_provenance() as u64];
         // SAFETY: x and args outlive the call.
-        unsafe { Pool::new(1, 1).run(&[Task { kernel: Kernel::of(halve), args: args.as_ptr(), grid: 1 }]) };
+        unsafe {
+            Pool::new(1, 1).run(&[Task {
+                kernel: Kernel::of(halve),
+                args: args.as_ptr(),
+                grid: 1,
+                tail: false,
+            }])
+        };
         assert_eq!(std::hint::black_box(&x)[1], 0.0);
         assert_eq!(control::read() & control::FLUSH, before & control::FLUSH);
     }

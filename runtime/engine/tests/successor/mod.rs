@@ -62,6 +62,7 @@ pub fn write_with(path: &Path, code: &[CodeSection<'_>], unused: &[u8]) {
         args,
         grid: Extent::per_row(1),
         weight_bytes: 0,
+        tail: false,
         note: String::new(),
     };
     let program = |kind, max_tokens| Program {
@@ -86,7 +87,7 @@ pub fn write_with(path: &Path, code: &[CodeSection<'_>], unused: &[u8]) {
         context_length: 4096,
         parameters: 2,
         rope: Vec::new(),
-        kv: KvSpec { dtype: KvType::F16, page_len: 32 },
+        kv: KvSpec { dtype: KvType::F16, page_len: 32, span: 256 },
         eos: vec![2],
         bos: Some(1),
     };

@@ -1,0 +1,507 @@
+//! `Asm`: a thin assembler over iced-x86 in which one text makes 256-bit and 512-bit code.
+//!
+//! Vector registers are numbers ([`V`]); every operation picks the VEX or EVEX encoding of the level. A broadcast memory
+//! operand is part of the instruction with 512 bits, and a load into a register kept for it with 256. 32-bit constants
+//! live in a pool behind the code, addressed through `r11`.
+
+use crate::Target;
+use iced_x86::code_asm::{
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, eax, k1, ptr, r11, xmm0, xmm1, ymm0, ymm1,
+    zmm0,
+};
+use iced_x86::{Code, Instruction, MemoryOperand, Register};
+
+/// How products of unsigned and signed bytes are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dot {
+    /// `vpdpbusd` with 512 bits and embedded broadcast.
+    Vnni512,
+    /// `vpdpbusd` with 256 bits, AVX-VNNI.
+    Vnni256,
+    /// `vpsignb`, `vpmaddubsw`, `vpmaddwd`, `vpaddd` on magnitudes, with 256 bits.
+    Maddubs,
+}
+
+/// What an inner function may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    pub(crate) dot: Dot,
+    /// AMX bf16 tiles besides.
+    pub(crate) amx: bool,
+}
+
+impl Level {
+    /// The level of a target; `None` where Cranelift's own vectors are all there is.
+    pub(crate) fn of(target: Target) -> Option<Level> {
+        let (dot, amx) = match target {
+            Target::X86_64V3 => (Dot::Maddubs, false),
+            Target::X86_64V3Avxvnni => (Dot::Vnni256, false),
+            Target::X86_64V4 => (Dot::Vnni512, false),
+            Target::SapphireRapids => (Dot::Vnni512, true),
+            Target::X86_64V2
+            | Target::Aarch64
+            | Target::Aarch64Dotprod
+            | Target::Aarch64I8mm
+            | Target::Riscv64 => return None,
+        };
+        Some(Level { dot, amx })
+    }
+
+    pub(crate) fn is_512(self) -> bool {
+        self.dot == Dot::Vnni512
+    }
+
+    /// f32 lanes of a vector.
+    pub(crate) fn lanes(self) -> usize {
+        if self.is_512() { 16 } else { 8 }
+    }
+
+    /// Bytes of a vector.
+    pub(crate) fn bytes(self) -> usize {
+        4 * self.lanes()
+    }
+
+    /// Vectors of 32-bit lanes that one block of 16 channels makes.
+    pub(crate) fn parts(self) -> usize {
+        16 / self.lanes()
+    }
+}
+
+/// A vector register by number: 0 to 31 with 512 bits, 0 to 14 with 256 (15 is kept for broadcasts).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct V(pub(crate) u8);
+
+/// `[base + index * scale + disp]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mem {
+    base: AsmRegister64,
+    index: Option<(AsmRegister64, u32)>,
+    disp: i64,
+}
+
+impl Mem {
+    pub(crate) fn at(base: AsmRegister64, disp: usize) -> Mem {
+        Mem { base, index: None, disp: disp as i64 }
+    }
+
+    pub(crate) fn indexed(base: AsmRegister64, index: AsmRegister64, scale: u32, disp: usize) -> Mem {
+        Mem { base, index: Some((index, scale)), disp: disp as i64 }
+    }
+
+    /// `bytes` before an address.
+    pub(crate) fn below(base: AsmRegister64, bytes: usize) -> Mem {
+        Mem { base, index: None, disp: -(bytes as i64) }
+    }
+
+    /// The same, `bytes` further.
+    pub(crate) fn plus(self, bytes: usize) -> Mem {
+        Mem { disp: self.disp + bytes as i64, ..self }
+    }
+
+    /// For instructions of the typed assembler.
+    pub(crate) fn address(self) -> AsmMemoryOperand {
+        match self.index {
+            None => self.base + self.disp,
+            Some((index, scale)) => self.base + index * scale as i32 + self.disp,
+        }
+    }
+
+    fn operand(self) -> MemoryOperand {
+        let (index, scale) =
+            self.index.map_or((Register::None, 1), |(index, scale)| (Register::from(index), scale));
+        MemoryOperand::with_base_index_scale_displ_size(
+            Register::from(self.base),
+            index,
+            scale,
+            self.disp,
+            u32::from(self.disp != 0),
+        )
+    }
+}
+
+/// A last source operand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Src {
+    Reg(V),
+    Mem(Mem),
+    /// One 32-bit element in every lane.
+    Bcst(Mem),
+}
+
+impl From<V> for Src {
+    fn from(v: V) -> Src {
+        Src::Reg(v)
+    }
+}
+
+impl From<Mem> for Src {
+    fn from(m: Mem) -> Src {
+        Src::Mem(m)
+    }
+}
+
+/// Codes of an operation with 256 and with 512 bits.
+type Codes = (Code, Code);
+
+/// The register that 256-bit code broadcasts into.
+const BROADCAST: V = V(15);
+
+pub(crate) struct Asm {
+    pub(crate) a: CodeAssembler,
+    pub(crate) level: Level,
+    pool: Vec<u32>,
+    pool_label: CodeLabel,
+}
+
+/// What the assembler says when an inner function is put together wrongly, which is a bug of ours.
+pub(crate) type AsmResult<T> = Result<T, iced_x86::IcedError>;
+
+macro_rules! three_operands {
+    ($($(#[$doc:meta])* $name:ident $ymm:ident $zmm:ident;)*) => {
+        $($(#[$doc])*
+        pub(crate) fn $name(&mut self, to: V, a: V, b: impl Into<Src>) -> AsmResult<()> {
+            self.op3((Code::$ymm, Code::$zmm), to, a, b.into())
+        })*
+    };
+}
+
+macro_rules! two_operands {
+    ($($(#[$doc:meta])* $name:ident $ymm:ident $zmm:ident;)*) => {
+        $($(#[$doc])*
+        pub(crate) fn $name(&mut self, to: V, a: impl Into<Src>) -> AsmResult<()> {
+            self.op2((Code::$ymm, Code::$zmm), to, a.into())
+        })*
+    };
+}
+
+macro_rules! shifts {
+    ($($name:ident $ymm:ident $zmm:ident;)*) => {
+        $(pub(crate) fn $name(&mut self, to: V, a: V, bits: u32) -> AsmResult<()> {
+            let (code, to, a) = (self.pick((Code::$ymm, Code::$zmm)), self.register(to), self.register(a));
+            self.a.add_instruction(Instruction::with3(code, to, a, bits)?)
+        })*
+    };
+}
+
+impl Asm {
+    pub(crate) fn new(level: Level) -> AsmResult<Asm> {
+        let mut a = CodeAssembler::new(64)?;
+        let pool_label = a.create_label();
+        a.lea(r11, ptr(pool_label))?;
+        Ok(Asm { a, level, pool: Vec::new(), pool_label })
+    }
+
+    /// Ends the function: clean upper halves, return, constants.
+    pub(crate) fn finish(mut self) -> AsmResult<Vec<u8>> {
+        self.a.vzeroupper()?;
+        self.a.ret()?;
+        self.a.set_label(&mut self.pool_label)?;
+        if self.pool.is_empty() {
+            self.pool.push(0);
+        }
+        self.a.dd(&self.pool)?;
+        self.a.assemble(0)
+    }
+
+    /// A 32-bit constant.
+    pub(crate) fn constant(&mut self, bits: u32) -> Mem {
+        let at = self.pool.iter().position(|c| *c == bits).unwrap_or_else(|| {
+            self.pool.push(bits);
+            self.pool.len() - 1
+        });
+        Mem::at(r11, 4 * at)
+    }
+
+    /// An f32 constant in every lane.
+    pub(crate) fn float(&mut self, value: f32) -> Src {
+        Src::Bcst(self.constant(value.to_bits()))
+    }
+
+    three_operands! {
+        vaddps VEX_Vaddps_ymm_ymm_ymmm256 EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er;
+        vsubps VEX_Vsubps_ymm_ymm_ymmm256 EVEX_Vsubps_zmm_k1z_zmm_zmmm512b32_er;
+        vmulps VEX_Vmulps_ymm_ymm_ymmm256 EVEX_Vmulps_zmm_k1z_zmm_zmmm512b32_er;
+        vdivps VEX_Vdivps_ymm_ymm_ymmm256 EVEX_Vdivps_zmm_k1z_zmm_zmmm512b32_er;
+        /// The second source where either is NaN.
+        vmaxps VEX_Vmaxps_ymm_ymm_ymmm256 EVEX_Vmaxps_zmm_k1z_zmm_zmmm512b32_sae;
+        /// The second source where either is NaN.
+        vminps VEX_Vminps_ymm_ymm_ymmm256 EVEX_Vminps_zmm_k1z_zmm_zmmm512b32_sae;
+        /// `to += a * b`.
+        vfmadd231ps VEX_Vfmadd231ps_ymm_ymm_ymmm256 EVEX_Vfmadd231ps_zmm_k1z_zmm_zmmm512b32_er;
+        /// `to = to * a + b`.
+        vfmadd213ps VEX_Vfmadd213ps_ymm_ymm_ymmm256 EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er;
+        vpaddd VEX_Vpaddd_ymm_ymm_ymmm256 EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
+        vpsubd VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32;
+        vpmulld VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32;
+        vpaddb VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512;
+        vpand VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32;
+        vpor VEX_Vpor_ymm_ymm_ymmm256 EVEX_Vpord_zmm_k1z_zmm_zmmm512b32;
+        vpxor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32;
+        /// Within each 128 bits: bytes of `a` picked by `b`.
+        vpshufb VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
+        /// Within each 128 bits: floats of `a` picked by the low two bits of `b`.
+        vpermilps VEX_Vpermilps_ymm_ymm_ymmm256 EVEX_Vpermilps_zmm_k1z_zmm_zmmm512b32;
+        vpmaddubsw VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512;
+        vpmaddwd VEX_Vpmaddwd_ymm_ymm_ymmm256 EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
+        /// `to += a (unsigned bytes) . b (signed bytes)`, four to a lane.
+        vpdpbusd VEX_Vpdpbusd_ymm_ymm_ymmm256 EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32;
+    }
+
+    two_operands! {
+        vmovups VEX_Vmovups_ymm_ymmm256 EVEX_Vmovups_zmm_k1z_zmmm512;
+        vcvtdq2ps VEX_Vcvtdq2ps_ymm_ymmm256 EVEX_Vcvtdq2ps_zmm_k1z_zmmm512b32_er;
+        /// To nearest even; the most negative integer where there is none.
+        vcvtps2dq VEX_Vcvtps2dq_ymm_ymmm256 EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er;
+        vpabsb VEX_Vpabsb_ymm_ymmm256 EVEX_Vpabsb_zmm_k1z_zmmm512;
+    }
+
+    shifts! {
+        vpsrld VEX_Vpsrld_ymm_ymm_imm8 EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8;
+        vpslld VEX_Vpslld_ymm_ymm_imm8 EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8;
+        vpsrlw VEX_Vpsrlw_ymm_ymm_imm8 EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8;
+    }
+
+    /// Bytes of `a` with the sign of those of `b`; only with 256 bits.
+    pub(crate) fn vpsignb(&mut self, to: V, a: V, b: impl Into<Src>) -> AsmResult<()> {
+        self.op3((Code::VEX_Vpsignb_ymm_ymm_ymmm256, Code::INVALID), to, a, b.into())
+    }
+
+    /// Unsigned bytes from memory, one to a 32-bit lane.
+    pub(crate) fn vpmovzxbd(&mut self, to: V, from: Mem) -> AsmResult<()> {
+        self.op2((Code::VEX_Vpmovzxbd_ymm_xmmm64, Code::EVEX_Vpmovzxbd_zmm_k1z_xmmm128), to, from.into())
+    }
+
+    /// Signed bytes from memory, one to a 32-bit lane.
+    pub(crate) fn vpmovsxbd(&mut self, to: V, from: Mem) -> AsmResult<()> {
+        self.op2((Code::VEX_Vpmovsxbd_ymm_xmmm64, Code::EVEX_Vpmovsxbd_zmm_k1z_xmmm128), to, from.into())
+    }
+
+    /// Unsigned 16-bit integers from memory, one to a 32-bit lane.
+    pub(crate) fn vpmovzxwd(&mut self, to: V, from: Mem) -> AsmResult<()> {
+        self.op2((Code::VEX_Vpmovzxwd_ymm_xmmm128, Code::EVEX_Vpmovzxwd_zmm_k1z_ymmm256), to, from.into())
+    }
+
+    /// f16 from memory to f32.
+    pub(crate) fn vcvtph2ps(&mut self, to: V, from: Mem) -> AsmResult<()> {
+        let codes = (Code::VEX_Vcvtph2ps_ymm_xmmm128, Code::EVEX_Vcvtph2ps_zmm_k1z_ymmm256_sae);
+        self.op2(codes, to, from.into())
+    }
+
+    /// To the nearest integer, ties to even.
+    pub(crate) fn vroundps(&mut self, to: V, a: V) -> AsmResult<()> {
+        let codes = (Code::VEX_Vroundps_ymm_ymmm256_imm8, Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae);
+        let (code, to, a) = (self.pick(codes), self.register(to), self.register(a));
+        self.a.add_instruction(Instruction::with3(code, to, a, 0u32)?)
+    }
+
+    /// One 32-bit element of memory in every lane.
+    pub(crate) fn broadcast(&mut self, to: V, from: Mem) -> AsmResult<()> {
+        self.op2((Code::VEX_Vbroadcastss_ymm_m32, Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32), to, from.into())
+    }
+
+    /// 16 bytes of memory in every 128 bits.
+    pub(crate) fn broadcast16(&mut self, to: V, from: Mem) -> AsmResult<()> {
+        self.op2(
+            (Code::VEX_Vbroadcasti128_ymm_m128, Code::EVEX_Vbroadcasti32x4_zmm_k1z_m128),
+            to,
+            from.into(),
+        )
+    }
+
+    pub(crate) fn zero(&mut self, v: V) -> AsmResult<()> {
+        self.vpxor(v, v, v)
+    }
+
+    pub(crate) fn store(&mut self, to: Mem, from: V) -> AsmResult<()> {
+        let code = self.pick((Code::VEX_Vmovups_ymmm256_ymm, Code::EVEX_Vmovups_zmmm512_k1z_zmm));
+        let from = self.register(from);
+        self.a.add_instruction(Instruction::with2(code, to.operand(), from)?)
+    }
+
+    /// A loop that runs `body` while the counter, decremented by `step` after each turn, is at least `step`... the
+    /// counter must be positive and a multiple of `step`.
+    pub(crate) fn repeat(
+        &mut self,
+        counter: AsmRegister64,
+        step: i32,
+        body: impl FnOnce(&mut Asm) -> AsmResult<()>,
+    ) -> AsmResult<()> {
+        let mut top = self.a.create_label();
+        self.a.set_label(&mut top)?;
+        body(self)?;
+        self.a.sub(counter, step)?;
+        self.a.jg(top)
+    }
+
+    /// xmm`from`'s first element in every lane.
+    pub(crate) fn splat(&mut self, to: V, from: V) -> AsmResult<()> {
+        let codes = (Code::VEX_Vbroadcastss_ymm_xmm, Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32);
+        let (code, to) = (self.pick(codes), self.register(to));
+        self.a.add_instruction(Instruction::with2(code, to, Register::XMM0 + u32::from(from.0))?)
+    }
+
+    /// The sum of V0's lanes in xmm0's first: halves are added until one is left. Uses V1.
+    pub(crate) fn reduce_add(&mut self) -> AsmResult<()> {
+        self.reduce(|a| a.vaddps(ymm0, ymm0, ymm1), |a| a.vaddps(xmm0, xmm0, xmm1))
+    }
+
+    /// The largest of V0's lanes in xmm0's first. Uses V1.
+    pub(crate) fn reduce_max(&mut self) -> AsmResult<()> {
+        self.reduce(|a| a.vmaxps(ymm0, ymm0, ymm1), |a| a.vmaxps(xmm0, xmm0, xmm1))
+    }
+
+    /// The sum of V0's integers in xmm0's first. Uses V1.
+    pub(crate) fn reduce_add_integers(&mut self) -> AsmResult<()> {
+        self.reduce(|a| a.vpaddd(ymm0, ymm0, ymm1), |a| a.vpaddd(xmm0, xmm0, xmm1))
+    }
+
+    fn reduce(
+        &mut self,
+        halves: impl Fn(&mut CodeAssembler) -> AsmResult<()>,
+        rest: impl Fn(&mut CodeAssembler) -> AsmResult<()>,
+    ) -> AsmResult<()> {
+        if self.level.is_512() {
+            self.a.vextractf64x4(ymm1, zmm0, 1)?;
+            halves(&mut self.a)?;
+        }
+        self.a.vextractf128(xmm1, ymm0, 1)?;
+        rest(&mut self.a)?;
+        self.a.vpermilps(xmm1, xmm0, 0x4e)?;
+        rest(&mut self.a)?;
+        self.a.vpermilps(xmm1, xmm0, 0xb1)?;
+        rest(&mut self.a)
+    }
+
+    /// A number other than zero in eax when a lane of `v` is NaN. Uses `v`.
+    pub(crate) fn any_nan(&mut self, v: V) -> AsmResult<()> {
+        const UNORDERED: u32 = 3;
+        let register = self.register(v);
+        if self.level.is_512() {
+            let code = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
+            self.a.add_instruction(Instruction::with4(code, Register::K1, register, register, UNORDERED)?)?;
+            self.a.kmovw(eax, k1)
+        } else {
+            let code = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+            self.a.add_instruction(Instruction::with4(code, register, register, register, UNORDERED)?)?;
+            self.a.add_instruction(Instruction::with2(Code::VEX_Vmovmskps_r32_ymm, Register::EAX, register)?)
+        }
+    }
+
+    /// In lanes where `x` is below `low`, `v` becomes 0, and where it is above `high`, infinite.
+    pub(crate) fn keep_within(&mut self, v: V, x: V, low: Mem, high: Mem) -> AsmResult<()> {
+        const LESS: u32 = 1;
+        const GREATER: u32 = 14;
+        let (v, x) = (self.register(v), self.register(x));
+        if self.level.is_512() {
+            let infinity = self.constant(f32::INFINITY.to_bits());
+            let compare = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
+            for (limit, predicate, replacement) in [(low, LESS, None), (high, GREATER, Some(infinity))] {
+                let mut i = Instruction::with4(compare, Register::K1, x, limit.operand(), predicate)?;
+                i.set_is_broadcast(true);
+                self.a.add_instruction(i)?;
+                let mut i = match replacement {
+                    None => Instruction::with3(Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, v, v, v)?,
+                    Some(m) => {
+                        let code = Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32;
+                        Instruction::with2(code, v, m.operand())?
+                    }
+                };
+                i.set_op_mask(Register::K1);
+                self.a.add_instruction(i)?;
+            }
+            return Ok(());
+        }
+        let compare = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+        let broadcast = self.register(BROADCAST);
+        self.broadcast(BROADCAST, low)?;
+        self.a.add_instruction(Instruction::with4(compare, broadcast, x, broadcast, LESS)?)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vandnps_ymm_ymm_ymmm256, v, broadcast, v)?)?;
+        self.broadcast(BROADCAST, high)?;
+        self.a.add_instruction(Instruction::with4(compare, broadcast, x, broadcast, GREATER)?)?;
+        let infinities = self.constants(&[f32::INFINITY.to_bits(); 8]);
+        let code = Code::VEX_Vblendvps_ymm_ymm_ymmm256_ymm;
+        self.a.add_instruction(Instruction::with4(code, v, v, infinities.operand(), broadcast)?)
+    }
+
+    /// The 32 integers of neighbouring registers from `first` on, each in the range of a byte, to 32 bytes of memory.
+    pub(crate) fn store_bytes(&mut self, to: AsmRegister64, first: V) -> AsmResult<()> {
+        if self.level.is_512() {
+            for i in 0..2u8 {
+                let (to, from) = (Mem::at(to, 16 * usize::from(i)), self.register(V(first.0 + i)));
+                let code = Code::EVEX_Vpmovdb_xmmm128_k1z_zmm;
+                self.a.add_instruction(Instruction::with2(code, to.operand(), from)?)?;
+            }
+            return Ok(());
+        }
+        // Packing works within halves; the dwords are put in order at the end.
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.register(V(first.0 + i)));
+        let words = Code::VEX_Vpackssdw_ymm_ymm_ymmm256;
+        self.a.add_instruction(Instruction::with3(words, a, a, b)?)?;
+        self.a.add_instruction(Instruction::with3(words, c, c, d)?)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpacksswb_ymm_ymm_ymmm256, a, a, c)?)?;
+        let order = self.constants(&[0, 4, 1, 5, 2, 6, 3, 7]);
+        self.vmovups(V(first.0 + 1), order)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpermd_ymm_ymm_ymmm256, a, b, a)?)?;
+        self.store(Mem::at(to, 0), first)
+    }
+
+    /// Constants that lie side by side.
+    fn constants(&mut self, bits: &[u32]) -> Mem {
+        let at = self.pool.windows(bits.len()).position(|w| w == bits).unwrap_or_else(|| {
+            self.pool.extend_from_slice(bits);
+            self.pool.len() - bits.len()
+        });
+        Mem::at(r11, 4 * at)
+    }
+
+    fn op3(&mut self, codes: Codes, to: V, a: V, b: Src) -> AsmResult<()> {
+        let b = self.source(b)?;
+        let (code, to, a) = (self.pick(codes), self.register(to), self.register(a));
+        let instruction = match b {
+            Src::Reg(b) => Instruction::with3(code, to, a, self.register(b))?,
+            Src::Mem(m) => Instruction::with3(code, to, a, m.operand())?,
+            Src::Bcst(m) => {
+                let mut i = Instruction::with3(code, to, a, m.operand())?;
+                i.set_is_broadcast(true);
+                i
+            }
+        };
+        self.a.add_instruction(instruction)
+    }
+
+    fn op2(&mut self, codes: Codes, to: V, a: Src) -> AsmResult<()> {
+        let a = self.source(a)?;
+        let (code, to) = (self.pick(codes), self.register(to));
+        let instruction = match a {
+            Src::Reg(a) => Instruction::with2(code, to, self.register(a))?,
+            Src::Mem(m) => Instruction::with2(code, to, m.operand())?,
+            Src::Bcst(m) => {
+                let mut i = Instruction::with2(code, to, m.operand())?;
+                i.set_is_broadcast(true);
+                i
+            }
+        };
+        self.a.add_instruction(instruction)
+    }
+
+    /// With 256 bits a broadcast operand becomes a register.
+    fn source(&mut self, src: Src) -> AsmResult<Src> {
+        match src {
+            Src::Bcst(m) if !self.level.is_512() => {
+                self.broadcast(BROADCAST, m)?;
+                Ok(Src::Reg(BROADCAST))
+            }
+            src => Ok(src),
+        }
+    }
+
+    fn pick(&self, codes: Codes) -> Code {
+        if self.level.is_512() { codes.1 } else { codes.0 }
+    }
+
+    fn register(&self, v: V) -> Register {
+        let first = if self.level.is_512() { Register::ZMM0 } else { Register::YMM0 };
+        debug_assert!(u32::from(v.0) < if self.level.is_512() { 32 } else { 16 }, "no register {}", v.0);
+        first + u32::from(v.0)
+    }
+}

@@ -1,0 +1,602 @@
+//! Contraction of integer weights with int8 activations, 256 or 512 bits wide.
+//!
+//! Lanes are output channels, so nothing is summed across a register. Within a group of 32 inputs all is exact; then
+//! `sum[c] += f32(dot) * (scale[c, g] * x_scale[g])`, g ascending, and in the end the row scale: the arithmetic of
+//! the portable kernels, step by step, whatever the number of rows. So a row's sums are the same bits everywhere.
+//!
+//! `vpdpbusd` multiplies unsigned by signed bytes: weights are biased by 128, and `128 * sum x` is taken off again.
+//! `vpmaddubsw` would saturate on biased weights: it gets magnitudes of activations and weights with their signs.
+
+use super::asm::AsmResult;
+use super::{Asm, Dot, Level, Mem, Src, V};
+use attar_format::{CHANNELS, PackedLayout, Scale, Value};
+use attar_kernel::ActInt8Layout;
+use iced_x86::code_asm::{
+    AsmRegister64, byte_ptr, dword_ptr, eax, ptr, r8, r9, r10, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi,
+    rsp,
+};
+
+const GROUP: usize = ActInt8Layout::GROUP;
+/// Quads of inputs of a group.
+const QUADS: usize = GROUP / 4;
+/// What is added to weights to make them unsigned.
+const BIAS: i32 = 128;
+
+/// Inner functions for the weights of one shape and format.
+#[derive(Clone, Copy)]
+pub(crate) struct IntKernel<'a> {
+    pub(crate) level: Level,
+    pub(crate) layout: &'a PackedLayout,
+}
+
+/// A range of groups that a panel of decoded weights holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) first: usize,
+    pub(crate) groups: usize,
+}
+
+/// The registers an unpacked group lands in or comes from.
+struct Tables {
+    table: V,
+    nibble: V,
+    /// Per choice: what its shift and the bias contribute to a dot product per unit of the activations' sum (f32), or
+    /// the shift itself as bytes.
+    choices: V,
+}
+
+impl IntKernel<'_> {
+    fn table_format(&self) -> bool {
+        self.layout.format.value == Value::Table4
+    }
+
+    fn biased(&self) -> bool {
+        self.level.dot != Dot::Maddubs
+    }
+
+    fn x(&self) -> ActInt8Layout {
+        ActInt8Layout::new(self.layout.k)
+    }
+
+    /// Bytes of codes of one group of a block.
+    fn group_bytes(&self) -> usize {
+        GROUP * self.layout.format.code_bits() / 32 * 64
+    }
+
+    fn field_bytes(&self) -> usize {
+        CHANNELS * self.layout.format.field_bytes()
+    }
+
+    /// Rows of a full tile of [`IntKernel::multiply`].
+    pub(crate) fn tile_rows(&self) -> usize {
+        if self.level.is_512() { 7 } else { 3 }
+    }
+
+    /// Most blocks of a panel.
+    pub(crate) fn panel_blocks(&self) -> usize {
+        if self.level.is_512() { 2 } else { 1 }
+    }
+
+    /// Bytes of an unpacked group of `blocks` blocks: `[QUADS][blocks]` weights, then `[blocks]` scales.
+    pub(crate) fn panel_group_bytes(&self, blocks: usize) -> usize {
+        (QUADS + 1) * blocks * 64
+    }
+
+    /// One row. Arguments: x, first block, header, sums f32 `[blocks][16]`, number of blocks, prefetch distance.
+    pub(crate) fn one(&self) -> AsmResult<Vec<u8>> {
+        let mut s = Asm::new(self.level)?;
+        let saved = [rbx, r12, r13];
+        push(&mut s, &saved)?;
+        let t = self.tables(&mut s, rdx, true)?;
+        let x = self.x();
+        let mut next_block = s.a.create_label();
+        s.a.set_label(&mut next_block)?;
+        s.a.mov(rax, rdi)?;
+        s.a.lea(r10, ptr(rdi + x.scales_offset as i32))?;
+        s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
+        s.a.lea(r12, ptr(rsi + self.layout.fields_offset as i32))?;
+        let parts = self.level.parts();
+        // After the tables: sums of each part, two accumulators, three temporaries, the decoded weights.
+        let sum = |p: usize| V(3 + p as u8);
+        for p in 0..parts {
+            s.zero(sum(p))?;
+        }
+        s.a.mov(r13, self.layout.groups as i64)?;
+        s.repeat(r13, 1, |s| {
+            self.prefetch(s, rbx, r9)?;
+            for p in 0..parts {
+                let (acc, scale, correction, w) = ([V(5), V(6)], V(7), V(8), [V(9), V(10)]);
+                for a in acc {
+                    s.zero(a)?;
+                }
+                self.decode(s, &t, rbx, p, w, |s, quad, w| {
+                    self.dot(s, acc[quad % 2], w, Mem::at(rax, 4 * quad), V(11), V(12))
+                })?;
+                s.vpaddd(acc[0], acc[0], acc[1])?;
+                self.fields(s, &t, r12, p, scale, Some(correction))?;
+                self.add_group(s, sum(p), acc[0], scale, Some(correction), r10, V(11))?;
+            }
+            s.a.add(rax, GROUP as i32)?;
+            s.a.add(r10, 4)?;
+            s.a.add(rbx, self.group_bytes() as i32)?;
+            s.a.add(r12, self.field_bytes() as i32)
+        })?;
+        for p in 0..parts {
+            self.row_scale(&mut s, sum(p), rsi, p)?;
+            s.store(Mem::at(rcx, p * self.level.bytes()), sum(p))?;
+        }
+        s.a.add(rcx, 64)?;
+        s.a.add(rsi, self.layout.block_bytes as i32)?;
+        s.a.dec(r8)?;
+        s.a.jnz(next_block)?;
+        pop(&mut s, &saved)?;
+        s.finish()
+    }
+
+    /// A few rows of one block with each weight decoded once into a register; 512 bits only. Arguments: x, block,
+    /// header, sums f32 `[rows][sums_stride]`, rows, prefetch distance.
+    pub(crate) fn small(&self, sums_stride: usize) -> AsmResult<Vec<u8>> {
+        let mut s = Asm::new(self.level)?;
+        let saved = [rbx, rbp, r12, r13];
+        push(&mut s, &saved)?;
+        let t = self.tables(&mut s, rdx, true)?;
+        let x = self.x();
+        let weight = |quad: usize| V(16 + quad as u8);
+        let (acc, sum, scale, correction) = ([V(5), V(6)], V(7), V(8), V(9));
+        // The first group stores its sums, the others add to them.
+        s.zero(sum)?;
+        each_row(&mut s, rcx, sums_stride, |s| s.store(Mem::at(rbp, 0), sum))?;
+        s.a.lea(rdx, ptr(rdi + x.scales_offset as i32))?;
+        s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
+        s.a.lea(r12, ptr(rsi + self.layout.fields_offset as i32))?;
+        s.a.mov(r13, self.layout.groups as i64)?;
+        s.repeat(r13, 1, |s| {
+            self.prefetch(s, rbx, r9)?;
+            self.decode(s, &t, rbx, 0, [V(10), V(11)], |s, quad, w| s.vmovups(weight(quad), w))?;
+            self.fields(s, &t, r12, 0, scale, Some(correction))?;
+            s.a.push(rdi)?;
+            s.a.push(rdx)?;
+            each_row(s, rcx, sums_stride, |s| {
+                for a in acc {
+                    s.zero(a)?;
+                }
+                for quad in 0..QUADS {
+                    s.vpdpbusd(acc[quad % 2], weight(quad), Src::Bcst(Mem::at(rdi, 4 * quad)))?;
+                }
+                s.vpaddd(acc[0], acc[0], acc[1])?;
+                s.vmovups(sum, Mem::at(rbp, 0))?;
+                self.add_group(s, sum, acc[0], scale, Some(correction), rdx, V(10))?;
+                s.store(Mem::at(rbp, 0), sum)?;
+                s.a.add(rdi, x.stride as i32)?;
+                s.a.add(rdx, x.stride as i32)
+            })?;
+            s.a.pop(rdx)?;
+            s.a.pop(rdi)?;
+            s.a.add(rdi, GROUP as i32)?;
+            s.a.add(rdx, 4)?;
+            s.a.add(rbx, self.group_bytes() as i32)?;
+            s.a.add(r12, self.field_bytes() as i32)
+        })?;
+        if self.row_scaled() {
+            each_row(&mut s, rcx, sums_stride, |s| {
+                s.vmovups(sum, Mem::at(rbp, 0))?;
+                self.row_scale(s, sum, rsi, 0)?;
+                s.store(Mem::at(rbp, 0), sum)
+            })?;
+        }
+        pop(&mut s, &saved)?;
+        s.finish()
+    }
+
+    /// Decodes groups of `blocks` neighbouring blocks into a panel. Arguments: first block, header, panel.
+    pub(crate) fn unpack(&self, blocks: usize, span: Span) -> AsmResult<Vec<u8>> {
+        let mut s = Asm::new(self.level)?;
+        let t = self.tables(&mut s, rsi, false)?;
+        s.a.add(rdi, (span.first * self.group_bytes() + self.layout.codes_offset) as i32)?;
+        // Fields are as far from the codes as from one group to the next: two pointers move together.
+        s.a.lea(
+            r8,
+            ptr(rdi + (span.first * self.field_bytes() + self.layout.fields_offset) as i32
+                - (span.first * self.group_bytes() + self.layout.codes_offset) as i32),
+        )?;
+        s.a.mov(rcx, span.groups as i64)?;
+        let bytes = self.level.bytes();
+        s.repeat(rcx, 1, |s| {
+            for b in 0..blocks {
+                let block = b * self.layout.block_bytes;
+                if b > 0 {
+                    s.a.add(rdi, block as i32)?;
+                    s.a.add(r8, block as i32)?;
+                }
+                for p in 0..self.level.parts() {
+                    let at = |slot: usize| Mem::at(rdx, (slot * blocks + b) * 64 + p * bytes);
+                    let (scale, shift) = (V(7), V(8));
+                    self.fields(s, &t, r8, p, scale, Some(shift))?;
+                    s.store(at(QUADS), scale)?;
+                    self.decode(s, &t, rdi, p, [V(9), V(10)], |s, quad, w| {
+                        if self.table_format() {
+                            s.vpaddb(w, w, shift)?;
+                        }
+                        s.store(at(quad), w)
+                    })?;
+                }
+                if b > 0 {
+                    s.a.sub(rdi, block as i32)?;
+                    s.a.sub(r8, block as i32)?;
+                }
+            }
+            s.a.add(rdi, self.group_bytes() as i32)?;
+            s.a.add(r8, self.field_bytes() as i32)?;
+            s.a.add(rdx, self.panel_group_bytes(blocks) as i32)
+        })?;
+        s.finish()
+    }
+
+    /// Multiplies rows with a panel. Arguments: x, panel, sums f32 `[rows][sums_stride]` (`blocks` blocks of them),
+    /// rows, first block. A span that starts at 0 begins the sums; the one that ends at K applies the row scales.
+    pub(crate) fn multiply(&self, blocks: usize, span: Span, sums_stride: usize) -> AsmResult<Vec<u8>> {
+        let mut s = Asm::new(self.level)?;
+        let saved = [rbx, rbp, r12, r13];
+        push(&mut s, &saved)?;
+        let x = self.x();
+        let room = if self.biased() { self.tile_rows() * self.sums_room(span) } else { 0 };
+        if room > 0 {
+            s.a.sub(rsp, room as i32)?;
+        }
+        s.a.lea(rbp, ptr(rdi + (x.scales_offset + 4 * span.first) as i32))?;
+        s.a.add(rdi, (GROUP * span.first) as i32)?;
+        let mut done = s.a.create_label();
+        for rows in [self.tile_rows(), 1] {
+            let (mut top, mut next) = (s.a.create_label(), s.a.create_label());
+            s.a.set_label(&mut top)?;
+            s.a.cmp(rcx, rows as i32)?;
+            s.a.jl(next)?;
+            self.tile(&mut s, blocks, rows, span, sums_stride)?;
+            s.a.add(rdi, (rows * x.stride) as i32)?;
+            s.a.add(rbp, (rows * x.stride) as i32)?;
+            s.a.add(rdx, (rows * sums_stride) as i32)?;
+            s.a.sub(rcx, rows as i32)?;
+            s.a.jz(done)?;
+            s.a.jmp(top)?;
+            s.a.set_label(&mut next)?;
+            s.a.nop()?;
+        }
+        s.a.set_label(&mut done)?;
+        if room > 0 {
+            s.a.add(rsp, room as i32)?;
+        }
+        pop(&mut s, &saved)?;
+        s.finish()
+    }
+
+    /// Bytes kept per row for what the bias contributes to each group.
+    fn sums_room(&self, span: Span) -> usize {
+        (4 * span.groups).next_multiple_of(64)
+    }
+
+    /// `rows` rows against the panel: rdi codes, rbp scales, rsi panel, rdx sums, r8 first block.
+    fn tile(&self, s: &mut Asm, blocks: usize, rows: usize, span: Span, sums_stride: usize) -> AsmResult<()> {
+        let x = self.x();
+        let parts = self.level.parts();
+        let vectors = blocks * parts;
+        let int = |r: usize, v: usize| V((r * vectors + v) as u8);
+        let float = |r: usize, v: usize| V((rows * vectors + r * vectors + v) as u8);
+        let free = (2 * rows * vectors) as u8;
+        let vector_bytes = self.level.bytes();
+        let sum_at = |r: usize, v: usize| Mem::at(rdx, r * sums_stride + v * vector_bytes);
+        let room = self.sums_room(span);
+        if self.biased() {
+            // -128 times the sum of each group's codes.
+            let (zero, v) = (int(0, 0), V(free));
+            s.zero(zero)?;
+            for r in 0..rows {
+                for at in (0..room).step_by(vector_bytes) {
+                    s.vmovups(v, Mem::at(rbp, r * x.stride + x.sums_offset - x.scales_offset + at))?;
+                    s.vpslld(v, v, BIAS.trailing_zeros())?;
+                    s.vpsubd(v, zero, v)?;
+                    s.store(Mem::at(rsp, r * room + at), v)?;
+                }
+            }
+        }
+        for r in 0..rows {
+            for v in 0..vectors {
+                if span.first == 0 { s.zero(float(r, v))? } else { s.vmovups(float(r, v), sum_at(r, v))? }
+            }
+        }
+        // Codes, scales, panel and the bias's share move along.
+        s.a.mov(rax, rdi)?;
+        s.a.mov(r10, rbp)?;
+        s.a.mov(r9, rsi)?;
+        s.a.mov(rbx, rsp)?;
+        s.a.mov(r12, span.groups as i64)?;
+        let ones = V(14);
+        if !self.biased() {
+            let one = s.constant(0x0001_0001);
+            s.broadcast(ones, one)?;
+        }
+        s.repeat(r12, 1, |s| {
+            for r in 0..rows {
+                for v in 0..vectors {
+                    if !self.biased() {
+                        s.zero(int(r, v))?;
+                    } else if v == 0 {
+                        s.broadcast(int(r, v), Mem::at(rbx, r * room))?;
+                    } else {
+                        s.vmovups(int(r, v), int(r, 0))?;
+                    }
+                }
+            }
+            let codes = if self.level.is_512() { V(free + vectors as u8) } else { V(15) };
+            let panel = |slot: usize, v: usize| Mem::at(r9, slot * blocks * 64 + v * vector_bytes);
+            for quad in 0..QUADS {
+                let code = |r: usize| Mem::at(rax, r * x.stride + 4 * quad);
+                if self.biased() {
+                    for v in 0..vectors {
+                        s.vmovups(V(free + v as u8), panel(quad, v))?;
+                    }
+                    for r in 0..rows {
+                        let operand = if self.level.is_512() {
+                            Src::Bcst(code(r))
+                        } else {
+                            s.broadcast(codes, code(r))?;
+                            Src::Reg(codes)
+                        };
+                        for v in 0..vectors {
+                            s.vpdpbusd(int(r, v), V(free + v as u8), operand)?;
+                        }
+                    }
+                } else {
+                    let (size, product) = (V(12), V(13));
+                    for r in 0..rows {
+                        s.broadcast(codes, code(r))?;
+                        s.vpabsb(size, codes)?;
+                        for v in 0..vectors {
+                            s.vmovups(product, panel(quad, v))?;
+                            s.vpsignb(product, product, codes)?;
+                            s.vpmaddubsw(product, size, product)?;
+                            s.vpmaddwd(product, product, ones)?;
+                            s.vpaddd(int(r, v), int(r, v), product)?;
+                        }
+                    }
+                }
+            }
+            if self.level.is_512() {
+                let factor = V(free + vectors as u8 + 1);
+                for v in 0..vectors {
+                    s.vmovups(V(free + v as u8), panel(QUADS, v))?;
+                }
+                for r in 0..rows {
+                    s.broadcast(codes, Mem::at(r10, r * x.stride))?;
+                    for v in 0..vectors {
+                        s.vmulps(factor, V(free + v as u8), codes)?;
+                        s.vcvtdq2ps(int(r, v), int(r, v))?;
+                        s.vfmadd231ps(float(r, v), int(r, v), factor)?;
+                    }
+                }
+            } else {
+                let (scale, factor) = (V(12), V(13));
+                for v in 0..vectors {
+                    s.vmovups(scale, panel(QUADS, v))?;
+                    for r in 0..rows {
+                        s.vmulps(factor, scale, Src::Bcst(Mem::at(r10, r * x.stride)))?;
+                        s.vcvtdq2ps(int(r, v), int(r, v))?;
+                        s.vfmadd231ps(float(r, v), int(r, v), factor)?;
+                    }
+                }
+            }
+            s.a.add(rax, GROUP as i32)?;
+            s.a.add(r10, 4)?;
+            s.a.add(rbx, 4)?;
+            s.a.add(r9, self.panel_group_bytes(blocks) as i32)
+        })?;
+        let last = span.first + span.groups == self.layout.groups;
+        for v in 0..vectors {
+            for r in 0..rows {
+                if last {
+                    let (b, p) = (v / parts, v % parts);
+                    if self.row_scaled() {
+                        let at = b * self.layout.block_bytes + p * vector_bytes;
+                        s.vmulps(float(r, v), float(r, v), Mem::at(r8, at))?;
+                    }
+                }
+                s.store(sum_at(r, v), float(r, v))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn row_scaled(&self) -> bool {
+        matches!(self.layout.format.scale, Scale::RowF32Field8 { .. })
+    }
+
+    /// Loads the table and makes the choices' from the tensor's header.
+    fn tables(&self, s: &mut Asm, header: AsmRegister64, as_floats: bool) -> AsmResult<Tables> {
+        let t = Tables { table: V(0), nibble: V(1), choices: V(2) };
+        let bias = if self.biased() { BIAS } else { 0 };
+        if !self.table_format() {
+            if self.biased() {
+                let flip = s.constant(0x8080_8080);
+                s.broadcast(t.table, flip)?;
+                let all = s.constant((-(bias as f32)).to_bits());
+                s.broadcast(t.choices, all)?;
+            } else {
+                s.zero(t.choices)?;
+            }
+            return Ok(t);
+        }
+        s.broadcast16(t.table, Mem::at(header, 0))?;
+        if self.biased() {
+            let flip = s.constant(0x8080_8080);
+            s.vpxor(t.table, t.table, Src::Bcst(flip))?;
+        }
+        let mask = s.constant(0x0f0f_0f0f);
+        s.broadcast(t.nibble, mask)?;
+        // Four entries below the stack pointer, where the convention leaves room.
+        for choice in 0..4i32 {
+            s.a.movsx(eax, byte_ptr(header + 16))?;
+            s.a.imul_3(eax, eax, choice)?;
+            if as_floats {
+                s.a.sub(eax, bias)?;
+            } else {
+                s.a.and(eax, 0xff)?;
+                s.a.imul_3(eax, eax, 0x0101_0101)?;
+            }
+            s.a.mov(dword_ptr(rsp - 16 + 4 * choice), eax)?;
+        }
+        s.broadcast16(t.choices, below_stack())?;
+        if as_floats {
+            s.vcvtdq2ps(t.choices, t.choices)?;
+        }
+        Ok(t)
+    }
+
+    /// Decodes one part of a group, quad after quad: signed weights, or biased ones.
+    fn decode(
+        &self,
+        s: &mut Asm,
+        t: &Tables,
+        codes: AsmRegister64,
+        part: usize,
+        w: [V; 2],
+        mut each: impl FnMut(&mut Asm, usize, V) -> AsmResult<()>,
+    ) -> AsmResult<()> {
+        let offset = part * self.level.bytes();
+        if !self.table_format() {
+            for quad in 0..QUADS {
+                let from = Mem::at(codes, quad * 64 + offset);
+                let w = w[quad % 2];
+                if self.biased() {
+                    s.vpxor(w, t.table, from)?
+                } else {
+                    s.vmovups(w, from)?
+                }
+                each(s, quad, w)?;
+            }
+            return Ok(());
+        }
+        for row in 0..QUADS / 2 {
+            s.vmovups(w[1], Mem::at(codes, row * 64 + offset))?;
+            s.vpand(w[0], w[1], t.nibble)?;
+            s.vpshufb(w[0], t.table, w[0])?;
+            s.vpsrlw(w[1], w[1], 4)?;
+            s.vpand(w[1], w[1], t.nibble)?;
+            s.vpshufb(w[1], t.table, w[1])?;
+            each(s, 2 * row, w[0])?;
+            each(s, 2 * row + 1, w[1])?;
+        }
+        Ok(())
+    }
+
+    /// A part's scales of one group, and the choices' entries.
+    fn fields(
+        &self,
+        s: &mut Asm,
+        t: &Tables,
+        fields: AsmRegister64,
+        part: usize,
+        scale: V,
+        choices: Option<V>,
+    ) -> AsmResult<()> {
+        let at = Mem::at(fields, part * self.level.lanes() * self.layout.format.field_bytes());
+        match self.layout.format.scale {
+            Scale::RowF32Field8 { bias, choice_bits } => {
+                s.vpmovzxbd(scale, at)?;
+                if let Some(choices) = choices {
+                    // Picks by the low two bits, which are the choice.
+                    s.vpermilps(choices, t.choices, scale)?;
+                }
+                s.vpsrld(scale, scale, choice_bits)?;
+                s.vcvtdq2ps(scale, scale)?;
+                let bias = s.float(bias as f32);
+                s.vsubps(scale, scale, bias)
+            }
+            Scale::Bf16 | Scale::None => {
+                s.vpmovzxwd(scale, at)?;
+                s.vpslld(scale, scale, 16)?;
+                match choices {
+                    Some(choices) => s.vmovups(choices, t.choices),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// `acc += w . x` for four inputs of every channel.
+    fn dot(&self, s: &mut Asm, acc: V, w: V, x: Mem, size: V, product: V) -> AsmResult<()> {
+        match self.level.dot {
+            Dot::Vnni512 | Dot::Vnni256 => s.vpdpbusd(acc, w, Src::Bcst(x)),
+            Dot::Maddubs => {
+                let codes = V(15);
+                s.broadcast(codes, x)?;
+                s.vpabsb(size, codes)?;
+                s.vpsignb(product, w, codes)?;
+                s.vpmaddubsw(product, size, product)?;
+                let ones = s.constant(0x0001_0001);
+                s.vpmaddwd(product, product, Src::Bcst(ones))?;
+                s.vpaddd(acc, acc, product)
+            }
+        }
+    }
+
+    /// `sum += f32(dot + correction * x_sum) * (scale * x_scale)`; `group` points at the group's activation scale. The
+    /// dot product and its correction are integers below 2^24, so f32 holds them exactly.
+    #[expect(clippy::too_many_arguments, reason = "one register each")]
+    fn add_group(
+        &self,
+        s: &mut Asm,
+        sum: V,
+        dot: V,
+        scale: V,
+        correction: Option<V>,
+        group: AsmRegister64,
+        temporary: V,
+    ) -> AsmResult<()> {
+        let x = self.x();
+        s.vcvtdq2ps(dot, dot)?;
+        if let Some(correction) = correction.filter(|_| self.biased() || self.table_format()) {
+            s.vcvtdq2ps(temporary, Src::Bcst(Mem::at(group, x.sums_offset - x.scales_offset)))?;
+            s.vfmadd231ps(dot, correction, temporary)?;
+        }
+        s.vmulps(temporary, scale, Src::Bcst(Mem::at(group, 0)))?;
+        s.vfmadd231ps(sum, dot, temporary)
+    }
+
+    fn row_scale(&self, s: &mut Asm, sum: V, block: AsmRegister64, part: usize) -> AsmResult<()> {
+        if self.row_scaled() { s.vmulps(sum, sum, Mem::at(block, part * self.level.bytes())) } else { Ok(()) }
+    }
+
+    /// Asks for the codes that lie `distance` bytes ahead.
+    fn prefetch(&self, s: &mut Asm, codes: AsmRegister64, distance: AsmRegister64) -> AsmResult<()> {
+        for line in (0..self.group_bytes()).step_by(64) {
+            s.a.prefetcht0(ptr(codes + distance + line as i32))?;
+        }
+        Ok(())
+    }
+}
+
+fn below_stack() -> Mem {
+    Mem::below(rsp, 16)
+}
+
+/// `body` for each of r8 rows, with rbp at the row's sums; uses rax.
+fn each_row(
+    s: &mut Asm,
+    sums: AsmRegister64,
+    stride: usize,
+    body: impl FnOnce(&mut Asm) -> AsmResult<()>,
+) -> AsmResult<()> {
+    s.a.mov(rbp, sums)?;
+    s.a.mov(rax, r8)?;
+    s.repeat(rax, 1, |s| {
+        body(s)?;
+        s.a.add(rbp, stride as i32)
+    })
+}
+
+fn push(s: &mut Asm, registers: &[AsmRegister64]) -> AsmResult<()> {
+    registers.iter().try_for_each(|r| s.a.push(*r))
+}
+
+fn pop(s: &mut Asm, registers: &[AsmRegister64]) -> AsmResult<()> {
+    registers.iter().rev().try_for_each(|r| s.a.pop(*r))
+}

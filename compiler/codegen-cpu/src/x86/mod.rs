@@ -1,0 +1,34 @@
+//! Inner functions of x86 kernels, assembled by hand with vectors wider than Cranelift lowers.
+//!
+//! A kernel's outer loops, its prologue and epilogue are Cranelift code ([`crate::lanes`]); what costs time is an inner
+//! function that it calls ([`crate::lanes::Lanes::call_inner`]). Inner functions follow the System V convention, keep
+//! no state, call nothing, and leave the upper halves of vector registers clean.
+//!
+//! They are written once over a [`Level`]: 256-bit or 512-bit registers, and one of three ways to multiply bytes.
+
+mod asm;
+mod float;
+mod int;
+mod math;
+pub(crate) mod rows;
+
+pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
+pub(crate) use float::FloatKernel;
+pub(crate) use int::{IntKernel, Span};
+
+/// Instructions of an inner function, one a line.
+pub(crate) fn disassemble(code: &[u8]) -> String {
+    let mut text = String::new();
+    let mut formatter = iced_x86::FastFormatter::new();
+    let mut decoder = iced_x86::Decoder::new(64, code, iced_x86::DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        formatter.format(&instruction, &mut text);
+        text.push('\n');
+        // Constants follow.
+        if instruction.mnemonic() == iced_x86::Mnemonic::Ret {
+            break;
+        }
+    }
+    text
+}

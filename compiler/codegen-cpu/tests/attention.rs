@@ -1,0 +1,176 @@
+//! Attention on this machine: against the scalar reference, and its programs against each other, bit by bit.
+
+mod case;
+
+use attar_artifact::manifest::KvType;
+use attar_codegen_cpu::compile_blob;
+use attar_codegen_cpu::exec::ExecImage;
+use attar_kernel::{ActInt8Layout, Activation, AttentionSpec, KernelSpec};
+use case::attention_cases::{self, Batch, Store, queries, runs, spec};
+use case::{Random, f32s, host_targets};
+use proptest::prelude::*;
+
+#[test]
+fn agrees_with_the_reference() {
+    let cases = attention_cases::all();
+    let specs: Vec<KernelSpec> = cases.iter().map(|c| c.spec.clone()).collect();
+    for target in host_targets() {
+        let image = ExecImage::load(&compile_blob(target, &specs).unwrap()).unwrap();
+        for case in &cases {
+            case.check(target.name(), &case.reference(), &case.compiled(&image));
+        }
+    }
+}
+
+fn image(target: attar_codegen_cpu::Target, attention: AttentionSpec, out: Activation) -> ExecImage {
+    let specs = [
+        KernelSpec::Attention { attention, out },
+        KernelSpec::AttentionSpan(attention),
+        KernelSpec::AttentionMerge { attention, out },
+    ];
+    ExecImage::load(&compile_blob(target, &specs).unwrap()).unwrap()
+}
+
+/// Results through the program for few tokens.
+fn by_spans(image: &ExecImage, store: &Store, batch: &Batch, q: &[f32], out: Activation) -> Vec<u8> {
+    // Partials that are not written must not be read.
+    let partials = store.spans(batch, q, f32::NAN).compiled(image).remove(0);
+    store.merge(batch, partials, out).compiled(image).remove(0)
+}
+
+fn by_tiles(image: &ExecImage, store: &Store, batch: &Batch, q: &[f32], out: Activation) -> Vec<u8> {
+    store.tiles(batch, q, out).compiled(image).remove(0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A token's result is the same bits whatever is computed with it, and by whichever program.
+    #[test]
+    fn results_do_not_depend_on_the_batch(
+        shape in prop_oneof![
+            Just((9, 3, 64)), Just((4, 4, 16)), Just((10, 2, 12)), Just((8, 1, 32)), Just((6, 2, 80)), Just((2, 1, 128)),
+        ],
+        window in prop_oneof![Just(None), (1usize..200).prop_map(Some)],
+        kv in prop_oneof![Just(KvType::F32), Just(KvType::F16), Just(KvType::Int8)],
+        int8 in any::<bool>(),
+        span in prop_oneof![Just(32usize), Just(64), Just(256)],
+        parts in prop::collection::vec((0usize..3, 0usize..290, 1usize..40), 1..5),
+        seed in any::<u64>(),
+    ) {
+        let spec = spec(shape, window, kv, span);
+        let whole = (spec.group() * spec.head_dim).is_multiple_of(ActInt8Layout::GROUP);
+        let out = if int8 && whole { Activation::Int8 } else { Activation::F32 };
+        let batch = runs(&parts);
+        let store = Store::new(spec, &[330, 330, 330], &mut Random(seed));
+        for target in host_targets() {
+            let image = image(target, spec, out);
+            let q = queries(&spec, &batch);
+            let all = by_tiles(&image, &store, &batch, &q, out);
+            let width = all.len() / batch.len();
+            let spans = by_spans(&image, &store, &batch, &q, out);
+            prop_assert!(all == spans, "{}: tiles and spans differ", target.name());
+            for (t, token) in batch.iter().enumerate().step_by(7) {
+                let alone = vec![*token];
+                let q = queries(&spec, &alone);
+                let want = &all[t * width..][..width];
+                prop_assert!(want == by_spans(&image, &store, &alone, &q, out), "{}: token {t}", target.name());
+            }
+            for chunk in batch.chunks(5).take(3) {
+                let chunk = chunk.to_vec();
+                let first = batch.iter().position(|b| *b == chunk[0]).unwrap();
+                let q = queries(&spec, &chunk);
+                let want = &all[first * width..][..chunk.len() * width];
+                let got = by_tiles(&image, &store, &chunk, &q, out);
+                prop_assert!(want == got, "{}: chunk from {first}", target.name());
+            }
+        }
+    }
+}
+
+/// NaN and infinities: what a token sees shows in its result as it does in the reference, what it does not see never.
+#[test]
+fn what_is_not_finite_stays_where_it_is_seen() {
+    for kv in [KvType::F32, KvType::F16, KvType::Int8] {
+        let spec = spec((3, 1, 16), None, kv, 64);
+        let batch = runs(&[(0, 40, 60)]);
+        let mut cases = Vec::new();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for values in [false, true] {
+                for position in [50, 70] {
+                    let mut store = Store::new(spec, &[100], &mut Random(5));
+                    let mut x = Random(6).f32s(16, 1.0);
+                    x[3] = bad;
+                    store.put(0, position, 0, values, &x);
+                    cases.push((position, store, queries(&spec, &batch)));
+                }
+            }
+            let mut q = queries(&spec, &batch);
+            q[30 * 48 + 5] = bad;
+            cases.push((70, Store::new(spec, &[100], &mut Random(5)), q));
+        }
+        // A span in which no score is more than minus infinity, and one after it that has others.
+        let mut store = Store::new(spec, &[100], &mut Random(5));
+        if kv != KvType::Int8 {
+            let mut q = queries(&spec, &batch);
+            q.iter_mut().step_by(16).for_each(|q| *q = 1.0);
+            for position in 0..64 {
+                let mut x = Random(6).f32s(16, 1.0);
+                x[0] = f32::NEG_INFINITY;
+                store.put(0, position, 0, false, &x);
+            }
+            cases.push((0, store, q));
+        }
+        for target in host_targets() {
+            let image = image(target, spec, Activation::F32);
+            for (position, store, q) in &cases {
+                let case = store.tiles(&batch, q, Activation::F32);
+                let (want, got) = (case.reference(), case.compiled(&image));
+                case.check(target.name(), &want, &got);
+                let finite = f32s(&got[0])
+                    .chunks(48)
+                    .zip(&batch)
+                    .all(|(row, (_, p))| p >= position || row.iter().all(|v| v.is_finite()));
+                assert!(finite, "something not finite shows before position {position}");
+                let spans = by_spans(&image, store, &batch, q, Activation::F32);
+                let bits = |b: &[u8]| {
+                    f32s(b).iter().map(|v| if v.is_nan() { 0 } else { v.to_bits() }).collect::<Vec<_>>()
+                };
+                assert_eq!(bits(&got[0]), bits(&spans));
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_without_a_kernel_are_errors() {
+    let refused = |spec: AttentionSpec, out| {
+        let spec = KernelSpec::Attention { attention: spec, out };
+        compile_blob(attar_codegen_cpu::Target::X86_64V2, &[spec]).unwrap_err().to_string()
+    };
+    let good = spec((4, 2, 16), None, KvType::F16, 64);
+    let out = Activation::F32;
+    assert!(refused(AttentionSpec { head_dim: 18, ..good }, out).contains("width 18"));
+    assert!(refused(AttentionSpec { page_len: 8, ..good }, out).contains("pages of 8"));
+    assert!(refused(AttentionSpec { span: 40, ..good }, out).contains("spans of 40"));
+    assert!(refused(AttentionSpec { kv_heads: 3, ..good }, out).contains("3 KV heads"));
+    assert!(refused(AttentionSpec { head_dim: 12, ..good }, Activation::Int8).contains("24 channels"));
+}
+
+/// Tiles cover every token and head once, the last tokens first.
+#[test]
+fn every_tile_has_one_item() {
+    for (shape, tokens) in [((9, 3, 64), 100), ((4, 4, 16), 33), ((8, 1, 32), 1), ((32, 8, 64), 512)] {
+        let spec = spec(shape, None, KvType::F32, 64);
+        let grid = spec.kv_heads * (tokens + spec.tile_tokens() - 1);
+        let tiles: Vec<_> = (0..grid).filter_map(|i| spec.tile(i, tokens)).collect();
+        assert!(tiles.windows(2).all(|t| t[0].0 >= t[1].0));
+        let mut sorted = tiles.clone();
+        sorted.sort_unstable();
+        let expected: Vec<_> = (0..tokens)
+            .step_by(spec.tile_tokens())
+            .flat_map(|t| (0..spec.kv_heads).map(move |h| (t, h)))
+            .collect();
+        assert_eq!(sorted, expected);
+    }
+}
