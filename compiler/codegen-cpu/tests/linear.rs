@@ -5,7 +5,7 @@ mod case;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob, disassemble, disassemble_inners};
 use attar_format::formats;
-use attar_kernel::{Epilogue, KernelSpec, LinearSpec, RowTile};
+use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, RowTile};
 use case::{Arg, Case, Random, host_targets, linear_cases};
 
 fn specs(cases: &[Case]) -> Vec<KernelSpec> {
@@ -34,7 +34,7 @@ fn rows_do_not_depend_on_the_tile() {
     let (n, k, count) = (64, 96, 33);
     for target in host_targets() {
         for format in formats::ALL {
-            for epilogue in [Epilogue::Store, Epilogue::Swiglu { width: 32 }] {
+            for epilogue in [Epilogue::Store, Epilogue::Swiglu { width: 32, out: Activation::F32 }] {
                 let spec = |rows| LinearSpec { format, n, k, rows, bias: true, epilogue: epilogue.clone() };
                 let outputs = |rows, count| {
                     let case = linear_cases::case(7, spec(rows), count);
@@ -90,7 +90,7 @@ fn code_is_self_contained_and_uses_the_dot_product() {
                     k: 64 + 32 * seed.below(3),
                     rows,
                     bias: false,
-                    epilogue: Epilogue::Swiglu { width: 16 },
+                    epilogue: Epilogue::Swiglu { width: 16, out: Activation::F32 },
                 };
                 let text = disassemble(target, &KernelSpec::Linear(spec.clone())).unwrap();
                 let calls = text.lines().filter(|l| l.contains("call") || l.contains("blr ")).count();
@@ -144,7 +144,7 @@ fn contradicting_specs_are_refused() {
         k: 64,
         rows: RowTile::One,
         bias: false,
-        epilogue: Epilogue::Swiglu { width: 32 },
+        epilogue: Epilogue::Swiglu { width: 32, out: Activation::F32 },
     };
     let error = compile_blob(Target::X86_64V2, &[KernelSpec::Linear(spec.clone())]).unwrap_err();
     assert!(error.to_string().contains("swiglu of width 32"), "{error}");

@@ -169,13 +169,14 @@ pub struct LinearSpec {
 /// What happens to the sums before they are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Epilogue {
-    /// Args: out f32 `[M, N]`. Item: a block of 16 channels.
+    /// Args: out f32 `[M, N]`. Item: two blocks of 16 channels, or one where N is no multiple of 32.
     Store,
-    /// `out = r + y`. Args: r f32 `[M, N]`, out f32 `[M, N]` (may be r itself). Item: a block of 16 channels.
+    /// `out = r + y`. Args: r f32 `[M, N]`, out f32 `[M, N]` (may be r itself). Item: as for `Store`.
     Residual,
     /// Blocks alternate: 16 gate channels, then the 16 up channels that belong to them. `out[m, f] = silu(gate) * up`.
-    /// Args: out f32 `[M, width]`. Item: a pair of blocks. N / 2 is F padded to 16 and `out` has `width` columns, the true F.
-    Swiglu { width: usize },
+    /// Args: out `[M, width]`, f32 or int8 rows (then `width` is a multiple of 32). Item: a pair of blocks, with int8 rows
+    /// two pairs. N / 2 is F padded to 16 and `out` has `width` columns, the true F.
+    Swiglu { width: usize, out: Activation },
     /// See [`QkvEpilogue`].
     Qkv(QkvEpilogue),
 }
@@ -199,10 +200,17 @@ pub struct QkvEpilogue {
 impl LinearSpec {
     /// Grid items of one launch.
     pub fn items(&self) -> usize {
+        self.n.div_ceil(CHANNELS).div_ceil(self.blocks_per_item())
+    }
+
+    /// Blocks of 16 channels of one grid item.
+    pub fn blocks_per_item(&self) -> usize {
         match &self.epilogue {
-            Epilogue::Store | Epilogue::Residual => self.n.div_ceil(CHANNELS),
-            Epilogue::Swiglu { .. } => self.n.div_ceil(2 * CHANNELS),
-            Epilogue::Qkv(q) => q.heads + 2 * q.kv_heads,
+            Epilogue::Store | Epilogue::Residual if self.n.is_multiple_of(2 * CHANNELS) => 2,
+            Epilogue::Store | Epilogue::Residual => 1,
+            Epilogue::Swiglu { out: Activation::F32, .. } => 2,
+            Epilogue::Swiglu { out: Activation::Int8, .. } => 4,
+            Epilogue::Qkv(q) => q.head_dim / CHANNELS,
         }
     }
 }
@@ -283,7 +291,7 @@ impl LinearSpec {
         let epilogue = match &self.epilogue {
             Epilogue::Store => String::new(),
             Epilogue::Residual => "_residual".to_owned(),
-            Epilogue::Swiglu { width } => format!("_swiglu{width}"),
+            Epilogue::Swiglu { width, out } => format!("_swiglu{width}_{}", out.name()),
             Epilogue::Qkv(q) => {
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = kv_name(q.kv);

@@ -372,6 +372,7 @@ fn corners_decide_as_every_step_would() {
             args: vec![Arg::Arena { offset, len }],
             grid: Extent::fixed(1),
             weight_bytes: 0,
+            tail: false,
             note: String::new(),
         };
         let program = Program { kind: ProgramKind::SmallBatch, max_tokens: max, arena, launches: vec![launch] };

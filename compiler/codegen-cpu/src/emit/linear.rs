@@ -14,7 +14,7 @@ mod wide;
 use crate::lanes::{Lanes, Scalar};
 use crate::x86::Level;
 use attar_format::{CHANNELS, PackedLayout};
-use attar_kernel::{ActInt8Layout, Epilogue, LinearSpec, RowTile};
+use attar_kernel::{ActInt8Layout, Activation, Epilogue, LinearSpec, RowTile};
 
 /// Rows contracted before their epilogues run.
 const CHUNK: usize = 16;
@@ -59,11 +59,7 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
     let layout = check(spec)?;
     let int8 = spec.format.wants_int8_activations();
     let x_stride = if int8 { ActInt8Layout::new(spec.k).stride } else { spec.k * 4 };
-    let blocks = match &spec.epilogue {
-        Epilogue::Store | Epilogue::Residual => 1,
-        Epilogue::Swiglu { .. } => 2,
-        Epilogue::Qkv(q) => q.head_dim / CHANNELS,
-    };
+    let blocks = spec.blocks_per_item();
     let sums_stride = blocks * BLOCK_SUMS;
     let level = Level::of(cx.target());
     let chunk = match (spec.rows, level) {
@@ -103,6 +99,9 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
             if let Some(wide) = &wide {
                 let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
                 outcome = wide.contract(cx, &chunk);
+                if outcome.is_ok() && epilogue.wide(spec, cx, level, item, first, count, sums) {
+                    return;
+                }
             } else {
                 contract(cx, x, item_weights, count);
             }
@@ -148,7 +147,10 @@ fn check(spec: &LinearSpec) -> Result<PackedLayout, String> {
     }
     match &spec.epilogue {
         Epilogue::Store | Epilogue::Residual => {}
-        Epilogue::Swiglu { width } => {
+        Epilogue::Swiglu { width, out } => {
+            if *out == Activation::Int8 && !width.is_multiple_of(ActInt8Layout::GROUP) {
+                return Err(format!("int8 rows of width {width}, which is no multiple of 32"));
+            }
             if n != 2 * width.next_multiple_of(CHANNELS) {
                 return Err(format!(
                     "swiglu of width {width} needs a weight padded to 16, not of {n} channels"

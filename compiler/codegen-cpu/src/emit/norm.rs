@@ -17,8 +17,14 @@ pub(super) fn rms_norm(
         Activation::F32 => None,
         Activation::Int8 => Some(quantize::layout_of(dim)?),
     };
+    let inner = if int8.is_some() { quantize::inner(cx, dim, Some(eps), gain)? } else { None };
     cx.for_items(|cx, t| {
         let row = cx.offset(x, t, dim * 4);
+        if let (Some(layout), Some(code)) = (&int8, &inner) {
+            let to = cx.offset(to, t, layout.stride);
+            cx.call_inner(code.clone(), &[row, g, to]);
+            return;
+        }
         let inverse = rms_factor(cx, row, dim, eps);
         let inverse = cx.splat(inverse);
         if let Some(layout) = &int8 {

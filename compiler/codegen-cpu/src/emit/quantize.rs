@@ -1,6 +1,7 @@
 //! `quantize`: f32 activations to int8 in groups of 32, and the group step other kernels end in.
 
 use crate::lanes::{F32x4, Lanes, Scalar};
+use crate::x86::{Level, rows};
 use attar_kernel::ActInt8Layout;
 
 pub(super) const QUADS: usize = ActInt8Layout::GROUP / 4;
@@ -8,14 +9,31 @@ pub(super) const QUADS: usize = ActInt8Layout::GROUP / 4;
 pub(super) fn quantize(dim: usize, cx: &mut Lanes<'_>) -> Result<(), String> {
     let layout = layout_of(dim)?;
     let (x, out) = (cx.arg(0), cx.arg(1));
+    let inner = inner(cx, dim, None, false)?;
     cx.for_items(|cx, t| {
         let (row, to) = (cx.offset(x, t, dim * 4), cx.offset(out, t, layout.stride));
+        if let Some(code) = inner {
+            cx.call_inner(code, &[row, row, to]);
+            return;
+        }
         groups(cx, &layout, to, |cx, first| {
             let at = cx.offset(row, first, 4);
             std::array::from_fn(|i| cx.load4(at, 16 * i as i32))
         });
     });
     Ok(())
+}
+
+/// The inner function that normalises (with `eps`) and quantizes a row, where the target has one.
+pub(super) fn inner(
+    cx: &Lanes<'_>,
+    dim: usize,
+    eps: Option<f32>,
+    gain: bool,
+) -> Result<Option<Vec<u8>>, String> {
+    let level = Level::of(cx.target());
+    let code = level.map(|level| rows::norm_quantize(level, dim, eps, gain)).transpose();
+    code.map_err(|e| format!("bug: inner function: {e}"))
 }
 
 /// Layout of int8 rows of `dim` values.

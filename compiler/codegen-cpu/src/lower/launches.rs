@@ -299,8 +299,17 @@ impl Walker<'_> {
         let gain = op.gain.then(|| inputs[1]);
         let norm = op.eps.map(|eps| self.prologue(inputs[0], eps, gain));
         let w = inputs.last().copied().ok_or_else(missing_input)?;
-        let epilogue = Epilogue::Swiglu { width: width(self.graph.ty(y)) };
+        let width = width(self.graph.ty(y));
+        let int8 = width.is_multiple_of(ActInt8Layout::GROUP) && self.only_int8_readers(y, width);
+        let out = if int8 { Activation::Int8 } else { Activation::F32 };
+        let epilogue = Epilogue::Swiglu { width, out };
         let linear = self.matrix(inputs[0], w, RowOrder::GateUp, None, norm, epilogue)?;
+        if int8 {
+            let buf = self.buffer(row_bytes(linear.m, activation_bytes(width, out)?)?);
+            self.places.insert(y, Place::Int8(buf));
+            self.finish_matrix_into(y, linear, VirtualArg::Write(buf));
+            return Ok(());
+        }
         self.finish_matrix(y, linear)
     }
 
@@ -488,13 +497,18 @@ impl Walker<'_> {
 
     /// Adds the output and the number of rows, and emits the launch.
     fn finish_matrix(&mut self, y: ValueId, matrix: MatrixLaunch) -> Result<(), LowerError> {
+        let to = self.result(y)?;
+        self.finish_matrix_into(y, matrix, to);
+        Ok(())
+    }
+
+    fn finish_matrix_into(&mut self, y: ValueId, matrix: MatrixLaunch, to: VirtualArg) {
         let MatrixLaunch { mut launch, m } = matrix;
-        launch.args.push(self.result(y)?);
+        launch.args.push(to);
         launch.args.push(VirtualArg::Known(count(m)));
         launch.args.push(VirtualArg::Known(Arg::PrefetchDistance));
         launch.note = note(self.graph, y.node);
         self.push(launch);
-        Ok(())
     }
 
     /// How many rows a matrix kernel of this program must be ready for.

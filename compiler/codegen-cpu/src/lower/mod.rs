@@ -125,6 +125,25 @@ pub fn lower(graph: &Graph, options: &LowerOptions) -> Result<Lowered, LowerErro
     })
 }
 
+/// Whether a launch over one token is over before threads could share it: a row's normalisation costs less than a
+/// barrier.
+fn is_tail(spec: &KernelSpec) -> bool {
+    match spec {
+        KernelSpec::Linear(_) | KernelSpec::Attention { .. } | KernelSpec::AttentionSpan(_) => false,
+        KernelSpec::Embed { .. }
+        | KernelSpec::RmsNorm { .. }
+        | KernelSpec::LayerNorm { .. }
+        | KernelSpec::Quantize { .. }
+        | KernelSpec::Rope { .. }
+        | KernelSpec::KvWrite { .. }
+        | KernelSpec::AttentionMerge { .. }
+        | KernelSpec::Elementwise { .. }
+        | KernelSpec::Softmax { .. }
+        | KernelSpec::GatherRows { .. }
+        | KernelSpec::Slice { .. } => true,
+    }
+}
+
 /// Places the buffers and resolves the arguments.
 fn finish(walk: Walk, kind: ProgramKind, max_tokens: u32) -> (Program, Ports) {
     let bufs = |ports: &[(Port, BufId)]| ports.iter().map(|(_, b)| *b).collect::<Vec<_>>();
@@ -142,12 +161,14 @@ fn finish(walk: Walk, kind: ProgramKind, max_tokens: u32) -> (Program, Ports) {
     let launches = walk
         .launches
         .iter()
-        .map(|l| Launch {
+        .enumerate()
+        .map(|(i, l)| Launch {
             kernel: l.spec.name(),
             args: l.args.iter().map(resolve).collect(),
             grid: l.grid,
             weight_bytes: l.weight_bytes,
             note: l.note.clone(),
+            tail: i > 0 && kind == ProgramKind::Decode && is_tail(&l.spec),
         })
         .collect();
     let at = |ports: Vec<(Port, BufId)>| ports.into_iter().map(|(p, b)| (p, plan.offsets[b.0])).collect();

@@ -152,7 +152,7 @@ fn kernels(lowered: &Lowered, program: usize) -> Vec<&str> {
 }
 
 #[test]
-fn a_fused_layer_takes_nine_launches() {
+fn a_fused_layer_takes_five_launches_and_their_tails() {
     let lowered = lower(&fused(&formats::N4), &options()).expect("lowers");
     let expected = [
         "rms_norm_64_e3727c5ac_g_i8",
@@ -161,15 +161,17 @@ fn a_fused_layer_takes_nine_launches() {
         "attention_merge_4_2x16_s3e800000_kvf16_p32_n256_i8",
         "linear_n4_64x64_r1_residual",
         "rms_norm_64_e3727c5ac_g_i8",
-        "linear_n4_192x64_r1_swiglu96",
-        "quantize_96",
+        "linear_n4_192x64_r1_swiglu96_i8",
         "linear_n4_64x96_r1_residual",
     ];
     let decode = kernels(&lowered, 0);
     assert_eq!(decode[0], "embed_n4_40x64");
-    assert_eq!(decode[1..10], expected);
-    assert_eq!(decode[10..19], expected);
-    assert_eq!(decode[19..], ["gather_rows_64", "rms_norm_64_e3727c5ac_g_i8", "linear_n4_40x64_r1"]);
+    assert_eq!(decode[1..9], expected);
+    assert_eq!(decode[9..17], expected);
+    let tails: Vec<bool> = lowered.programs[0].launches[1..9].iter().map(|l| l.tail).collect();
+    assert_eq!(tails, [true, false, false, true, false, true, false, false]);
+    assert!(lowered.programs[1..].iter().all(|p| p.launches.iter().all(|l| !l.tail)));
+    assert_eq!(decode[17..], ["gather_rows_64", "rms_norm_64_e3727c5ac_g_i8", "linear_n4_40x64_r1"]);
     assert!(kernels(&lowered, 1)[2].contains("_r16_") && kernels(&lowered, 2)[2].contains("_rn_"));
     assert_eq!(kernels(&lowered, 1)[3..5], expected[2..4]);
     assert_eq!(kernels(&lowered, 2)[3], "attention_4_2x16_s3e800000_kvf16_p32_n256_i8");
@@ -258,7 +260,7 @@ fn logits_go_straight_to_the_step() {
     let lowered = lower(&unfused(&formats::F32), &options()).expect("lowers");
     let last = lowered.programs[0].launches.last().expect("launches");
     assert!(last.args.contains(&Arg::Step(StepBuffer::Logits)));
-    assert_eq!(last.args.last(), Some(&Arg::Count(Extent::per_row(1))));
+    assert!(last.args.ends_with(&[Arg::Count(Extent::per_row(1)), Arg::PrefetchDistance]));
 }
 
 #[test]

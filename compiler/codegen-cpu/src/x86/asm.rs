@@ -5,7 +5,10 @@
 //! live in a pool behind the code, addressed through `r11`.
 
 use crate::Target;
-use iced_x86::code_asm::{AsmRegister64, CodeAssembler, CodeLabel, ptr, r11};
+use iced_x86::code_asm::{
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, eax, k1, ptr, r11, xmm0, xmm1, ymm0, ymm1,
+    zmm0,
+};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
 /// How products of unsigned and signed bytes are summed.
@@ -93,6 +96,14 @@ impl Mem {
     /// The same, `bytes` further.
     pub(crate) fn plus(self, bytes: usize) -> Mem {
         Mem { disp: self.disp + bytes as i64, ..self }
+    }
+
+    /// For instructions of the typed assembler.
+    pub(crate) fn address(self) -> AsmMemoryOperand {
+        match self.index {
+            None => self.base + self.disp,
+            Some((index, scale)) => self.base + index * scale as i32 + self.disp,
+        }
     }
 
     fn operand(self) -> MemoryOperand {
@@ -320,6 +331,127 @@ impl Asm {
         body(self)?;
         self.a.sub(counter, step)?;
         self.a.jg(top)
+    }
+
+    /// xmm`from`'s first element in every lane.
+    pub(crate) fn splat(&mut self, to: V, from: V) -> AsmResult<()> {
+        let codes = (Code::VEX_Vbroadcastss_ymm_xmm, Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32);
+        let (code, to) = (self.pick(codes), self.register(to));
+        self.a.add_instruction(Instruction::with2(code, to, Register::XMM0 + u32::from(from.0))?)
+    }
+
+    /// The sum of V0's lanes in xmm0's first: halves are added until one is left. Uses V1.
+    pub(crate) fn reduce_add(&mut self) -> AsmResult<()> {
+        self.reduce(|a| a.vaddps(ymm0, ymm0, ymm1), |a| a.vaddps(xmm0, xmm0, xmm1))
+    }
+
+    /// The largest of V0's lanes in xmm0's first. Uses V1.
+    pub(crate) fn reduce_max(&mut self) -> AsmResult<()> {
+        self.reduce(|a| a.vmaxps(ymm0, ymm0, ymm1), |a| a.vmaxps(xmm0, xmm0, xmm1))
+    }
+
+    /// The sum of V0's integers in xmm0's first. Uses V1.
+    pub(crate) fn reduce_add_integers(&mut self) -> AsmResult<()> {
+        self.reduce(|a| a.vpaddd(ymm0, ymm0, ymm1), |a| a.vpaddd(xmm0, xmm0, xmm1))
+    }
+
+    fn reduce(
+        &mut self,
+        halves: impl Fn(&mut CodeAssembler) -> AsmResult<()>,
+        rest: impl Fn(&mut CodeAssembler) -> AsmResult<()>,
+    ) -> AsmResult<()> {
+        if self.level.is_512() {
+            self.a.vextractf64x4(ymm1, zmm0, 1)?;
+            halves(&mut self.a)?;
+        }
+        self.a.vextractf128(xmm1, ymm0, 1)?;
+        rest(&mut self.a)?;
+        self.a.vpermilps(xmm1, xmm0, 0x4e)?;
+        rest(&mut self.a)?;
+        self.a.vpermilps(xmm1, xmm0, 0xb1)?;
+        rest(&mut self.a)
+    }
+
+    /// A number other than zero in eax when a lane of `v` is NaN. Uses `v`.
+    pub(crate) fn any_nan(&mut self, v: V) -> AsmResult<()> {
+        const UNORDERED: u32 = 3;
+        let register = self.register(v);
+        if self.level.is_512() {
+            let code = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
+            self.a.add_instruction(Instruction::with4(code, Register::K1, register, register, UNORDERED)?)?;
+            self.a.kmovw(eax, k1)
+        } else {
+            let code = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+            self.a.add_instruction(Instruction::with4(code, register, register, register, UNORDERED)?)?;
+            self.a.add_instruction(Instruction::with2(Code::VEX_Vmovmskps_r32_ymm, Register::EAX, register)?)
+        }
+    }
+
+    /// In lanes where `x` is below `low`, `v` becomes 0, and where it is above `high`, infinite.
+    pub(crate) fn keep_within(&mut self, v: V, x: V, low: Mem, high: Mem) -> AsmResult<()> {
+        const LESS: u32 = 1;
+        const GREATER: u32 = 14;
+        let (v, x) = (self.register(v), self.register(x));
+        if self.level.is_512() {
+            let infinity = self.constant(f32::INFINITY.to_bits());
+            let compare = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
+            for (limit, predicate, replacement) in [(low, LESS, None), (high, GREATER, Some(infinity))] {
+                let mut i = Instruction::with4(compare, Register::K1, x, limit.operand(), predicate)?;
+                i.set_is_broadcast(true);
+                self.a.add_instruction(i)?;
+                let mut i = match replacement {
+                    None => Instruction::with3(Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, v, v, v)?,
+                    Some(m) => {
+                        let code = Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32;
+                        Instruction::with2(code, v, m.operand())?
+                    }
+                };
+                i.set_op_mask(Register::K1);
+                self.a.add_instruction(i)?;
+            }
+            return Ok(());
+        }
+        let compare = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+        let broadcast = self.register(BROADCAST);
+        self.broadcast(BROADCAST, low)?;
+        self.a.add_instruction(Instruction::with4(compare, broadcast, x, broadcast, LESS)?)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vandnps_ymm_ymm_ymmm256, v, broadcast, v)?)?;
+        self.broadcast(BROADCAST, high)?;
+        self.a.add_instruction(Instruction::with4(compare, broadcast, x, broadcast, GREATER)?)?;
+        let infinities = self.constants(&[f32::INFINITY.to_bits(); 8]);
+        let code = Code::VEX_Vblendvps_ymm_ymm_ymmm256_ymm;
+        self.a.add_instruction(Instruction::with4(code, v, v, infinities.operand(), broadcast)?)
+    }
+
+    /// The 32 integers of neighbouring registers from `first` on, each in the range of a byte, to 32 bytes of memory.
+    pub(crate) fn store_bytes(&mut self, to: AsmRegister64, first: V) -> AsmResult<()> {
+        if self.level.is_512() {
+            for i in 0..2u8 {
+                let (to, from) = (Mem::at(to, 16 * usize::from(i)), self.register(V(first.0 + i)));
+                let code = Code::EVEX_Vpmovdb_xmmm128_k1z_zmm;
+                self.a.add_instruction(Instruction::with2(code, to.operand(), from)?)?;
+            }
+            return Ok(());
+        }
+        // Packing works within halves; the dwords are put in order at the end.
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.register(V(first.0 + i)));
+        let words = Code::VEX_Vpackssdw_ymm_ymm_ymmm256;
+        self.a.add_instruction(Instruction::with3(words, a, a, b)?)?;
+        self.a.add_instruction(Instruction::with3(words, c, c, d)?)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpacksswb_ymm_ymm_ymmm256, a, a, c)?)?;
+        let order = self.constants(&[0, 4, 1, 5, 2, 6, 3, 7]);
+        self.vmovups(V(first.0 + 1), order)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpermd_ymm_ymm_ymmm256, a, b, a)?)?;
+        self.store(Mem::at(to, 0), first)
+    }
+
+    /// Constants that lie side by side.
+    fn constants(&mut self, bits: &[u32]) -> Mem {
+        let at = self.pool.windows(bits.len()).position(|w| w == bits).unwrap_or_else(|| {
+            self.pool.extend_from_slice(bits);
+            self.pool.len() - bits.len()
+        });
+        Mem::at(r11, 4 * at)
     }
 
     fn op3(&mut self, codes: Codes, to: V, a: V, b: Src) -> AsmResult<()> {

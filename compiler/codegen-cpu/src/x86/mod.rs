@@ -9,6 +9,8 @@
 mod asm;
 mod float;
 mod int;
+mod math;
+pub(crate) mod rows;
 
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
 pub(crate) use float::FloatKernel;

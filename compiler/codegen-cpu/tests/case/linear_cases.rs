@@ -3,7 +3,9 @@
 use super::{Arg, Case, Check, Random, bytes_of};
 use attar_artifact::manifest::KvType;
 use attar_format::{Encoded, FormatRef, Scale, Value, formats};
-use attar_kernel::{ActInt8Layout, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile, reference};
+use attar_kernel::{
+    ActInt8Layout, Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile, reference,
+};
 
 pub(crate) fn weights(random: &mut Random, format: FormatRef, n: usize, k: usize) -> Encoded {
     if format.is_uncompressed() {
@@ -65,7 +67,12 @@ pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
             args.push(Arg::Input(bytes_of(&random.f32s(rows * spec.n, 3.0))));
             args.push(Arg::Output(blank(rows * spec.n * 4), close));
         }
-        Epilogue::Swiglu { width } => {
+        Epilogue::Swiglu { width, out: Activation::Int8 } => {
+            let layout = ActInt8Layout::new(*width);
+            // Bytes between rows' parts are not written.
+            args.push(Arg::Output(vec![0; rows * layout.stride], Check::Int8 { dim: *width, slack: 1 }));
+        }
+        Epilogue::Swiglu { width, out: Activation::F32 } => {
             let close = Check::F32 { abs: 5e-5, rel: 5e-5 };
             args.push(Arg::Output(blank(rows * width * 4), close));
         }
@@ -115,8 +122,10 @@ pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
         (Epilogue::Store, 35),
         (Epilogue::Store, 16),
         (Epilogue::Residual, 21),
-        (Epilogue::Swiglu { width: 22 }, 64),
-        (Epilogue::Swiglu { width: 16 }, 32),
+        (Epilogue::Swiglu { width: 22, out: Activation::F32 }, 64),
+        (Epilogue::Swiglu { width: 16, out: Activation::F32 }, 32),
+        (Epilogue::Swiglu { width: 64, out: Activation::Int8 }, 128),
+        (Epilogue::Store, 96),
         qkv(3, 1, 16, None, KvType::F16),
         qkv(2, 2, 48, Some(1e-6), KvType::F32),
         qkv(2, 1, 32, None, KvType::Int8),

@@ -1,9 +1,9 @@
 //! Matrix products and their epilogues.
 
 use super::attention::{CacheArgs, Shape, rotate};
-use super::norm::rms_factor;
+use super::norm::{rms_factor, store_int8_part};
 use super::{Args, elementwise::silu};
-use crate::spec::{ActInt8Layout, Epilogue, LinearSpec};
+use crate::spec::{ActInt8Layout, Activation, Epilogue, LinearSpec};
 use attar_format::{CHANNELS, Encoded, PackedLayout, Value};
 
 /// # Safety
@@ -24,7 +24,8 @@ pub(super) unsafe fn linear(spec: &LinearSpec, args: Args<'_>, item: usize) {
         match &spec.epilogue {
             Epilogue::Store | Epilogue::Residual => {
                 let residual = spec.epilogue == Epilogue::Residual;
-                for n in (item * CHANNELS..(item + 1) * CHANNELS).take_while(|n| *n < spec.n) {
+                let channels = spec.blocks_per_item() * CHANNELS;
+                for n in (item * channels..(item + 1) * channels).take_while(|n| *n < spec.n) {
                     let at = m * spec.n + n;
                     // SAFETY: the caller's contract.
                     unsafe {
@@ -33,7 +34,17 @@ pub(super) unsafe fn linear(spec: &LinearSpec, args: Args<'_>, item: usize) {
                     }
                 }
             }
-            Epilogue::Swiglu { width } => {
+            Epilogue::Swiglu { width, out: Activation::Int8 } => {
+                const GROUP: usize = ActInt8Layout::GROUP;
+                let y: [f32; GROUP] = std::array::from_fn(|i| {
+                    let pair = item * GROUP / CHANNELS + i / CHANNELS;
+                    let gate = 2 * pair * CHANNELS + i % CHANNELS;
+                    (silu(sum(gate)) * sum(gate + CHANNELS)) as f32
+                });
+                // SAFETY: the caller's contract.
+                unsafe { store_int8_part(&y, *width, item * GROUP, args, first, m) };
+            }
+            Epilogue::Swiglu { width, out: Activation::F32 } => {
                 for f in (item * CHANNELS..(item + 1) * CHANNELS).take_while(|f| f < width) {
                     let gate = 2 * item * CHANNELS + f % CHANNELS;
                     let y = silu(sum(gate)) * sum(gate + CHANNELS);

@@ -57,6 +57,7 @@ pub fn write(path: &Path, code: &[CodeSection<'_>]) {
         args,
         grid: Extent::per_row(1),
         weight_bytes: 0,
+        tail: false,
         note: String::new(),
     };
     let program = |kind, max_tokens| Program {

@@ -3,9 +3,11 @@
 use super::BLOCK_SUMS;
 use crate::emit::cache::{Cache, CacheArgs, rotate};
 use crate::emit::norm::rms_factor;
+use crate::emit::quantize::some_groups;
 use crate::lanes::{IntCmp, Lanes, Scalar};
+use crate::x86::{Level, rows};
 use attar_format::CHANNELS;
-use attar_kernel::{Epilogue, LinearSpec, QkvEpilogue};
+use attar_kernel::{ActInt8Layout, Activation, Epilogue, LinearSpec, QkvEpilogue};
 
 /// The epilogue's arguments, loaded once.
 pub(super) struct Args {
@@ -33,21 +35,91 @@ impl Args {
     /// Takes the sums of grid item `item` for row `row` to their destination.
     pub(super) fn row(&self, spec: &LinearSpec, cx: &mut Lanes<'_>, item: Scalar, row: Scalar, sums: Scalar) {
         match &spec.epilogue {
-            Epilogue::Store => self.store(spec.n, None, self.rest[0], cx, item, row, sums),
-            Epilogue::Residual => self.store(spec.n, Some(self.rest[0]), self.rest[1], cx, item, row, sums),
-            Epilogue::Swiglu { width } => {
-                self.add_bias(2 * CHANNELS, cx, item, sums);
-                cx.for_const(BLOCK_SUMS, 16, |cx, at| {
-                    let gate = cx.iadd(sums, at);
-                    let (up, gate_value) = (cx.load4(gate, BLOCK_SUMS as i32), cx.load4(gate, 0));
-                    let activated = cx.vsilu(gate_value);
-                    let product = cx.vmul(activated, up);
-                    cx.store4(product, gate, 0);
+            Epilogue::Store | Epilogue::Residual => {
+                let residual = (spec.epilogue == Epilogue::Residual).then(|| self.rest[0]);
+                let (blocks, out) = (spec.blocks_per_item(), self.rest[usize::from(residual.is_some())]);
+                let first = cx.imul_imm(item, blocks as i64);
+                cx.for_const(blocks, 1, |cx, b| {
+                    let (block, sums) = (cx.iadd(first, b), cx.offset(sums, b, BLOCK_SUMS));
+                    self.store(spec.n, residual, out, cx, block, row, sums);
                 });
-                let no_bias = Args { bias: None, rest: Vec::new(), ..*self };
-                no_bias.store(*width, None, self.rest[0], cx, item, row, sums);
+            }
+            Epilogue::Swiglu { width, out } => {
+                let pairs = spec.blocks_per_item() / 2;
+                self.add_bias(pairs * 2 * CHANNELS, cx, item, sums);
+                cx.for_const(pairs, 1, |cx, pair| {
+                    let sums = cx.offset(sums, pair, 2 * BLOCK_SUMS);
+                    cx.for_const(BLOCK_SUMS, 16, |cx, at| {
+                        let gate = cx.iadd(sums, at);
+                        let (up, gate_value) = (cx.load4(gate, BLOCK_SUMS as i32), cx.load4(gate, 0));
+                        let activated = cx.vsilu(gate_value);
+                        let product = cx.vmul(activated, up);
+                        cx.store4(product, gate, 0);
+                    });
+                });
+                match out {
+                    Activation::F32 => {
+                        let no_bias = Args { bias: None, rest: Vec::new(), ..*self };
+                        no_bias.store(*width, None, self.rest[0], cx, item, row, sums);
+                    }
+                    Activation::Int8 => {
+                        let layout = ActInt8Layout::new(*width);
+                        let to = cx.offset(self.rest[0], row, layout.stride);
+                        some_groups(cx, &layout, to, item, 1, |cx, _| {
+                            // Between a pair's 16 products and the next stand its ups.
+                            std::array::from_fn(|i| {
+                                let at = i / 4 * 2 * BLOCK_SUMS + i % 4 * 16;
+                                cx.load4(sums, at as i32)
+                            })
+                        });
+                    }
+                }
             }
             Epilogue::Qkv(q) => self.head(q, cx, item, row, sums),
+        }
+    }
+
+    /// Takes a chunk's sums to their destination by an inner function, where there is one; says whether.
+    #[expect(clippy::too_many_arguments, reason = "a chunk's place and what to do there")]
+    pub(super) fn wide(
+        &self,
+        spec: &LinearSpec,
+        cx: &mut Lanes<'_>,
+        level: Option<Level>,
+        item: Scalar,
+        first: Scalar,
+        count: Scalar,
+        sums: Scalar,
+    ) -> bool {
+        let Some(level) = level.filter(|_| self.bias.is_none()) else { return false };
+        let blocks = spec.blocks_per_item();
+        let stride = blocks * BLOCK_SUMS;
+        match &spec.epilogue {
+            Epilogue::Store | Epilogue::Residual if spec.n.is_multiple_of(CHANNELS) => {
+                let residual = spec.epilogue == Epilogue::Residual;
+                let Ok(code) = rows::store_rows(level, spec.n, blocks, residual, stride) else {
+                    return false;
+                };
+                let place = |cx: &mut Lanes<'_>, base: Scalar| {
+                    let row = cx.offset(base, first, spec.n * 4);
+                    cx.offset(row, item, stride)
+                };
+                let from = place(cx, self.rest[0]);
+                let to = if residual { place(cx, self.rest[1]) } else { from };
+                cx.call_inner(code, &[sums, from, to, count]);
+                true
+            }
+            Epilogue::Swiglu { width, out: Activation::Int8 } => {
+                let layout = ActInt8Layout::new(*width);
+                let Ok(code) = rows::swiglu_quantize(level, &layout, stride) else { return false };
+                let row = cx.offset(self.rest[0], first, layout.stride);
+                let codes = cx.offset(row, item, ActInt8Layout::GROUP);
+                let scale = cx.offset(row, item, 4);
+                let scale = cx.iadd_imm(scale, layout.scales_offset as i64);
+                cx.call_inner(code, &[sums, codes, scale, count]);
+                true
+            }
+            _ => false,
         }
     }
 
