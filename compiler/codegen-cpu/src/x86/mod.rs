@@ -7,12 +7,14 @@
 //! They are written once over a [`Level`]: 256-bit or 512-bit registers, and one of three ways to multiply bytes.
 
 mod asm;
+mod attention;
 mod float;
 mod int;
 mod math;
 pub(crate) mod rows;
 
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
+pub(crate) use attention::AttentionKernel;
 pub(crate) use float::FloatKernel;
 pub(crate) use int::{IntKernel, Span};
 
