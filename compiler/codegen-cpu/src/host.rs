@@ -357,8 +357,8 @@ impl HostRunner {
             Arg::Imm(v) => *v,
             Arg::Count(e) => size(e),
             Arg::BlockTableStride => self.pages_per_sequence() as u64,
-            Arg::PrefetchDistance => 4096,
             Arg::Spans => spans,
+            Arg::PrefetchDistance => 4096,
         }
     }
 

@@ -308,7 +308,7 @@ fn argument(
                 return Err(ProgramFault::RopeTable { arg: index, table: *table, tables });
             }
         }
-        Arg::Step(_) | Arg::Imm(_) | Arg::BlockTableStride | Arg::PrefetchDistance | Arg::Spans => {}
+        Arg::Step(_) | Arg::Imm(_) | Arg::BlockTableStride | Arg::Spans | Arg::PrefetchDistance => {}
         Arg::Keys { layer } | Arg::Values { layer } => {
             if *layer >= m.model.layers {
                 return Err(ProgramFault::Layer { arg: index, layer: *layer, layers: m.model.layers });

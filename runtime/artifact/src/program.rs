@@ -94,11 +94,11 @@ pub enum Arg {
     Count(Extent),
     /// Entries of one row of the block tables.
     BlockTableStride,
+    /// Spans of the longest context that a token of the step sees.
+    Spans,
     /// Bytes that a kernel prefetches ahead of the weights it reads; the runtime chooses it for the machine, and it may
     /// differ from step to step. Results never depend on it.
     PrefetchDistance,
-    /// Spans of the longest context that a token of the step sees.
-    Spans,
 }
 
 /// Buffers the runtime provides for a step.

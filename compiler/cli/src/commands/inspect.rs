@@ -3,7 +3,7 @@
 use crate::failure::Result;
 use crate::terminal::{Terminal, bytes_text, table};
 use attar_artifact::manifest::{Model, SectionKind};
-use attar_artifact::program::ProgramKind;
+use attar_artifact::program::{ProgramKind, StepSize};
 use attar_artifact::{Artifact, Verify};
 use clap::Args;
 use serde::Serialize;
@@ -140,6 +140,8 @@ fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
             SectionKind::Programs { device } => {
                 for p in artifact.programs(device).unwrap_or_default() {
                     let most = u64::from(p.max_tokens);
+                    let m = &manifest.model;
+                    let spans = m.kv.spans(m.context_length.into());
                     programs.push(ProgramRow {
                         device: device.clone(),
                         kind: p.kind,

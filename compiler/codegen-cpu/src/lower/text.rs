@@ -59,8 +59,8 @@ impl Lowered {
             Arg::Imm(v) => v.to_string(),
             Arg::Count(e) => extent(e),
             Arg::BlockTableStride => "stride".to_owned(),
-            Arg::PrefetchDistance => "prefetch".to_owned(),
             Arg::Spans => "spans".to_owned(),
+            Arg::PrefetchDistance => "prefetch".to_owned(),
         }
     }
 }

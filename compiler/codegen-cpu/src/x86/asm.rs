@@ -233,6 +233,7 @@ impl Asm {
         vpaddd VEX_Vpaddd_ymm_ymm_ymmm256 EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
         vpsubd VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32;
         vpmulld VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32;
+        vpmaxsd VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32;
         vpaddb VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512;
         vpand VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32;
         vpor VEX_Vpor_ymm_ymm_ymmm256 EVEX_Vpord_zmm_k1z_zmm_zmmm512b32;
@@ -313,6 +314,11 @@ impl Asm {
         let codes = (Code::VEX_Vroundps_ymm_ymmm256_imm8, Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae);
         let (code, to, a) = (self.pick(codes), self.register(to), self.register(a));
         self.a.add_instruction(Instruction::with3(code, to, a, 0u32)?)
+    }
+
+    /// `a * 2^b` for integers b; only with 512 bits.
+    pub(crate) fn vscalefps(&mut self, to: V, a: V, b: V) -> AsmResult<()> {
+        self.op3((Code::INVALID, Code::EVEX_Vscalefps_zmm_k1z_zmm_zmmm512b32_er), to, a, b.into())
     }
 
     /// One 32-bit element of memory in every lane.

@@ -317,13 +317,16 @@ impl IntKernel<'_> {
         s.repeat(r12, 1, |s| {
             for r in 0..rows {
                 for v in 0..vectors {
-                    if self.biased() {
+                    if !self.biased() {
+                        s.zero(int(r, v))?;
+                    } else if v == 0 {
                         s.broadcast(int(r, v), Mem::at(rbx, r * room))?;
                     } else {
-                        s.zero(int(r, v))?;
+                        s.vmovups(int(r, v), int(r, 0))?;
                     }
                 }
             }
+            let codes = if self.level.is_512() { V(free + vectors as u8) } else { V(15) };
             let panel = |slot: usize, v: usize| Mem::at(r9, slot * blocks * 64 + v * vector_bytes);
             for quad in 0..QUADS {
                 let code = |r: usize| Mem::at(rax, r * x.stride + 4 * quad);
@@ -332,18 +335,18 @@ impl IntKernel<'_> {
                         s.vmovups(V(free + v as u8), panel(quad, v))?;
                     }
                     for r in 0..rows {
-                        let codes = if self.level.is_512() {
+                        let operand = if self.level.is_512() {
                             Src::Bcst(code(r))
                         } else {
-                            s.broadcast(V(15), code(r))?;
-                            Src::Reg(V(15))
+                            s.broadcast(codes, code(r))?;
+                            Src::Reg(codes)
                         };
                         for v in 0..vectors {
-                            s.vpdpbusd(int(r, v), V(free + v as u8), codes)?;
+                            s.vpdpbusd(int(r, v), V(free + v as u8), operand)?;
                         }
                     }
                 } else {
-                    let (codes, size, product) = (V(15), V(12), V(13));
+                    let (size, product) = (V(12), V(13));
                     for r in 0..rows {
                         s.broadcast(codes, code(r))?;
                         s.vpabsb(size, codes)?;
@@ -357,14 +360,28 @@ impl IntKernel<'_> {
                     }
                 }
             }
-            let (scale, factor) = if self.biased() { (free, V(free + vectors as u8)) } else { (12, V(13)) };
-            for v in 0..vectors {
-                let scale = V(scale + if self.biased() { v as u8 } else { 0 });
-                s.vmovups(scale, panel(QUADS, v))?;
+            if self.level.is_512() {
+                let factor = V(free + vectors as u8 + 1);
+                for v in 0..vectors {
+                    s.vmovups(V(free + v as u8), panel(QUADS, v))?;
+                }
                 for r in 0..rows {
-                    s.vmulps(factor, scale, Src::Bcst(Mem::at(r10, r * x.stride)))?;
-                    s.vcvtdq2ps(int(r, v), int(r, v))?;
-                    s.vfmadd231ps(float(r, v), int(r, v), factor)?;
+                    s.broadcast(codes, Mem::at(r10, r * x.stride))?;
+                    for v in 0..vectors {
+                        s.vmulps(factor, V(free + v as u8), codes)?;
+                        s.vcvtdq2ps(int(r, v), int(r, v))?;
+                        s.vfmadd231ps(float(r, v), int(r, v), factor)?;
+                    }
+                }
+            } else {
+                let (scale, factor) = (V(12), V(13));
+                for v in 0..vectors {
+                    s.vmovups(scale, panel(QUADS, v))?;
+                    for r in 0..rows {
+                        s.vmulps(factor, scale, Src::Bcst(Mem::at(r10, r * x.stride)))?;
+                        s.vcvtdq2ps(int(r, v), int(r, v))?;
+                        s.vfmadd231ps(float(r, v), int(r, v), factor)?;
+                    }
                 }
             }
             s.a.add(rax, GROUP as i32)?;

@@ -8,6 +8,7 @@
 
 mod amx;
 mod asm;
+mod attention;
 mod float;
 mod int;
 mod math;
@@ -15,6 +16,7 @@ pub(crate) mod rows;
 
 pub(crate) use amx::{BLOCK_ROWS, TILE, TILE_ROWS, TileKernel};
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
+pub(crate) use attention::AttentionKernel;
 pub(crate) use float::FloatKernel;
 pub(crate) use int::{IntKernel, Span};
 
