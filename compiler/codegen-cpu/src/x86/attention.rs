@@ -106,7 +106,7 @@ impl<'a> AttentionKernel<'a> {
         bytes: usize,
     ) -> AsmResult<()> {
         for line in (offset..offset + bytes).step_by(64) {
-            s.a.prefetcht0(ptr(at + next + line as i32))?;
+            s.a.prefetcht1(ptr(at + next + line as i32))?;
         }
         Ok(())
     }
