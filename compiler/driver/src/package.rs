@@ -51,8 +51,10 @@ pub(crate) fn write(
     }
     let programs: &[Program] = &contents.lowered.programs;
     writer.add_programs("cpu", programs).map_err(artifact)?;
+    if let Some(json) = contents.tokenizer {
+        writer.add_tokenizer(json).map_err(artifact)?;
+    }
     let texts = [
-        (SectionKind::Tokenizer, contents.tokenizer),
         (SectionKind::ChatTemplate, contents.chat_template),
         (SectionKind::Graph, Some(contents.graph)),
         (SectionKind::Recipe, Some(contents.recipe)),

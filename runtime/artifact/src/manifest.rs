@@ -126,6 +126,8 @@ pub enum SectionKind {
     },
     /// `tokenizer.json` as the `tokenizers` crate reads it.
     Tokenizer,
+    /// The tokenizer again, in the form of [`crate::vocabulary`], which opens faster.
+    Vocabulary,
     /// The chat template (Jinja).
     ChatTemplate,
     /// `.air` text of the final graph.
@@ -147,6 +149,7 @@ impl SectionKind {
             SectionKind::Code { target, .. } => format!("code {target}"),
             SectionKind::Programs { device } => format!("programs {device}"),
             SectionKind::Tokenizer => "tokenizer".to_owned(),
+            SectionKind::Vocabulary => "vocabulary".to_owned(),
             SectionKind::ChatTemplate => "chat_template".to_owned(),
             SectionKind::Graph => "graph".to_owned(),
             SectionKind::Recipe => "recipe".to_owned(),

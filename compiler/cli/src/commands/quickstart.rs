@@ -74,7 +74,7 @@ impl Quickstart {
 
         terminal.line("\n4. How fast it is")?;
         let spinner = terminal.spinner("measuring");
-        let plan = Plan { prompt: 128, generate: 32, repetitions: 3 };
+        let plan = Plan { prompt: 128, generate: 32, context: 0, batch: 1, repetitions: 3 };
         let speeds = speed::measure(&model, plan, |test| spinner.set_message(test.to_owned()))?;
         spinner.finish_and_clear();
         for s in &speeds {

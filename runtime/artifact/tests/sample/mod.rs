@@ -33,6 +33,7 @@ pub fn programs() -> Vec<Program> {
         args,
         grid,
         weight_bytes: 64,
+        tail: false,
         note: "a note".to_owned(),
     };
     let launches = vec![
