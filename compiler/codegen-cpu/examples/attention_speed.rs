@@ -29,9 +29,26 @@ fn numbers(n: usize, mut state: u32) -> Vec<f32> {
 }
 
 impl Bench {
-    fn new(target: Target, heads: usize, kv_heads: usize, head_dim: usize, kv: KvType, context: usize, layers: usize) -> Bench {
+    fn new(
+        target: Target,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        kv: KvType,
+        context: usize,
+        layers: usize,
+    ) -> Bench {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let spec = AttentionSpec { heads, kv_heads, head_dim, scale, window: None, kv, page_len: PAGE_LEN, span: 256 };
+        let spec = AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            window: None,
+            kv,
+            page_len: PAGE_LEN,
+            span: 256,
+        };
         let out = Activation::F32;
         let specs = [
             KernelSpec::Attention { attention: spec, out },
@@ -73,9 +90,15 @@ impl Bench {
         let positions: Vec<i32> = (context as i32 - tokens as i32..context as i32).collect();
         let seqs = vec![0i32; tokens];
         let args = [
-            q.as_ptr() as u64, positions.as_ptr() as u64, seqs.as_ptr() as u64, self.table.as_ptr() as u64,
-            self.table.len() as u64, self.keys.as_ptr() as u64, self.values.as_ptr() as u64,
-            out.as_mut_ptr() as u64, tokens as u64,
+            q.as_ptr() as u64,
+            positions.as_ptr() as u64,
+            seqs.as_ptr() as u64,
+            self.table.as_ptr() as u64,
+            self.table.len() as u64,
+            self.keys.as_ptr() as u64,
+            self.values.as_ptr() as u64,
+            out.as_mut_ptr() as u64,
+            tokens as u64,
         ];
         let grid = (s.kv_heads * (tokens + s.tile_tokens() - 1)) as u64;
         let name = KernelSpec::Attention { attention: *s, out: Activation::F32 }.name();
@@ -94,10 +117,15 @@ impl Bench {
         let mut out = vec![0f32; q.len()];
         let positions = [context as i32 - 1];
         let seqs = [0i32];
-        let (span, merge) = (KernelSpec::AttentionSpan(*s).name(), KernelSpec::AttentionMerge { attention: *s, out: Activation::F32 }.name());
+        let (span, merge) = (
+            KernelSpec::AttentionSpan(*s).name(),
+            KernelSpec::AttentionMerge { attention: *s, out: Activation::F32 }.name(),
+        );
         let (partials_at, out_at) = (partials.as_mut_ptr() as u64, out.as_mut_ptr() as u64);
-        let (keys, values, layer_bytes) = (self.keys.as_ptr() as u64, self.values.as_ptr() as u64, self.layer_bytes() as u64);
+        let (keys, values, layer_bytes) =
+            (self.keys.as_ptr() as u64, self.values.as_ptr() as u64, self.layer_bytes() as u64);
         let items = (s.kv_heads * spans) as u64;
+        let stored = (self.keys.len() / self.layer_bytes()) as u64;
         best(7, || {
             std::thread::scope(|scope| {
                 for t in 0..threads as u64 {
@@ -105,9 +133,15 @@ impl Bench {
                     scope.spawn(move || {
                         for l in 0..layers as u64 {
                             let args = [
-                                q.as_ptr() as u64, positions.as_ptr() as u64, seqs.as_ptr() as u64, self.table.as_ptr() as u64,
-                                self.table.len() as u64, keys + l * layer_bytes, values + l * layer_bytes,
-                                partials_at, spans as u64,
+                                q.as_ptr() as u64,
+                                positions.as_ptr() as u64,
+                                seqs.as_ptr() as u64,
+                                self.table.as_ptr() as u64,
+                                self.table.len() as u64,
+                                keys + l * layer_bytes,
+                                values + l * layer_bytes,
+                                partials_at,
+                                spans as u64,
                             ];
                             let (from, to) = (items * t / threads as u64, items * (t + 1) / threads as u64);
                             // SAFETY: the arguments are what the spec asks for.
@@ -205,19 +239,27 @@ fn main() {
             let seconds = b.prefill(context, tokens);
             let pairs: f64 = (context - tokens + 1..=context).map(|p| p as f64).sum();
             let flops = pairs * (heads * dh * 4) as f64;
-            println!("{heads}/{kv_heads}x{dh} prefill {tokens} of {context}: {:.3} ms a layer, {:.1} GFLOP/s", seconds * 1e3, flops / seconds / 1e9);
+            println!(
+                "{heads}/{kv_heads}x{dh} prefill {tokens} of {context}: {:.3} ms a layer, {:.1} GFLOP/s",
+                seconds * 1e3,
+                flops / seconds / 1e9
+            );
         }
     }
     for (heads, kv_heads, dh) in [(9, 3, 64), (32, 8, 64)] {
-        for (context, bytes) in [(4096, 256 << 20)] {
+        for (context, bytes) in [(512, 1 << 19), (4096, 256 << 20)] {
             let layers = (bytes / (2 * context * kv_heads * dh * 2)).max(1);
             let b = Bench::new(target, heads, kv_heads, dh, kv, context, layers);
             for threads in [1] {
                 let bytes = (2 * layers * b.layer_bytes()) as f64;
-                let (seconds, read) = (b.decode(context, layers, threads), b.read(threads));
+                let turns = layers.max(200);
+                let (seconds, read) = (b.decode(context, turns, threads) * layers as f64 / turns as f64, b.read(threads));
                 println!(
                     "{heads}/{kv_heads}x{dh} decode at {context}, {threads} threads: {:.1} GB/s of {:.1} read ({:.0} %), {:.1} us a layer",
-                    bytes / seconds / 1e9 * threads as f64, bytes / read / 1e9 * threads as f64, 100.0 * read / seconds, seconds * 1e6 / layers as f64 / threads as f64
+                    bytes / seconds / 1e9 * threads as f64,
+                    bytes / read / 1e9 * threads as f64,
+                    100.0 * read / seconds,
+                    seconds * 1e6 / layers as f64 / threads as f64
                 );
             }
         }

@@ -14,7 +14,7 @@ mod math;
 pub(crate) mod rows;
 
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
-pub(crate) use attention::AttentionKernel;
+pub(crate) use attention::{AHEAD, AttentionKernel};
 pub(crate) use float::FloatKernel;
 pub(crate) use int::{IntKernel, Span};
 
