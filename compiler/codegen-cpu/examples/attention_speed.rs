@@ -253,7 +253,8 @@ fn main() {
             for threads in [1] {
                 let bytes = (2 * layers * b.layer_bytes()) as f64;
                 let turns = layers.max(200);
-                let (seconds, read) = (b.decode(context, turns, threads) * layers as f64 / turns as f64, b.read(threads));
+                let (seconds, read) =
+                    (b.decode(context, turns, threads) * layers as f64 / turns as f64, b.read(threads));
                 println!(
                     "{heads}/{kv_heads}x{dh} decode at {context}, {threads} threads: {:.1} GB/s of {:.1} read ({:.0} %), {:.1} us a layer",
                     bytes / seconds / 1e9 * threads as f64,

@@ -118,6 +118,10 @@ pub enum SectionKind {
         /// CPU features the code uses, as the loader probes them.
         features: Vec<String>,
         entries: Vec<Entry>,
+        /// Prefill programs compute rows with other arithmetic than the other programs do, so that logits depend on
+        /// how a prompt is cut into steps. Whoever wants them not to leaves that program out.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        prefill_differs: bool,
     },
     /// JSON list of [`crate::program::Program`] for a device class.
     Programs {
