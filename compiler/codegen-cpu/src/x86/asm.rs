@@ -242,6 +242,8 @@ impl Asm {
         vpshufb VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
         /// Within each 128 bits: floats of `a` picked by the low two bits of `b`.
         vpermilps VEX_Vpermilps_ymm_ymm_ymmm256 EVEX_Vpermilps_zmm_k1z_zmm_zmmm512b32;
+        /// Floats of `b` picked by the lowest bits of `a`: four of them with 512 bits, three with 256.
+        vpermps VEX_Vpermps_ymm_ymm_ymmm256 EVEX_Vpermps_zmm_k1z_zmm_zmmm512b32;
         vpmaddubsw VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512;
         vpmaddwd VEX_Vpmaddwd_ymm_ymm_ymmm256 EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
         /// `to += a (unsigned bytes) . b (signed bytes)`, four to a lane.
@@ -258,6 +260,7 @@ impl Asm {
 
     shifts! {
         vpsrld VEX_Vpsrld_ymm_ymm_imm8 EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8;
+        vpsrad VEX_Vpsrad_ymm_ymm_imm8 EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8;
         vpslld VEX_Vpslld_ymm_ymm_imm8 EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8;
         vpsrlw VEX_Vpsrlw_ymm_ymm_imm8 EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8;
     }
@@ -265,6 +268,24 @@ impl Asm {
     /// Bytes of `a` with the sign of those of `b`; only with 256 bits.
     pub(crate) fn vpsignb(&mut self, to: V, a: V, b: impl Into<Src>) -> AsmResult<()> {
         self.op3((Code::VEX_Vpsignb_ymm_ymm_ymmm256, Code::INVALID), to, a, b.into())
+    }
+
+    /// Floats to bf16: those of `low` in the lower half of the register, those of `high` in the upper; only with 512 bits.
+    pub(crate) fn vcvtne2ps2bf16(&mut self, to: V, high: V, low: V) -> AsmResult<()> {
+        self.op3((Code::INVALID, Code::EVEX_Vcvtne2ps2bf16_zmm_k1z_zmm_zmmm512b32), to, high, low.into())
+    }
+
+    /// `to = to & mask | or`; only with 512 bits.
+    pub(crate) fn and_or(&mut self, to: V, mask: V, or: V) -> AsmResult<()> {
+        // Bit 4a + 2b + c of the truth table.
+        const AND_OR: u32 = 0b1110_1010;
+        let code = Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8;
+        let (to, mask, or) = (self.register(to), self.register(mask), self.register(or));
+        self.a.add_instruction(Instruction::with4(code, to, mask, or, AND_OR)?)
+    }
+
+    pub(crate) fn ldtilecfg(&mut self, from: Mem) -> AsmResult<()> {
+        self.a.add_instruction(Instruction::with1(Code::VEX_Ldtilecfg_m512, from.operand())?)
     }
 
     /// Unsigned bytes from memory, one to a 32-bit lane.
@@ -452,7 +473,7 @@ impl Asm {
     }
 
     /// Constants that lie side by side.
-    fn constants(&mut self, bits: &[u32]) -> Mem {
+    pub(crate) fn constants(&mut self, bits: &[u32]) -> Mem {
         let at = self.pool.windows(bits.len()).position(|w| w == bits).unwrap_or_else(|| {
             self.pool.extend_from_slice(bits);
             self.pool.len() - bits.len()

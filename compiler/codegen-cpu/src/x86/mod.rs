@@ -6,6 +6,7 @@
 //!
 //! They are written once over a [`Level`]: 256-bit or 512-bit registers, and one of three ways to multiply bytes.
 
+mod amx;
 mod asm;
 mod attention;
 mod float;
@@ -13,6 +14,7 @@ mod int;
 mod math;
 pub(crate) mod rows;
 
+pub(crate) use amx::{BLOCK_ROWS, TILE, TILE_ROWS, TileKernel};
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
 pub(crate) use attention::{AHEAD, AttentionKernel};
 pub(crate) use float::FloatKernel;

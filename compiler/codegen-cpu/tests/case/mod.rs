@@ -4,12 +4,16 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod attention_cases;
+#[path = "../emulate/mod.rs"]
+pub(crate) mod emulate;
 pub(crate) mod linear_cases;
+pub(crate) mod rounded;
 pub(crate) mod row_cases;
 
 use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_kernel::{KernelSpec, reference};
+pub(crate) use emulate::host_targets;
 
 /// One argument slot.
 #[derive(Clone, Debug)]
@@ -169,6 +173,7 @@ impl Case {
             let found =
                 unsafe { image.call(&name, table, middle, self.grid) && image.call(&name, table, 0, middle) };
             assert!(found, "no kernel {name}");
+            assert!(!emulate::tiles_in_use(), "{name} leaves tiles configured");
         })
     }
 
@@ -266,9 +271,4 @@ impl Random {
     pub(crate) fn f32s(&mut self, n: usize, scale: f32) -> Vec<f32> {
         (0..n).map(|_| self.unit() * scale).collect()
     }
-}
-
-/// Every target this machine runs.
-pub(crate) fn host_targets() -> Vec<attar_codegen_cpu::Target> {
-    attar_codegen_cpu::Target::ALL.into_iter().filter(|t| t.runs_here()).collect()
 }
