@@ -224,9 +224,12 @@ fn code_is_self_contained_and_uses_the_dot_product() {
                 // Per group: 4 quads of channels by 8 quads of inputs, or those of 4 rows by 8 quads of inputs.
                 if format.wants_int8_activations() {
                     match target {
-                        Target::Aarch64Dotprod | Target::Aarch64I8mm => {
-                            assert_eq!(dots("sdot"), 32, "{text}")
+                        // An inner function for four rows at once, else as with dot products.
+                        Target::Aarch64I8mm if rows == RowTile::Many => {
+                            let smmla = inner[0].lines().filter(|l| l.starts_with("smmla")).count();
+                            assert_eq!((smmla, dots("sdot")), (64, 0), "{text}");
                         }
+                        Target::Aarch64Dotprod | Target::Aarch64I8mm => assert_eq!(dots("sdot"), 32, "{text}"),
                         Target::Aarch64 => assert_eq!(dots("smull"), 64, "{text}"),
                         Target::X86_64V2 => assert_eq!(dots("pmaddwd"), 64, "{text}"),
                         // Inner functions have a test of their own.
