@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use attar_passes as _;
 
 /// Folder, package, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 12] = [
+const CRATES: [(&str, &str, &[&str]); 13] = [
     ("runtime/format", "attar-format", &[]),
     ("runtime/artifact", "attar-artifact", &["attar-format"]),
     ("runtime/engine", "attar-runtime", &["attar-artifact", "attar-format"]),
@@ -46,6 +46,7 @@ const CRATES: [(&str, &str, &[&str]); 12] = [
         "attar-tests",
         &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-ir", "attar-pass", "attar-passes"],
     ),
+    ("benches", "attar-benches", &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-kernel"]),
 ];
 
 fn root() -> PathBuf {
@@ -83,7 +84,7 @@ fn files(below: &str) -> Vec<String> {
 }
 
 fn rust_files() -> Vec<String> {
-    let folders = ["compiler", "passes", "runtime", "tests"];
+    let folders = ["benches", "compiler", "passes", "runtime", "tests"];
     folders.iter().flat_map(|f| files(f)).filter(|f| f.ends_with(".rs")).collect()
 }
 

@@ -18,7 +18,7 @@
 use super::cache::{Cache, CacheArgs};
 use super::quantize::{QUADS, layout_of, some_groups};
 use crate::lanes::{F32x4, FloatCmp, IntCmp, Lanes, Scalar, Var};
-use crate::x86::{AttentionKernel, Level};
+use crate::x86::{AHEAD, AttentionKernel, Level};
 use attar_artifact::manifest::KvType;
 use attar_kernel::{ActInt8Layout, Activation, AttentionSpec};
 
@@ -321,9 +321,8 @@ struct Wide {
     soften: Vec<u8>,
     /// For a block of rows, and for one.
     mix: [Vec<u8>; 2],
-    /// Addresses of the span's pages, and one more that is only asked for.
-    keys: Scalar,
-    values: Scalar,
+    /// Addresses of the span's keys page by page, then of its values, then of keys that come after it and are only asked for.
+    blocks: Scalar,
 }
 
 impl Wide {
@@ -331,13 +330,12 @@ impl Wide {
         let kernel = Level::of(cx.target()).and_then(|level| AttentionKernel::new(level, spec));
         let Some(kernel) = kernel else { return Ok(None) };
         let failed = |e: iced_x86::IcedError| format!("bug: inner function: {e}");
-        let list = (spec.span / spec.page_len + 1) * 8;
+        let list = 2 * (spec.span / spec.page_len) + AHEAD;
         Ok(Some(Wide {
             scores: kernel.scores(block).map_err(failed)?,
             soften: kernel.soften().map_err(failed)?,
             mix: [kernel.mix(block).map_err(failed)?, kernel.mix(1).map_err(failed)?],
-            keys: cx.scratch(list),
-            values: cx.scratch(list),
+            blocks: cx.scratch(list * 8),
         }))
     }
 }
@@ -572,11 +570,16 @@ impl<'a> Rows<'a> {
         count: Scalar,
         (low, high): (Scalar, Scalar),
     ) {
+        let last_row = cx.iadd_imm(count, -1);
+        let last_end = load_index(cx, self.end, last_row);
         let page_len = self.cache.page_len;
         let zero = cx.int(0);
         let first_page = cx.udiv_imm(low, page_len as u32);
         let past = cx.iadd_imm(high, page_len as i64 - 1);
         let past_page = cx.udiv_imm(past, page_len as u32);
+        let pages = cx.isub(past_page, first_page);
+        let last_page = cx.iadd_imm(last_end, page_len as i64 - 1);
+        let last_page = cx.udiv_imm(last_page, page_len as u32);
         let before = cx.udiv_imm(start, page_len as u32);
         let blocks = |cx: &mut Lanes<'_>, page: Scalar| {
             let index = cx.iadd(before, page);
@@ -587,11 +590,11 @@ impl<'a> Rows<'a> {
             let (keys, values) = blocks(cx, page);
             let scales = self.copy_scales(cx, page, keys, values);
             if let Some(wide) = &self.wide {
-                let (key, value) = (cx.offset(wide.keys, page, 8), cx.offset(wide.values, page, 8));
+                let place = cx.isub(page, first_page);
+                let key = cx.offset(wide.blocks, place, 8);
+                let value = cx.offset(key, pages, 8);
                 cx.store_i64(keys, key, 0);
                 cx.store_i64(values, value, 0);
-                // The values are read after the last keys; nothing is known of what comes after them.
-                cx.store_i64(values, value, 8);
                 return;
             }
             let keys = self.convert(cx, keys);
@@ -603,17 +606,22 @@ impl<'a> Rows<'a> {
             });
         });
         if let Some(wide) = &self.wide {
-            let value = cx.offset(wide.values, first_page, 8);
-            let value = cx.load_i64(value, 0);
-            let past = cx.offset(wide.keys, past_page, 8);
-            cx.store_i64(value, past, 0);
-            let keys = cx.offset(wide.keys, first_page, 8);
-            let pages = cx.isub(past_page, first_page);
+            let end = cx.offset(wide.blocks, pages, 16);
+            for i in 0..AHEAD {
+                // The table has entries up to the last page that any of the rows sees.
+                let last = cx.iadd_imm(last_page, -1);
+                let next = cx.iadd(before, past_page);
+                let next = cx.iadd_imm(next, i as i64);
+                let next = cx.imin(next, last);
+                let block = self.cache.block(cx, table, next, head);
+                let keys = cx.iadd(args.keys, block);
+                cx.store_i64(keys, end, 8 * i as i32);
+            }
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 let q = cx.offset(self.q, row, self.spec.head_dim * 4);
                 let to = cx.offset(self.scores, row, self.spec.span * 4);
                 let to = cx.offset(to, first_page, page_len * 4);
-                cx.call_inner(wide.scores.clone(), &[q, keys, pages, to]);
+                cx.call_inner(wide.scores.clone(), &[q, wide.blocks, pages, to]);
             });
         }
         cx.for_range(zero, count, 1, |cx, row| self.soften(cx, row));
@@ -633,7 +641,9 @@ impl<'a> Rows<'a> {
                     cx.if_(some, |cx| {
                         let page = cx.udiv_imm(from, page_len as u32);
                         let place = cx.urem_imm(from, page_len as u32);
-                        let list = cx.offset(wide.values, page, 8);
+                        let page = cx.isub(page, first_page);
+                        let page = cx.iadd(page, pages);
+                        let list = cx.offset(wide.blocks, page, 8);
                         let weights = cx.offset(weights, from, 4);
                         let positions = cx.isub(to, from);
                         cx.call_inner(code, &[weights, list, place, positions, sums]);

@@ -3,16 +3,18 @@
 //! Scores and sums are one product of matrices, `C[rows, columns] += A[rows, depth] * B[depth, columns]`: B is a block of the
 //! cache (keys are `[Dh, page_len]`, values `[page_len, Dh]`), converted on its way into registers, and A is broadcast. Every
 //! element of C has one accumulator over ascending depth, so the number of rows does not change a result. Blocks are
-//! given as a list of addresses, one per page; while one is read, the next is asked for.
+//! given as a list of addresses, one per page; while one is read, the one [`AHEAD`] places later is asked for.
 
 use super::asm::AsmResult;
-use super::{Asm, Level, Mem, V};
+use super::{Asm, Level, Mem, Src, V};
 use attar_artifact::manifest::KvType;
 use attar_kernel::AttentionSpec;
 use iced_x86::code_asm::{
     AsmRegister64, dword_ptr, ptr, qword_ptr, r8, r9, r10, r12, rax, rbp, rbx, rcx, rdi, rdx, rsi, xmm0,
 };
 
+/// How far ahead blocks are asked for: memory answers later than one block is worked off.
+pub(crate) const AHEAD: usize = 2;
 /// Positions whose weights are summed side by side.
 const STRIDE: usize = 16;
 
@@ -43,8 +45,8 @@ impl<'a> AttentionKernel<'a> {
 
     /// Columns of C that are computed together, in vectors: pieces of `total` that leave room for the rows.
     fn pieces(&self, rows: usize, total: usize) -> Vec<(usize, usize)> {
-        // One register is kept for A.
-        let registers = if self.level.is_512() { 31 } else { 15 };
+        // With 256 bits a register is kept for A.
+        let registers = if self.level.is_512() { 32 } else { 15 };
         let most = (registers / (rows + 1)).clamp(1, 4);
         let count = total.div_ceil(most);
         let each = total.div_ceil(count);
@@ -82,21 +84,28 @@ impl<'a> AttentionKernel<'a> {
     ) -> AsmResult<()> {
         let lanes = self.level.lanes();
         let first = (rows * count) as u8;
-        let broadcast = if self.level.is_512() { V(31) } else { V(15) };
         for v in 0..count {
             let at = b_offset + (start + v) * lanes * self.element();
             self.load(s, V(first + v as u8), Mem::at(b, at))?;
         }
         for r in 0..rows {
-            s.broadcast(broadcast, Mem::at(a, r * a_stride + a_offset))?;
+            let a = Mem::at(a, r * a_stride + a_offset);
+            // A broadcast of its own costs as much as a product; one within the product costs nothing.
+            let a = if self.level.is_512() {
+                Src::Bcst(a)
+            } else {
+                s.broadcast(V(15), a)?;
+                Src::Reg(V(15))
+            };
             for v in 0..count {
-                s.vfmadd231ps(V((r * count + v) as u8), broadcast, V(first + v as u8))?;
+                s.vfmadd231ps(V((r * count + v) as u8), V(first + v as u8), a)?;
             }
         }
         Ok(())
     }
 
-    /// Asks for `bytes` bytes of the next block, as far into it as `at` is into this one: `next` is the distance between them.
+    /// Asks for `bytes` bytes of a later block, as far into it as `at` is into this one: `next` is the distance between
+    /// them. Into the second-level cache, since the first cannot wait for as many lines as memory can deliver.
     fn prefetch(
         &self,
         s: &mut Asm,
@@ -106,12 +115,12 @@ impl<'a> AttentionKernel<'a> {
         bytes: usize,
     ) -> AsmResult<()> {
         for line in (offset..offset + bytes).step_by(64) {
-            s.a.prefetcht0(ptr(at + next + line as i32))?;
+            s.a.prefetcht1(ptr(at + next + line as i32))?;
         }
         Ok(())
     }
 
-    /// Scores of `rows` rows. Arguments: scaled queries f32 `[rows, Dh]`, addresses of the pages' keys and of one block more, pages,
+    /// Scores of `rows` rows. Arguments: scaled queries f32 `[rows, Dh]`, addresses of the pages' keys and of [`AHEAD`] blocks more, pages,
     /// scores f32 `[rows, span]` at the first page.
     pub(crate) fn scores(&self, rows: usize) -> AsmResult<Vec<u8>> {
         const UNROLL: usize = 4;
@@ -126,7 +135,7 @@ impl<'a> AttentionKernel<'a> {
                     s.zero(V(i as u8))?;
                 }
                 s.a.mov(r8, qword_ptr(rsi))?;
-                s.a.mov(rbx, qword_ptr(rsi + 8))?;
+                s.a.mov(rbx, qword_ptr(rsi + 8 * AHEAD as i32))?;
                 s.a.sub(rbx, r8)?;
                 s.a.mov(rax, rdi)?;
                 s.a.mov(r9, (dh / UNROLL) as i64)?;
@@ -169,7 +178,7 @@ impl<'a> AttentionKernel<'a> {
     }
 
     /// Adds the weighted values of some positions to the sums of `rows` rows. Arguments: weights f32 `[rows, span]` at the first
-    /// position, addresses of the pages' values from the first position's on and of one block more, place of the
+    /// position, addresses of the pages' values from the first position's on and of [`AHEAD`] blocks more, place of the
     /// first position in its page, positions (at least 1), sums f32 `[rows, Dh]`.
     pub(crate) fn mix(&self, rows: usize) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
@@ -198,7 +207,7 @@ impl<'a> AttentionKernel<'a> {
             s.a.cmovg(rbp, rbx)?;
             s.a.sub(rbx, rbp)?;
             s.a.imul_3(r10, r12, row_bytes as i32)?;
-            s.a.mov(r12, qword_ptr(r9 + 8))?;
+            s.a.mov(r12, qword_ptr(r9 + 8 * AHEAD as i32))?;
             s.a.sub(r12, qword_ptr(r9))?;
             s.a.add(r10, qword_ptr(r9))?;
             s.a.add(r9, 8)?;
