@@ -139,6 +139,8 @@ fn tile_products_are_those_of_operands_in_bf16() {
         (&formats::W8, 48, 576, 545),
         (&formats::N4, 288, 16384, 18),
         (&formats::W8, 35, 8224, 300),
+        (&formats::BF16, 35, 352, 70),
+        (&formats::BF16, 48, 8224, 49),
     ] {
         let spec = LinearSpec { format, n, k, rows: RowTile::Many, bias: false, epilogue: Epilogue::Store };
         let case = linear_cases::case(3, spec, rows);
@@ -148,13 +150,16 @@ fn tile_products_are_those_of_operands_in_bf16() {
         let (Arg::Input(x), Arg::Input(weights)) = (&case.args[0], &case.args[1]) else { unreachable!() };
         let weights = Encoded::unpack(format, n, k, weights).unwrap();
         let layout = ActInt8Layout::new(k);
-        let x: Vec<Vec<f32>> = x
-            .chunks(layout.stride)
-            .map(|row| {
-                let scales = f32s(&row[layout.scales_offset..layout.sums_offset]);
-                (0..k).map(|i| rounded(f32::from(row[i] as i8) * scales[i / 32])).collect()
-            })
-            .collect();
+        let x: Vec<Vec<f32>> = if format.is_uncompressed() {
+            f32s(x).chunks(k).map(|row| row.iter().map(|v| rounded(*v)).collect()).collect()
+        } else {
+            x.chunks(layout.stride)
+                .map(|row| {
+                    let scales = f32s(&row[layout.scales_offset..layout.sums_offset]);
+                    (0..k).map(|i| rounded(f32::from(row[i] as i8) * scales[i / 32])).collect()
+                })
+                .collect()
+        };
         let mut w = vec![0.0; k];
         for c in 0..n {
             weights.decode_row(c, &mut w);
@@ -224,6 +229,11 @@ fn code_is_self_contained_and_uses_the_dot_product() {
                 // Per group: 4 quads of channels by 8 quads of inputs, or those of 4 rows by 8 quads of inputs.
                 if format.wants_int8_activations() {
                     match target {
+                        // An inner function for four rows at once, else as with dot products.
+                        Target::Aarch64I8mm if rows == RowTile::Many => {
+                            let smmla = inner[0].lines().filter(|l| l.starts_with("smmla")).count();
+                            assert_eq!((smmla, dots("sdot")), (64, 0), "{text}");
+                        }
                         Target::Aarch64Dotprod | Target::Aarch64I8mm => {
                             assert_eq!(dots("sdot"), 32, "{text}")
                         }

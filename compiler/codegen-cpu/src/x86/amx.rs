@@ -6,7 +6,8 @@
 //! them ([`TileKernel::multiply`]), 32 rows by 32 channels at a time in four accumulating tiles.
 //!
 //! Activations and weights are rounded to bf16 with their scales folded in. So sums differ from those of the integer
-//! kernels by a relative 2^-9 per factor, and a launch of 17 rows gives other bits than one of 16.
+//! kernels by a relative 2^-9 per factor, and a launch of 17 rows gives other bits than one of 16. Weights in bf16 are
+//! tiles as they are packed, and only activations are rounded.
 //!
 //! Byte tiles multiply twice as fast, but weights and activations have a scale for every 32 inputs: sums would have to
 //! leave the tiles after each step, which costs more than the faster product gains. That was measured on a Sapphire
@@ -15,7 +16,7 @@
 
 use super::asm::AsmResult;
 use super::{Asm, Level, Mem, Src, V};
-use attar_format::{CHANNELS, PackedLayout, Scale, Value};
+use attar_format::{CHANNELS, DType, PackedLayout, Scale, Value};
 use attar_kernel::ActInt8Layout;
 use iced_x86::code_asm::{
     AsmRegister64, AsmRegisterTmm, byte_ptr, eax, ebx, ptr, r8, r9, r10, r11, rax, rbp, rbx, rcx, rdi, rdx,
@@ -51,8 +52,37 @@ struct Decoder {
 }
 
 impl TileKernel<'_> {
+    /// Whether there are tile kernels for a tensor's weights.
+    pub(crate) fn exists(layout: &PackedLayout) -> bool {
+        layout.k.is_multiple_of(GROUP)
+            && match layout.format.value {
+                Value::Int8 | Value::Table4 => true,
+                Value::Float(dtype) => dtype == DType::BF16,
+            }
+    }
+
     fn table_format(&self) -> bool {
         self.layout.format.value == Value::Table4
+    }
+
+    /// Whether weights are tiles already.
+    pub(crate) fn is_unpacked(&self) -> bool {
+        self.layout.format.is_uncompressed()
+    }
+
+    /// Groups of inputs.
+    pub(crate) fn groups(layout: &PackedLayout) -> usize {
+        layout.k / GROUP
+    }
+
+    /// Bytes from one row of activations to the next.
+    pub(crate) fn x_stride(&self) -> usize {
+        if self.is_unpacked() { 4 * self.layout.k } else { ActInt8Layout::new(self.layout.k).stride }
+    }
+
+    /// Bytes of a group of a row of activations.
+    pub(crate) fn x_group_bytes(&self) -> usize {
+        if self.is_unpacked() { 4 * GROUP } else { GROUP }
     }
 
     /// Bytes of packed activations of `groups` groups for one block of rows.
@@ -60,10 +90,10 @@ impl TileKernel<'_> {
         groups * 2 * TILE
     }
 
-    /// Lays `groups` groups of int8 activations out in tiles, `[rows / 32][groups][2][16][32]` bf16. Arguments: x at the
-    /// first of the groups, its scales, tiles, rows. Rows beyond the last are left as they are.
+    /// Lays `groups` groups of activations (f32 for weights in bf16, else int8) out in tiles,
+    /// `[rows / 32][groups][2][16][32]` bf16. Arguments: x at the first of the groups, its scales where there are any,
+    /// tiles, rows. Rows beyond the last are left as they are.
     pub(crate) fn pack_rows(&self, groups: usize) -> AsmResult<Vec<u8>> {
-        let x = ActInt8Layout::new(self.layout.k);
         let mut s = Asm::new(self.level)?;
         let (low, high, scale) = (V(0), V(1), V(2));
         let (codes, scales, to, left) = (rax, r8, r9, r10);
@@ -76,20 +106,25 @@ impl TileKernel<'_> {
             s.a.mov(to, rdx)?;
             s.a.mov(left, groups as i64)?;
             s.repeat(left, 1, |s| {
-                s.broadcast(scale, Mem::at(scales, 0))?;
-                for (half, at) in [(low, 0), (high, GROUP / 2)] {
-                    s.vpmovsxbd(half, Mem::at(codes, at))?;
-                    s.vcvtdq2ps(half, half)?;
-                    s.vmulps(half, half, scale)?;
+                if self.is_unpacked() {
+                    s.vmovups(low, Mem::at(codes, 0))?;
+                    s.vmovups(high, Mem::at(codes, 2 * GROUP))?;
+                } else {
+                    s.broadcast(scale, Mem::at(scales, 0))?;
+                    for (half, at) in [(low, 0), (high, GROUP / 2)] {
+                        s.vpmovsxbd(half, Mem::at(codes, at))?;
+                        s.vcvtdq2ps(half, half)?;
+                        s.vmulps(half, half, scale)?;
+                    }
+                    s.a.add(scales, 4)?;
                 }
                 s.vcvtne2ps2bf16(low, high, low)?;
                 s.store(Mem::at(to, 0), low)?;
-                s.a.add(codes, GROUP as i32)?;
-                s.a.add(scales, 4)?;
+                s.a.add(codes, self.x_group_bytes() as i32)?;
                 s.a.add(to, 2 * TILE as i32)
             })?;
-            s.a.add(rdi, x.stride as i32)?;
-            s.a.add(rsi, x.stride as i32)?;
+            s.a.add(rdi, self.x_stride() as i32)?;
+            s.a.add(rsi, self.x_stride() as i32)?;
             s.a.add(rdx, 64)?;
             s.a.add(rbx, 64)?;
             // The 32 rows of a block follow each other; the next block stands behind the other groups.
@@ -132,7 +167,7 @@ impl TileKernel<'_> {
     }
 
     /// Multiplies rows with a panel of weights. Arguments: the activations' tiles at the first of the panel's groups, the
-    /// weights' tiles, sums f32 `[rows][sums_stride]` (`blocks` blocks of them), rows, groups of the panel, and whether
+    /// weights' tiles (as unpacked, or the first block's codes), sums f32 `[rows][sums_stride]` (`blocks` blocks of them), rows, groups of the panel, and whether
     /// the sums begin: otherwise they go on. `x_groups` groups of activations lie between one block of rows and the
     /// next. Sums of rows up to the next multiple of [`TILE_ROWS`] are written.
     pub(crate) fn multiply(&self, blocks: usize, x_groups: usize, sums_stride: usize) -> AsmResult<Vec<u8>> {
@@ -152,7 +187,21 @@ impl TileKernel<'_> {
         s.a.set_label(&mut pair)?;
         s.a.cmp(rows, TILE_ROWS as i32)?;
         s.a.jle(single)?;
-        let step = Step { blocks, sums_stride, x, weights, sums, groups, begins, tile_stride, sum_stride };
+        let (block_step, group_step) =
+            if self.is_unpacked() { (self.layout.block_bytes, TILE) } else { (TILE, blocks * TILE) };
+        let step = Step {
+            blocks,
+            block_step,
+            group_step,
+            sums_stride,
+            x,
+            weights,
+            sums,
+            groups,
+            begins,
+            tile_stride,
+            sum_stride,
+        };
         step.rows(&mut s, 2)?;
         s.a.add(x, Self::block_bytes(x_groups) as i32)?;
         s.a.add(sums, (BLOCK_ROWS * sums_stride) as i32)?;
@@ -284,6 +333,10 @@ fn configuration() -> [u32; 16] {
 /// Registers of [`TileKernel::multiply`].
 struct Step {
     blocks: usize,
+    /// Bytes from a block's tile to the next block's.
+    block_step: usize,
+    /// Bytes from a group's tile to the next group's.
+    group_step: usize,
     sums_stride: usize,
     x: AsmRegister64,
     weights: AsmRegister64,
@@ -327,13 +380,16 @@ impl Step {
                 s.a.tileloadd(ACTIVATIONS[r], ptr(x + self.tile_stride + (r * TILE) as i32))?;
                 for b in 0..self.blocks {
                     if r == 0 {
-                        s.a.tileloadd(WEIGHTS[b], ptr(weights + self.tile_stride + (b * TILE) as i32))?;
+                        s.a.tileloadd(
+                            WEIGHTS[b],
+                            ptr(weights + self.tile_stride + (b * self.block_step) as i32),
+                        )?;
                     }
                     s.a.tdpbf16ps(SUMS[r][b], ACTIVATIONS[r], WEIGHTS[b])?;
                 }
             }
             s.a.add(x, 2 * TILE as i32)?;
-            s.a.add(weights, (self.blocks * TILE) as i32)
+            s.a.add(weights, self.group_step as i32)
         })?;
         for (r, tiles) in SUMS.iter().enumerate().take(row_tiles) {
             for (b, tile) in tiles.iter().enumerate().take(self.blocks) {

@@ -13,7 +13,6 @@ pub(crate) mod row_cases;
 use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_kernel::{KernelSpec, reference};
-pub(crate) use emulate::host_targets;
 
 /// One argument slot.
 #[derive(Clone, Debug)]
@@ -271,4 +270,9 @@ impl Random {
     pub(crate) fn f32s(&mut self, n: usize, scale: f32) -> Vec<f32> {
         (0..n).map(|_| self.unit() * scale).collect()
     }
+}
+
+/// Targets whose kernels this machine runs, one way or the other.
+pub(crate) fn host_targets() -> Vec<attar_codegen_cpu::Target> {
+    emulate::host_targets()
 }

@@ -3,6 +3,7 @@
 use super::{Case, Check, f32s};
 use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::Target;
+use attar_format::formats;
 use attar_kernel::{ActInt8Layout, KernelSpec, RowTile};
 
 /// Rows up to which the integer kernels compute on any target.
@@ -23,7 +24,8 @@ impl Case {
         let rows = self.args.len().checked_sub(2).map(|slot| &self.args[slot]);
         target == Target::SapphireRapids
             && spec.rows == RowTile::Many
-            && spec.format.wants_int8_activations()
+            && spec.format != &formats::F32
+            && spec.k.is_multiple_of(32)
             && matches!(rows, Some(super::Arg::Number(rows)) if *rows > FEW)
     }
 

@@ -43,7 +43,7 @@ impl Plan {
         let stride = |items: usize| {
             let bytes = items * blocks * BLOCK_SUMS;
             // An odd number of cache lines: strides of powers of two would meet in few sets of the cache.
-            bytes + if bytes % 128 == 0 { 64 } else { 0 }
+            bytes + if bytes.is_multiple_of(128) { 64 } else { 0 }
         };
         // Two blocks to a panel, even where an item has an odd number.
         let items = 1 + blocks % 2;
@@ -104,10 +104,10 @@ impl<'a> Tiles<'a> {
         blocks: usize,
     ) -> Option<Tiles<'a>> {
         let level = level.filter(|l| l.amx && rows == RowTile::Many)?;
-        if !layout.format.wants_int8_activations() {
+        if !TileKernel::exists(layout) {
             return None;
         }
-        let plan = Plan::new(layout.groups, blocks);
+        let plan = Plan::new(TileKernel::groups(layout), blocks);
         let x_tiles = cx.scratch(plan.rows / BLOCK_ROWS * TileKernel::block_bytes(plan.groups));
         let panel = cx.scratch(2 * PANEL_GROUPS * TILE);
         let sums = cx.scratch(plan.rows.next_multiple_of(TILE_ROWS) * plan.sums_stride);
@@ -117,14 +117,14 @@ impl<'a> Tiles<'a> {
     /// The whole launch.
     pub(super) fn emit(&self, spec: &LinearSpec, cx: &mut Lanes<'_>, o: &Operands<'_>) -> Result<(), String> {
         let Plan { rows, items, groups, sums_stride } = self.plan;
-        let x_stride = ActInt8Layout::new(self.layout.k).stride;
+        let x_stride = self.kernel().x_stride();
         let first_block = cx.iadd_imm(o.weights, self.layout.header_bytes as i64);
         let (zero, begin, end) = (cx.int(0), cx.begin(), cx.end());
         let mut outcome = Ok(());
         cx.for_range(zero, o.epilogue.total_rows, rows as i64, |cx, first| {
             let count = at_most(cx, o.epilogue.total_rows, first, rows);
             let x = cx.offset(o.x, first, x_stride);
-            let whole = groups == self.layout.groups;
+            let whole = groups == TileKernel::groups(self.layout);
             if whole {
                 outcome = self.pack_rows(cx, x, count, 0, groups);
             }
@@ -167,14 +167,14 @@ impl<'a> Tiles<'a> {
     ) -> Result<(), iced_x86::IcedError> {
         let scales = ActInt8Layout::new(self.layout.k).scales_offset + 4 * first;
         let scales = cx.iadd_imm(x, scales as i64);
-        let x = cx.iadd_imm(x, (first * ActInt8Layout::GROUP) as i64);
+        let x = cx.iadd_imm(x, (first * self.kernel().x_group_bytes()) as i64);
         cx.call_inner(self.kernel().pack_rows(groups)?, &[x, scales, self.x_tiles, rows]);
         Ok(())
     }
 
     /// Sums of some items' blocks for a chunk of rows; `packed` tells that the rows' tiles are there already.
     fn contract(&self, cx: &mut Lanes<'_>, p: &Piece, packed: bool) -> Result<(), iced_x86::IcedError> {
-        for (first, groups) in pieces(self.layout.groups, self.plan.groups) {
+        for (first, groups) in pieces(TileKernel::groups(self.layout), self.plan.groups) {
             if !packed {
                 self.pack_rows(cx, p.x, p.rows, first, groups)?;
             }
@@ -198,7 +198,8 @@ impl<'a> Tiles<'a> {
     fn panel_code(&self, blocks: usize, groups: usize) -> Result<PanelCode, iced_x86::IcedError> {
         let kernel = self.kernel();
         let multiply = kernel.multiply(blocks, groups, self.plan.sums_stride)?;
-        Ok(PanelCode { unpack: kernel.unpack(blocks)?, multiply })
+        let unpack = (!kernel.is_unpacked()).then(|| kernel.unpack(blocks)).transpose()?;
+        Ok(PanelCode { unpack, multiply })
     }
 
     /// The block at `b`, and the next if the code is for two, over a span of inputs.
@@ -211,19 +212,26 @@ impl<'a> Tiles<'a> {
         for (within, count) in pieces(span.groups, PANEL_GROUPS) {
             let group = span.first + within;
             let codes = cx.iadd_imm(block, (layout.codes_offset + group * group_bytes) as i64);
-            let fields = cx.iadd_imm(block, (layout.fields_offset + group * field_bytes) as i64);
             let begins = cx.int(i64::from(group == 0));
             let count = cx.int(count as i64);
-            cx.call_inner(code.unpack.clone(), &[codes, fields, block, p.header, self.panel, count]);
+            let weights = match &code.unpack {
+                Some(unpack) => {
+                    let fields = cx.iadd_imm(block, (layout.fields_offset + group * field_bytes) as i64);
+                    cx.call_inner(unpack.clone(), &[codes, fields, block, p.header, self.panel, count]);
+                    self.panel
+                }
+                None => codes,
+            };
             let x = cx.iadd_imm(self.x_tiles, (within * 2 * TILE) as i64);
-            cx.call_inner(code.multiply.clone(), &[x, self.panel, sums, p.rows, count, begins]);
+            cx.call_inner(code.multiply.clone(), &[x, weights, sums, p.rows, count, begins]);
         }
     }
 }
 
 /// Inner functions for panels of some number of blocks.
 struct PanelCode {
-    unpack: Vec<u8>,
+    /// `None` where weights are tiles as they are.
+    unpack: Option<Vec<u8>>,
     multiply: Vec<u8>,
 }
 
@@ -246,7 +254,7 @@ mod tests {
                 let bytes =
                     plan.rows * (TileKernel::block_bytes(plan.groups) / BLOCK_ROWS + plan.sums_stride);
                 assert!(bytes <= ROOM, "{plan:?} takes {bytes}");
-                assert!(plan.rows >= LEAST_ROWS && plan.rows % BLOCK_ROWS == 0, "{plan:?}");
+                assert!(plan.rows >= LEAST_ROWS && plan.rows.is_multiple_of(BLOCK_ROWS), "{plan:?}");
                 assert!(plan.groups > 0 && plan.groups <= groups, "{plan:?}");
                 assert!(plan.sums_stride >= plan.items * blocks * BLOCK_SUMS, "{plan:?}");
                 assert_eq!(plan.sums_stride / 64 % 2, 1, "{plan:?}");
