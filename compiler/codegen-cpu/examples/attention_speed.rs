@@ -7,7 +7,6 @@ use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob};
 use attar_kernel::{Activation, AttentionSpec, KernelSpec};
-use std::time::Instant;
 
 const PAGE_LEN: usize = 32;
 
@@ -56,7 +55,7 @@ impl Bench {
             KernelSpec::AttentionMerge { attention: spec, out },
         ];
         let image = ExecImage::load(&compile_blob(target, &specs).unwrap()).unwrap();
-        let pages = context.div_ceil(PAGE_LEN);
+        let pages = context.div_ceil(PAGE_LEN).next_multiple_of(KvType::RUN);
         let block = kv.block_bytes(head_dim, PAGE_LEN);
         let bytes = pages * kv_heads * block * layers;
         let unit = numbers(1 << 14, 5);
@@ -138,8 +137,8 @@ impl Bench {
                                 seqs.as_ptr() as u64,
                                 self.table.as_ptr() as u64,
                                 self.table.len() as u64,
-                                keys + l * layer_bytes,
-                                values + l * layer_bytes,
+                                keys + l % stored * layer_bytes,
+                                values + l % stored * layer_bytes,
                                 partials_at,
                                 spans as u64,
                             ];
@@ -247,13 +246,14 @@ fn main() {
         }
     }
     for (heads, kv_heads, dh) in [(9, 3, 64), (32, 8, 64)] {
-        for (context, bytes) in [(512, 1 << 19), (4096, 256 << 20)] {
+        for (context, bytes) in [(4096, 256 << 20)] {
             let layers = (bytes / (2 * context * kv_heads * dh * 2)).max(1);
             let b = Bench::new(target, heads, kv_heads, dh, kv, context, layers);
             for threads in [1] {
                 let bytes = (2 * layers * b.layer_bytes()) as f64;
                 let turns = layers.max(200);
-                let (seconds, read) = (b.decode(context, turns, threads) * layers as f64 / turns as f64, b.read(threads));
+                let (seconds, read) =
+                    (b.decode(context, turns, threads) * layers as f64 / turns as f64, b.read(threads));
                 println!(
                     "{heads}/{kv_heads}x{dh} decode at {context}, {threads} threads: {:.1} GB/s of {:.1} read ({:.0} %), {:.1} us a layer",
                     bytes / seconds / 1e9 * threads as f64,

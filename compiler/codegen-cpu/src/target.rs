@@ -116,6 +116,11 @@ impl Target {
         }
     }
 
+    /// Whether many rows are multiplied with other arithmetic than few: tiles of bf16 instead of bytes.
+    pub fn prefill_differs(self) -> bool {
+        self == Target::SapphireRapids
+    }
+
     pub fn arch(self) -> Arch {
         match self {
             Target::X86_64V2

@@ -46,6 +46,7 @@ pub(crate) fn write(
             target: blob.target.name().to_owned(),
             features: blob.features.iter().map(|f| (*f).to_owned()).collect(),
             entries: blob.entries.clone(),
+            prefill_differs: blob.target.prefill_differs(),
         };
         writer.add_section(kind, &blob.bytes).map_err(artifact)?;
     }

@@ -32,6 +32,10 @@ pub struct OpenOptions {
     /// Bytes that kernels prefetch ahead of the weights they read, 0 to 65536; by default tuned for this machine when the
     /// first engine or session is made, in a few milliseconds. Results do not depend on it.
     pub prefetch_bytes: Option<u32>,
+    /// Logits are the same bits whatever the number of threads, the rest of a batch, and the way a prompt is cut into
+    /// steps. On most targets they always are; where a prompt's kernels have arithmetic of their own (AMX), prompts are
+    /// read by the slower kernels of small batches.
+    pub deterministic: bool,
 }
 
 /// Where the time of opening went. Weights and texts are read at the same time, on different threads.
@@ -178,7 +182,10 @@ impl Model {
         let code_start = Instant::now();
         let code = Code::load(&artifact, options.target.as_deref())?;
         opening.code = code_start.elapsed();
-        let programs = artifact.programs("cpu").unwrap_or_default().to_vec();
+        let mut programs = artifact.programs("cpu").unwrap_or_default().to_vec();
+        if options.deterministic && code.prefill_differs {
+            programs.retain(|p| p.kind != ProgramKind::Prefill);
+        }
         let manifest = artifact.manifest().clone();
         // Reading the tokenizer takes about as long as copying small weights: both at once.
         let (texts, weights) = std::thread::scope(|scope| {

@@ -55,6 +55,9 @@ pub struct Bench {
     /// Use the weights as mapped from the file instead of copying them into huge pages
     #[arg(long)]
     mmap: bool,
+    /// The same logits, bit by bit, for any number of threads, batch and cut of the prompt (slower only with AMX)
+    #[arg(long)]
+    deterministic: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -143,7 +146,12 @@ impl Bench {
             profiles: Vec::new(),
         };
         for (i, threads) in counts.into_iter().enumerate() {
-            let open = OpenArgs { threads, target: self.target.clone(), mmap: self.mmap };
+            let open = OpenArgs {
+                threads,
+                target: self.target.clone(),
+                mmap: self.mmap,
+                deterministic: self.deterministic,
+            };
             let start = Instant::now();
             let model = open.open(&self.file)?;
             if i == 0 {

@@ -66,7 +66,7 @@ impl Quickstart {
         terminal.line(indented(&render(&report)))?;
 
         terminal.line("\n3. How good it is")?;
-        let open = OpenArgs { threads: self.threads, target: None, mmap: false };
+        let open = OpenArgs { threads: self.threads, target: None, mmap: false, deterministic: false };
         let model = open.open(&output)?;
         let reference = f32_reference(&checkpoint, &folder, &open, terminal)?;
         let ours = perplexity(&model, "n4", terminal)?;

@@ -84,10 +84,6 @@ impl Mem {
         Mem { base, index: None, disp: disp as i64 }
     }
 
-    pub(crate) fn indexed(base: AsmRegister64, index: AsmRegister64, scale: u32, disp: usize) -> Mem {
-        Mem { base, index: Some((index, scale)), disp: disp as i64 }
-    }
-
     /// `bytes` before an address.
     pub(crate) fn below(base: AsmRegister64, bytes: usize) -> Mem {
         Mem { base, index: None, disp: -(bytes as i64) }
@@ -232,11 +228,9 @@ impl Asm {
         vfmadd213ps VEX_Vfmadd213ps_ymm_ymm_ymmm256 EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er;
         vpaddd VEX_Vpaddd_ymm_ymm_ymmm256 EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
         vpsubd VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32;
-        vpmulld VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32;
         vpmaxsd VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32;
         vpaddb VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512;
         vpand VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32;
-        vpor VEX_Vpor_ymm_ymm_ymmm256 EVEX_Vpord_zmm_k1z_zmm_zmmm512b32;
         vpxor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32;
         /// Within each 128 bits: bytes of `a` picked by `b`.
         vpshufb VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;

@@ -98,7 +98,12 @@ pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
             args.push(Arg::Input(bytes_of(&seqs)));
             args.push(Arg::Input(bytes_of(&tables)));
             args.push(Arg::Number(pages_each as u64));
-            let cache = vec![0; pages * q.kv_heads * q.kv.block_bytes(q.head_dim, q.page_len)];
+            let cache = vec![
+                0;
+                pages.next_multiple_of(KvType::RUN)
+                    * q.kv_heads
+                    * q.kv.block_bytes(q.head_dim, q.page_len)
+            ];
             let check = match q.kv {
                 KvType::F32 => Check::F32 { abs: 5e-5, rel: 5e-5 },
                 // A unit of rounding, and the flush of subnormals.

@@ -20,7 +20,7 @@ impl Shape {
     fn block(&self, table: &[u32], position: usize, head: usize) -> (usize, usize) {
         let page = table[position / self.page_len] as usize;
         let bytes = self.kv.block_bytes(self.head_dim, self.page_len);
-        ((page * self.kv_heads + head) * bytes, position % self.page_len)
+        (KvType::block_index(page, self.kv_heads, head) * bytes, position % self.page_len)
     }
 
     /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`.

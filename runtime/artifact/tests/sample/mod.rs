@@ -76,6 +76,7 @@ pub fn code(target: &str, features: &[&str]) -> SectionKind {
         target: target.to_owned(),
         features: features.iter().map(|f| (*f).to_owned()).collect(),
         entries: vec![entry("embed", 0), entry("head", 64)],
+        prefill_differs: false,
     }
 }
 

@@ -48,6 +48,7 @@ pub fn write_with(path: &Path, code: &[CodeSection<'_>], unused: &[u8]) {
             target: (*target).to_owned(),
             features: features.iter().map(|f| (*f).to_owned()).collect(),
             entries: vec![Entry { kernel: "successor".to_owned(), offset: 0, len: bytes.len() as u64 }],
+            prefill_differs: false,
         };
         w.add_section(kind, bytes).unwrap();
     }
