@@ -3,7 +3,6 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
-#[allow(dead_code, reason = "tests of kernels use the rest")]
 mod case;
 
 use attar_artifact::cpu::has_feature;

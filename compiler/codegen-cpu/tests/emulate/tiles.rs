@@ -160,12 +160,11 @@ fn bf16_row(c: &mut Tile, a: &Tile, b: &Tile, m: usize) {
             }
         }
     }
-    for n in 0..columns {
-        let at = 4 * n..4 * n + 4;
-        let old = c.data[m][at.clone()].try_into().unwrap();
-        let both = flushed(sums[0][n] + sums[1][n]);
-        let sum = flushed(flushed(f32::from_le_bytes(old)) + both);
-        c.data[m][at].copy_from_slice(&sum.to_le_bytes());
+    let [even, odd] = sums;
+    for (element, (even, odd)) in c.data[m][..c.row_bytes].chunks_exact_mut(4).zip(even.iter().zip(odd)) {
+        let old = f32::from_le_bytes([element[0], element[1], element[2], element[3]]);
+        let sum = flushed(flushed(old) + flushed(even + odd));
+        element.copy_from_slice(&sum.to_le_bytes());
     }
 }
 
