@@ -6,7 +6,7 @@
 use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob};
-use attar_kernel::{Activation, AttentionSpec, KernelSpec};
+use attar_kernel::{Activation, AttentionSpec, Epilogue, KernelSpec, LinearSpec, RowTile};
 
 const PAGE_LEN: usize = 32;
 
@@ -223,6 +223,44 @@ fn processor_time() -> f64 {
     time.seconds as f64 + time.nanoseconds as f64 * 1e-9
 }
 
+/// Seconds of the three steps of the materialised form of `tokens` tokens over `context` positions: a matrix product for the scores of each
+/// KV head's stacked query heads, a softmax of its rows, a matrix product with the values. Making keys and values the
+/// products' weights is not counted.
+fn materialised(
+    target: Target,
+    (heads, kv_heads, dh): (usize, usize, usize),
+    context: usize,
+    tokens: usize,
+) -> [f64; 3] {
+    let rows = tokens * heads / kv_heads;
+    let product = |n, k| {
+        let (format, epilogue) = (&attar_format::formats::F32, Epilogue::Store);
+        KernelSpec::Linear(LinearSpec { format, n, k, rows: RowTile::Many, bias: false, epilogue })
+    };
+    let specs = [product(context, dh), KernelSpec::Softmax { dim: context }, product(dh, context)];
+    let image = ExecImage::load(&compile_blob(target, &specs).unwrap()).unwrap();
+    let (q, keys, values) = (numbers(rows * dh, 3), numbers(context * dh, 4), numbers(context * dh, 5));
+    let (mut scores, mut weights) = (vec![0f32; rows * context], vec![0f32; rows * context]);
+    let mut out = vec![0f32; rows * dh];
+    let (scores, weights, out) =
+        (scores.as_mut_ptr() as u64, weights.as_mut_ptr() as u64, out.as_mut_ptr() as u64);
+    // Input, weight, output, rows, prefetch distance.
+    let first = [q.as_ptr() as u64, keys.as_ptr() as u64, scores, rows as u64, 0];
+    let second = [scores, weights];
+    let third = [weights, values.as_ptr() as u64, out, rows as u64, 0];
+    let items = |spec: &KernelSpec| if let KernelSpec::Linear(l) = spec { l.items() } else { rows };
+    let calls = [&first[..], &second[..], &third[..]];
+    std::array::from_fn(|i| {
+        let (args, grid) = (calls[i], items(&specs[i]));
+        let name = specs[i].name();
+        let seconds = best(3, || {
+            // SAFETY: the arguments are what the specs ask for.
+            unsafe { assert!(image.call(&name, args, 0, grid as u64)) };
+        });
+        seconds * kv_heads as f64
+    })
+}
+
 fn main() {
     let mut args = std::env::args().skip(1);
     let target = args.next().map_or_else(|| Target::native().unwrap(), |t| Target::by_name(&t).unwrap());
@@ -246,10 +284,17 @@ fn main() {
         }
     }
     for (heads, kv_heads, dh) in [(9, 3, 64), (32, 8, 64)] {
-        for (context, bytes) in [(4096, 256 << 20)] {
+        let [scores, softmax, sums] = materialised(target, (heads, kv_heads, dh), 8192, 512).map(|s| s * 1e3);
+        println!(
+            "{heads}/{kv_heads}x{dh} prefill 512 of 8192, materialised: {:.1} ms a layer ({scores:.1} scores, {softmax:.1} softmax, {sums:.1} sums)",
+            scores + softmax + sums
+        );
+    }
+    for (heads, kv_heads, dh) in [(9, 3, 64), (32, 8, 64)] {
+        for (context, bytes) in [(4096, 256 << 20), (8192, 256 << 20)] {
             let layers = (bytes / (2 * context * kv_heads * dh * 2)).max(1);
             let b = Bench::new(target, heads, kv_heads, dh, kv, context, layers);
-            for threads in [1] {
+            for threads in [1, 2] {
                 let bytes = (2 * layers * b.layer_bytes()) as f64;
                 let turns = layers.max(200);
                 let (seconds, read) =
