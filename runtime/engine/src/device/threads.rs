@@ -29,6 +29,8 @@ const SPIN: Duration = Duration::from_micros(16);
 /// Between two tokens' jobs lies the choice of a token, which takes longer than a launch's tail; sleeping through it
 /// would cost two system calls and a late start each time.
 const SPIN_BETWEEN_JOBS: Duration = Duration::from_micros(100);
+/// Kernels keep panels and sums on the stack, above all those with tiles.
+const STACK: usize = 8 << 20;
 /// Chunks per thread and launch: enough that a slow thread is made up for, few enough that claiming costs nothing.
 const CHUNKS_PER_THREAD: u64 = 6;
 
@@ -135,6 +137,7 @@ impl Pool {
             let shared = Arc::clone(&shared);
             let spawned = std::thread::Builder::new()
                 .name(format!("attar-{i}"))
+                .stack_size(STACK)
                 .spawn(move || shared.work_until_stopped(i));
             match spawned {
                 Ok(handle) => workers.push(handle),
