@@ -45,12 +45,22 @@ impl<'a> AttentionKernel<'a> {
 
     /// Columns of C that are computed together, in vectors: pieces of `total` that leave room for the rows.
     fn pieces(&self, rows: usize, total: usize) -> Vec<(usize, usize)> {
-        // With 256 bits a register is kept for A.
-        let registers = if self.level.is_512() { 32 } else { 15 };
-        let most = (registers / (rows + 1)).clamp(1, 4);
+        let most = if self.holds_a(rows) {
+            4
+        } else {
+            // With 256 bits a register is kept for A.
+            let registers = if self.level.is_512() { 32 } else { 15 };
+            (registers / (rows + 1)).clamp(1, 4)
+        };
         let count = total.div_ceil(most);
         let each = total.div_ceil(count);
         (0..total).step_by(each).map(|start| (start, each.min(total - start))).collect()
+    }
+
+    /// Whether A lies in registers while B passes through one, instead of the other way round: with few rows that leaves
+    /// room for as many sums as 256-bit products take turns to finish.
+    fn holds_a(&self, rows: usize) -> bool {
+        !self.level.is_512() && rows * 4 + rows < 16
     }
 
     fn element(&self) -> usize {
@@ -84,6 +94,18 @@ impl<'a> AttentionKernel<'a> {
     ) -> AsmResult<()> {
         let lanes = self.level.lanes();
         let first = (rows * count) as u8;
+        if self.holds_a(rows) {
+            for r in 0..rows {
+                s.broadcast(V(first + r as u8), Mem::at(a, r * a_stride + a_offset))?;
+            }
+            for v in 0..count {
+                self.load(s, V(15), Mem::at(b, b_offset + (start + v) * lanes * self.element()))?;
+                for r in 0..rows {
+                    s.vfmadd231ps(V((r * count + v) as u8), V(first + r as u8), V(15))?;
+                }
+            }
+            return Ok(());
+        }
         for v in 0..count {
             let at = b_offset + (start + v) * lanes * self.element();
             self.load(s, V(first + v as u8), Mem::at(b, at))?;
