@@ -133,7 +133,7 @@ class Contestant:
         rows = sorted({t["rows"] for t in tests if t["kind"] == "tg"}) or [1]
         command = [self.options.attar, "bench", str(self.file), "--threads", str(threads), "--json"]
         command += ["--repetitions", repetitions, "--prompt", str(most["pp"]), "--generate", str(most["tg"])]
-        command += ["--depth", str(tests[0]["depth"]), "--rows", ",".join(map(str, rows))]
+        command += ["--context", str(tests[0]["depth"]), "--batch", str(max(rows))]
         return command + (["--target", "x86-64-v3"] if self.system == "attar-v3" else [])
 
     def measure(self, tests, threads, seed):

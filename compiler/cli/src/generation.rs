@@ -21,6 +21,9 @@ pub struct OpenArgs {
     /// Use the weights as mapped from the file instead of copying them into huge pages
     #[arg(long)]
     pub mmap: bool,
+    /// The same logits, bit by bit, for any number of threads, batch and cut of the prompt (slower only with AMX)
+    #[arg(long)]
+    pub deterministic: bool,
 }
 
 impl OpenArgs {
@@ -33,6 +36,7 @@ impl OpenArgs {
             threads: self.threads,
             target: self.target.clone(),
             mmap: self.mmap,
+            deterministic: self.deterministic,
             ..OpenOptions::default()
         };
         Ok(Model::open(file, &options)?)

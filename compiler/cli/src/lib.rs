@@ -11,6 +11,7 @@ pub mod generation;
 pub mod home;
 pub mod model;
 pub mod perplexity;
+pub mod profile;
 pub mod speed;
 pub mod terminal;
 

@@ -236,6 +236,75 @@ fn bench_measures_each_thread_count() {
     }
 }
 
+/// Weights, cache and activations of these small models are all but nothing: what is left is the program itself.
+const BESIDES_THE_MODEL: u64 = 15_000_000;
+
+#[test]
+fn bench_reports_contexts_batches_opening_and_memory() {
+    let c = compiled("n4");
+    let mut args =
+        vec!["bench", &c.artifact, "--threads", "2", "--prompt", "0", "--gen", "4", "--repeat", "2"];
+    args.extend(["--context", "20", "--batch", "3", "--json"]);
+    let r = json(&args);
+    let tests = r["tests"].as_array().expect("tests");
+    let named: Vec<(&str, u64, u64)> = tests
+        .iter()
+        .map(|t| {
+            let number = |f: &str| t[f].as_u64().expect("a number");
+            (t["test"].as_str().expect("a name"), number("context"), number("batch"))
+        })
+        .collect();
+    assert_eq!(named, [("tg4@20", 20, 1), ("tg4@20x3", 20, 3)]);
+    for t in tests {
+        let (rate, step) =
+            (t["tokens_per_second"].as_f64().expect("a rate"), t["step_ms"].as_f64().expect("ms"));
+        let batch = t["batch"].as_f64().expect("a number");
+        assert!((rate * step / 1e3 / batch - 1.0).abs() < 1e-9, "{t}");
+    }
+    assert!(r["open_ms"].as_f64().expect("ms") >= r["open_phases_ms"]["file"].as_f64().expect("ms"));
+    if cfg!(target_os = "linux") {
+        let memory = &r["memory"];
+        let resident = memory["after_tests"].as_u64().expect("bytes");
+        let weights = memory["weights"].as_u64().expect("bytes");
+        assert!(resident > weights && resident <= weights + BESIDES_THE_MODEL, "{memory}");
+    }
+}
+
+#[test]
+fn bench_profiles_launch_by_launch() {
+    let c = compiled("n4");
+    let mut args = vec!["bench", &c.artifact, "--threads", "2", "--prompt", "24", "--repetitions", "3"];
+    args.extend(["--profile", "--json"]);
+    let r = json(&args);
+    let profiles = r["profiles"].as_array().expect("profiles");
+    let programs: Vec<_> = profiles.iter().map(|p| (p["program"].as_str(), p["tokens"].as_u64())).collect();
+    let expected = [("decode", 1), ("small_batch", 4), ("prefill", 24)].map(|(p, n)| (Some(p), Some(n)));
+    assert_eq!(programs, expected);
+    for p in profiles {
+        let groups = p["groups"].as_array().expect("groups");
+        let shares: f64 = groups.iter().map(|g| g["share"].as_f64().expect("a share")).sum();
+        assert!((shares - 1.0).abs() < 1e-9, "{p}");
+        let swiglu = groups.iter().find(|g| g["what"].as_str().is_some_and(|w| w.contains("gate_up")));
+        let swiglu = swiglu.expect("gate and up");
+        assert!(swiglu["gop_per_second"].as_f64().expect("a rate") > 0.0 && swiglu["weight_bytes"] != 0);
+        assert!(groups.iter().any(|g| g["gop_per_second"].is_null()), "{p}");
+    }
+}
+
+/// Only where the process may use one core, there is one thread.
+#[test]
+#[cfg(target_os = "linux")]
+fn bench_takes_as_many_threads_as_the_process_may_use() {
+    let c = compiled("n4");
+    let bench =
+        [env!("CARGO_BIN_EXE_attar"), "bench", &c.artifact, "--prompt", "0", "--generate", "2", "--json"];
+    let Ok(out) = std::process::Command::new("taskset").args(["-c", "0"]).args(bench).output() else {
+        return;
+    };
+    let r: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(r["tests"][0]["threads"], 1);
+}
+
 #[test]
 fn bench_goes_behind_a_context_and_generates_several_rows() {
     let c = compiled("n4");
@@ -270,7 +339,8 @@ fn passes_doctor_and_completions_answer() {
 
     let doctor = json(&["doctor", "--json"]);
     assert!(doctor["threads"].as_u64().expect("a count") > 0);
-    assert_eq!(doctor["targets"].as_array().expect("targets").len(), 5);
+    let targets = doctor["targets"].as_array().expect("targets");
+    assert_eq!(targets.len(), attar_compiler::Target::ALL.len());
     assert!(text(&["completions", "bash"]).contains("quickstart"));
 }
 

@@ -94,11 +94,8 @@ pub fn disassemble_inners(target: Target, spec: &KernelSpec) -> Result<Vec<Strin
 fn disassemble_inner(target: Target, code: &[u8]) -> String {
     match target.arch() {
         Arch::X86_64 => crate::x86::disassemble(code),
-        // No decoder for these: the words as they are.
-        Arch::Aarch64 | Arch::Riscv64 => code
-            .chunks(4)
-            .map(|w| w.iter().rev().map(|b| format!("{b:02x}")).collect::<String>() + "\n")
-            .collect(),
+        Arch::Aarch64 => crate::aarch64::disassemble(code),
+        Arch::Riscv64 => unreachable!("kernels for targets without vectors have no inner functions"),
     }
 }
 

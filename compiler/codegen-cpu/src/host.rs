@@ -7,6 +7,7 @@
 use crate::exec::ExecImage;
 use crate::lower::{LowerError, LowerOptions, Lowered, Port, lower};
 use crate::{Target, compile_blob};
+use attar_artifact::manifest::KvType;
 use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepBuffer, StepSize};
 use attar_format::DType;
 use attar_ir::interp::Step;
@@ -178,7 +179,7 @@ impl HostRunner {
                 _ => continue,
             };
             let block = attention.kv.block_bytes(attention.head_dim, page_len);
-            let bytes = (pages * attention.kv_heads * block) as u64;
+            let bytes = (pages.next_multiple_of(KvType::RUN) * attention.kv_heads * block) as u64;
             for arg in &launch.args {
                 let (cache, layer) = match arg {
                     Arg::Keys { layer } => (&mut keys, *layer),

@@ -19,6 +19,7 @@ mod memory;
 mod tests;
 
 pub(crate) use dot::{DotActivation, DotWeights};
+pub(crate) use math::{EXP2, EXP2_LOW};
 
 use crate::Target;
 use crate::target::Arch;

@@ -1,5 +1,6 @@
 //! CPU code generation: kernels through Cranelift, and lowering of graphs to programs.
 
+mod aarch64;
 mod blob;
 mod emit;
 mod error;

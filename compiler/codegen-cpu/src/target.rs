@@ -13,7 +13,7 @@ pub enum Target {
     X86_64V3Avxvnni,
     /// AVX-512 F, BW, CD, DQ, VL and VNNI.
     X86_64V4,
-    /// With AMX bf16 and int8.
+    /// With AVX-512 BF16, AMX bf16 and int8.
     SapphireRapids,
     /// ARMv8.0 with NEON.
     Aarch64,
@@ -64,6 +64,7 @@ const SAPPHIRE_RAPIDS: &[&str] = &[
     "avx512dq",
     "avx512vl",
     "avx512vnni",
+    "avx512bf16",
     "amx-tile",
     "amx-bf16",
     "amx-int8",
@@ -113,6 +114,11 @@ impl Target {
             Target::Aarch64I8mm => &["neon", "dotprod", "i8mm"],
             Target::Riscv64 => &[],
         }
+    }
+
+    /// Whether many rows are multiplied with other arithmetic than few: tiles of bf16 instead of bytes.
+    pub fn prefill_differs(self) -> bool {
+        self == Target::SapphireRapids
     }
 
     pub fn arch(self) -> Arch {

@@ -3,8 +3,8 @@
 mod case;
 
 use attar_artifact::manifest::KvType;
-use attar_codegen_cpu::compile_blob;
 use attar_codegen_cpu::exec::ExecImage;
+use attar_codegen_cpu::{Target, compile_blob, disassemble_inners};
 use attar_kernel::{ActInt8Layout, Activation, AttentionSpec, KernelSpec};
 use case::attention_cases::{self, Batch, Store, queries, runs, spec};
 use case::{Random, f32s, host_targets};
@@ -22,7 +22,7 @@ fn agrees_with_the_reference() {
     }
 }
 
-fn image(target: attar_codegen_cpu::Target, attention: AttentionSpec, out: Activation) -> ExecImage {
+fn image(target: Target, attention: AttentionSpec, out: Activation) -> ExecImage {
     let specs = [
         KernelSpec::Attention { attention, out },
         KernelSpec::AttentionSpan(attention),
@@ -146,7 +146,7 @@ fn what_is_not_finite_stays_where_it_is_seen() {
 fn shapes_without_a_kernel_are_errors() {
     let refused = |spec: AttentionSpec, out| {
         let spec = KernelSpec::Attention { attention: spec, out };
-        compile_blob(attar_codegen_cpu::Target::X86_64V2, &[spec]).unwrap_err().to_string()
+        compile_blob(Target::X86_64V2, &[spec]).unwrap_err().to_string()
     };
     let good = spec((4, 2, 16), None, KvType::F16, 64);
     let out = Activation::F32;
@@ -172,5 +172,33 @@ fn every_tile_has_one_item() {
             .flat_map(|t| (0..spec.kv_heads).map(move |h| (t, h)))
             .collect();
         assert_eq!(sorted, expected);
+    }
+}
+
+/// The inner functions multiply in registers as wide as the level has, spill nothing, and leave clean registers behind.
+#[test]
+fn inner_functions_are_what_they_are_meant_to_be() {
+    for (target, register) in [(Target::X86_64V3, "ymm"), (Target::X86_64V4, "zmm")] {
+        for kv in [KvType::F32, KvType::F16, KvType::Int8] {
+            let attention = spec((9, 3, 64), None, kv, 256);
+            for kernel in [
+                KernelSpec::AttentionSpan(attention),
+                KernelSpec::Attention { attention, out: Activation::F32 },
+            ] {
+                let inner = disassemble_inners(target, &kernel).unwrap();
+                let text = inner.concat();
+                let count = |what: &str| text.lines().filter(|l| l.contains(what)).count();
+                let name = format!("{} on {}", kernel.name(), target.name());
+                assert_eq!(count("vzeroupper"), inner.len(), "{name}");
+                let products = text.lines().filter(|l| l.starts_with("vfmadd231ps")).collect::<Vec<_>>();
+                assert!(
+                    products.len() >= 40 && products.iter().all(|l| l.contains(register)),
+                    "{name}:\n{text}"
+                );
+                assert_eq!(count("vcvtph2ps") > 0, kv == KvType::F16, "{name}");
+                assert_eq!(count("vpmovsxbd") > 0, kv == KvType::Int8, "{name}");
+                assert_eq!(count("rsp"), 0, "{name} keeps something on the stack:\n{text}");
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ struct Machine {
     cpu: Option<&'static str>,
 }
 
-const MACHINES: [Machine; 3] = [
+const MACHINES: [Machine; 4] = [
     // A core of ARMv8.0: anything newer faults.
     Machine {
         target: Target::Aarch64,
@@ -29,6 +29,12 @@ const MACHINES: [Machine; 3] = [
     },
     Machine {
         target: Target::Aarch64Dotprod,
+        compiler: "aarch64-linux-gnu-gcc",
+        emulator: "qemu-aarch64",
+        cpu: Some("max"),
+    },
+    Machine {
+        target: Target::Aarch64I8mm,
         compiler: "aarch64-linux-gnu-gcc",
         emulator: "qemu-aarch64",
         cpu: Some("max"),
@@ -46,6 +52,7 @@ fn agrees_with_the_reference_under_emulation() {
     let cases = all_cases();
     let wanted: Vec<_> = cases.iter().map(Case::reference).collect();
     let mut skipped = 0;
+    let mut dotprod = None;
     for machine in MACHINES {
         let missing: Vec<&str> =
             [machine.compiler, machine.emulator].into_iter().filter(|t| !runs(t)).collect();
@@ -57,6 +64,16 @@ fn agrees_with_the_reference_under_emulation() {
         let outputs = execute(&machine, &cases);
         for ((case, want), got) in cases.iter().zip(&wanted).zip(&outputs) {
             case.check(machine.target.name(), want, got);
+        }
+        match machine.target {
+            Target::Aarch64Dotprod => dotprod = Some(outputs),
+            // However integers are multiplied, the sums are the same bits.
+            Target::Aarch64I8mm => {
+                for ((case, got), want) in cases.iter().zip(&outputs).zip(dotprod.iter().flatten()) {
+                    assert!(got == want, "{} differs with smmla", case.spec.name());
+                }
+            }
+            _ => {}
         }
     }
     if skipped > 0 {

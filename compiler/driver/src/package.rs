@@ -46,13 +46,16 @@ pub(crate) fn write(
             target: blob.target.name().to_owned(),
             features: blob.features.iter().map(|f| (*f).to_owned()).collect(),
             entries: blob.entries.clone(),
+            prefill_differs: blob.target.prefill_differs(),
         };
         writer.add_section(kind, &blob.bytes).map_err(artifact)?;
     }
     let programs: &[Program] = &contents.lowered.programs;
     writer.add_programs("cpu", programs).map_err(artifact)?;
+    if let Some(json) = contents.tokenizer {
+        writer.add_tokenizer(json).map_err(artifact)?;
+    }
     let texts = [
-        (SectionKind::Tokenizer, contents.tokenizer),
         (SectionKind::ChatTemplate, contents.chat_template),
         (SectionKind::Graph, Some(contents.graph)),
         (SectionKind::Recipe, Some(contents.recipe)),

@@ -4,6 +4,7 @@
 //! this machine executes one of our targets, the compiled ones.
 
 use attar_artifact::manifest::KvType;
+use attar_codegen_cpu::Target;
 use attar_codegen_cpu::host::{HostRunner, Kernels, Room};
 use attar_codegen_cpu::lower::LowerOptions;
 use attar_compiler::{pipeline, registry};

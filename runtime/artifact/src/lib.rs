@@ -12,6 +12,7 @@ pub mod header;
 pub mod manifest;
 pub mod program;
 mod reader;
+pub mod vocabulary;
 mod writer;
 
 pub use error::{Error, ErrorKind, ProgramFault, Result, SectionFault, Site, TensorFault};

@@ -70,9 +70,10 @@ impl KvSpec {
 
 /// Element type of the KV cache.
 ///
-/// A layer's keys are `[pages, Hk]` blocks of `[Dh, page_len]` elements: the keys of a page stand side by side, element by
-/// element, so that as many scores as a vector has lanes are summed at once. Values are blocks of `[page_len, Dh]`. Blocks of
-/// [`KvType::Int8`] end, at the next multiple of 4, in `page_len` f32 scales, one per token.
+/// A layer's keys are blocks of `[Dh, page_len]` elements, one per page and KV head: the keys of a page stand side by side,
+/// element by element, so that as many scores as a vector has lanes are summed at once. Values are blocks of
+/// `[page_len, Dh]`. Blocks of [`KvType::Int8`] end, at the next multiple of 4, in `page_len` f32 scales, one per token.
+/// [`KvType::block_index`] says where a block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
@@ -91,6 +92,15 @@ impl KvType {
             KvType::F16 => 2,
             KvType::Int8 => 1,
         }
+    }
+
+    /// Pages whose blocks of one KV head stand together. Sequences mostly get neighbouring pages, so a head is read
+    /// in long runs, which memory answers much faster than as many short ones.
+    pub const RUN: usize = 8;
+
+    /// Place of the block of a page and KV head among all blocks of a layer's keys, or values: `[pages / RUN, Hk, RUN]`.
+    pub fn block_index(page: usize, kv_heads: usize, head: usize) -> usize {
+        (page / Self::RUN * kv_heads + head) * Self::RUN + page % Self::RUN
     }
 
     /// Offset of the scales in a block of one page and KV head.
@@ -118,6 +128,10 @@ pub enum SectionKind {
         /// CPU features the code uses, as the loader probes them.
         features: Vec<String>,
         entries: Vec<Entry>,
+        /// Prefill programs compute rows with other arithmetic than the other programs do, so that logits depend on
+        /// how a prompt is cut into steps. Whoever wants them not to leaves that program out.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        prefill_differs: bool,
     },
     /// JSON list of [`crate::program::Program`] for a device class.
     Programs {
@@ -126,6 +140,8 @@ pub enum SectionKind {
     },
     /// `tokenizer.json` as the `tokenizers` crate reads it.
     Tokenizer,
+    /// The tokenizer again, in the form of [`crate::vocabulary`], which opens faster.
+    Vocabulary,
     /// The chat template (Jinja).
     ChatTemplate,
     /// `.air` text of the final graph.
@@ -147,6 +163,7 @@ impl SectionKind {
             SectionKind::Code { target, .. } => format!("code {target}"),
             SectionKind::Programs { device } => format!("programs {device}"),
             SectionKind::Tokenizer => "tokenizer".to_owned(),
+            SectionKind::Vocabulary => "vocabulary".to_owned(),
             SectionKind::ChatTemplate => "chat_template".to_owned(),
             SectionKind::Graph => "graph".to_owned(),
             SectionKind::Recipe => "recipe".to_owned(),

@@ -135,6 +135,10 @@ pub struct Launch {
     /// What it computes, e.g. `layers.3 gate_up_swiglu`.
     #[serde(default)]
     pub note: String,
+    /// Too small to be shared out: the thread that finishes the launch before runs the whole of it, and no barrier
+    /// stands between the two.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tail: bool,
 }
 
 /// An ordered list of launches and the arena they need.

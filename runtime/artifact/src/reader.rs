@@ -15,6 +15,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+/// Bytes read at a time of sections that are only looked at.
+const BUFFER: usize = 1 << 16;
+/// Chunks that a thread copies at a time: two huge pages.
+const PIECE_CHUNKS: usize = 4;
+
 /// How much is compared with its hash when a file is opened. The structure is always checked, and so is the
 /// manifest's hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -122,14 +127,12 @@ impl Artifact {
                 SectionKind::Weights => {}
                 // What this version does not know it will not use; only a full check looks at it.
                 SectionKind::Unknown if self.verify != Verify::Full => {}
-                SectionKind::Unknown => self.verify_stream(section)?,
-                _ => drop(self.read(section)?),
+                SectionKind::Tokenizer
+                | SectionKind::ChatTemplate
+                | SectionKind::Graph
+                | SectionKind::Recipe => self.verify_stream(section, true)?,
+                _ => self.verify_stream(section, false)?,
             }
-        }
-        for kind in
-            [SectionKind::Tokenizer, SectionKind::ChatTemplate, SectionKind::Graph, SectionKind::Recipe]
-        {
-            drop(self.text(&kind)?);
         }
         if self.verify == Verify::Full {
             self.verify_padding()?;
@@ -281,25 +284,28 @@ impl Artifact {
             let fault = SectionFault::TooLong { len: section.len, most };
             return Err(self.error(ErrorKind::Section { section: section.kind.name(), fault }));
         }
-        let pieces = out.chunks_mut(CHUNK as usize).enumerate();
+        // Pieces of whole huge pages: two threads that touch the same one first would both have it cleared.
+        let pieces = out.chunks_mut(PIECE_CHUNKS * CHUNK as usize).enumerate();
         let queue = std::sync::Mutex::new(pieces);
         let fault = std::sync::Mutex::new(None::<(usize, ErrorKind)>);
         let work = || {
             loop {
                 let piece = queue.lock().map(|mut q| q.next()).unwrap_or(None);
-                let Some((i, piece)) = piece else { break };
-                let found = match self.source.read(section.offset + i as u64 * CHUNK, piece) {
-                    Err(kind) => Some(kind),
-                    Ok(()) if verify && Some(blake3::hash(piece)) != chunk_hash(section, i) => {
-                        Some(ErrorKind::Hash { section: section.kind.name(), chunk: Some(i) })
+                let Some((p, piece)) = piece else { break };
+                for (i, chunk) in (p * PIECE_CHUNKS..).zip(piece.chunks_mut(CHUNK as usize)) {
+                    let found = match self.source.read(section.offset + i as u64 * CHUNK, chunk) {
+                        Err(kind) => Some(kind),
+                        Ok(()) if verify && Some(blake3::hash(chunk)) != chunk_hash(section, i) => {
+                            Some(ErrorKind::Hash { section: section.kind.name(), chunk: Some(i) })
+                        }
+                        Ok(()) => None,
+                    };
+                    if let Some(kind) = found
+                        && let Ok(mut slot) = fault.lock()
+                        && slot.as_ref().is_none_or(|(j, _)| i < *j)
+                    {
+                        *slot = Some((i, kind));
                     }
-                    Ok(()) => None,
-                };
-                if let Some(kind) = found
-                    && let Ok(mut slot) = fault.lock()
-                    && slot.as_ref().is_none_or(|(j, _)| i < *j)
-                {
-                    *slot = Some((i, kind));
                 }
             }
         };
@@ -315,22 +321,29 @@ impl Artifact {
         }
     }
 
-    fn verify_stream(&self, section: &Section) -> Result<()> {
+    /// Compares a section with its hash, and looks whether it is UTF-8 where it must be, without holding all of it.
+    fn verify_stream(&self, section: &Section, is_text: bool) -> Result<()> {
         let mut hash = blake3::Hasher::new();
-        let mut buffer = vec![0; CHUNK as usize];
+        let mut buffer = vec![0; BUFFER.min(usize_of(section.len).map_err(|k| self.error(k))?)];
         let mut done = 0;
+        // Of a character that the buffer's end cuts, the bytes that are there; they are looked at again.
+        let mut text = Utf8::default();
         while done < section.len {
-            let n = (section.len - done).min(CHUNK) as usize;
+            let n = (section.len - done).min(buffer.len() as u64) as usize;
             let part = buffer.get_mut(..n).unwrap_or_default();
             self.source.read(section.offset + done, part).map_err(|k| self.error(k))?;
             hash.update(part);
+            text.check(part);
             done += n as u64;
         }
-        if Some(hash.finalize()) == check::hash_of(&section.hash) {
-            Ok(())
-        } else {
-            Err(self.error(ErrorKind::Hash { section: section.kind.name(), chunk: None }))
+        if Some(hash.finalize()) != check::hash_of(&section.hash) {
+            return Err(self.error(ErrorKind::Hash { section: section.kind.name(), chunk: None }));
         }
+        // Found by the stream, told by the whole: the message names the place.
+        if is_text && !text.is_good() {
+            self.text(&section.kind)?;
+        }
+        Ok(())
     }
 
     /// Everything outside the header, the sections and the manifest must be zero.
@@ -362,6 +375,38 @@ impl Artifact {
 
     fn error(&self, kind: ErrorKind) -> Error {
         Error::new(kind, &self.site)
+    }
+}
+
+/// Whether a stream of bytes is UTF-8.
+#[derive(Default)]
+struct Utf8 {
+    bad: bool,
+    /// The beginning of a character whose end has not come yet.
+    cut: Vec<u8>,
+}
+
+impl Utf8 {
+    fn check(&mut self, mut part: &[u8]) {
+        while !self.bad
+            && !self.cut.is_empty()
+            && let Some((next, rest)) = part.split_first()
+        {
+            self.cut.push(*next);
+            part = rest;
+            match std::str::from_utf8(&self.cut) {
+                Ok(_) => self.cut.clear(),
+                Err(e) => self.bad = e.error_len().is_some(),
+            }
+        }
+        if let Err(e) = std::str::from_utf8(part) {
+            self.bad |= e.error_len().is_some();
+            self.cut = part.get(e.valid_up_to()..).unwrap_or_default().to_vec();
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        !self.bad && self.cut.is_empty()
     }
 }
 
@@ -492,4 +537,22 @@ fn read_exact_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> std::io::R
         out = out.get_mut(n..).unwrap_or_default();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_of_text_are_judged_as_the_whole_is() {
+        let texts: [&[u8]; 7] =
+            [b"", b"plain", "aé漢😀z".as_bytes(), b"a\xff", b"\xe6\xbc", b"\xc3(", b"\xf0\x9f\x98a"];
+        for text in texts {
+            for step in 1..6 {
+                let mut stream = Utf8::default();
+                text.chunks(step).for_each(|part| stream.check(part));
+                assert_eq!(stream.is_good(), std::str::from_utf8(text).is_ok(), "{text:?} by {step}");
+            }
+        }
+    }
 }

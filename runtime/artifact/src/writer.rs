@@ -114,6 +114,18 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes `tokenizer.json`, and the `vocabulary` section made of it where that form holds it.
+    ///
+    /// # Errors
+    /// As [`Writer::section`].
+    pub fn add_tokenizer(&mut self, json: &str) -> Result<()> {
+        self.add_section(SectionKind::Tokenizer, json.as_bytes())?;
+        match crate::vocabulary::encode(json) {
+            Some(bytes) => self.add_section(SectionKind::Vocabulary, &bytes),
+            None => Ok(()),
+        }
+    }
+
     /// Begins the weights section.
     ///
     /// # Errors

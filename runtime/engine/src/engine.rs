@@ -2,13 +2,15 @@
 //!
 //! All memory is got when the engine is made; a step allocates nothing.
 
-use crate::device::threads::Task;
+use crate::device::threads::{Pool, Task};
 use crate::error::{ErrorKind, Result};
 use crate::kv::{KvCache, Sequence};
 use crate::memory::Region;
 use crate::model::{Inner, Model, Runnable};
+use crate::prefetch::{self, Weighed};
 use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 /// A sequence of an [`Engine`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +56,25 @@ impl StepBatch {
     }
 }
 
+/// What one launch of a step took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchTime {
+    /// The program it belongs to.
+    pub program: ProgramKind,
+    /// Name of the kernel.
+    pub kernel: String,
+    /// What it computes, e.g. `layers.3 gate_up_swiglu`.
+    pub note: String,
+    /// Weights that it reads.
+    pub weight_bytes: u64,
+    /// Work items.
+    pub grid: u64,
+    /// Rows of activations that it works on, as far as its arguments say: tokens, or wanted rows.
+    pub rows: u64,
+    /// From its start to its end on all threads.
+    pub time: Duration,
+}
+
 /// Runs steps of one model over up to a fixed number of sequences.
 #[derive(Debug)]
 pub struct Engine {
@@ -89,6 +110,9 @@ struct Buffers {
     rope: Vec<Region>,
     logits: Region,
 }
+
+/// A step of one token, the first of its sequence.
+const ONE_TOKEN: StepSize = StepSize { tokens: 1, rows: 1, spans: 1 };
 
 const HINT: &str = "; open a smaller context or fewer sequences";
 
@@ -132,7 +156,7 @@ impl Engine {
         let kv = KvCache::new(m, context, sequences)?;
         let args = inner.programs.iter().map(|p| p.args).max().unwrap_or(0);
         let launches = inner.programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
-        Ok(Engine {
+        let mut engine = Engine {
             kv,
             sequences: (0..sequences).map(|_| None).collect(),
             pending: vec![0; sequences],
@@ -143,7 +167,65 @@ impl Engine {
             tasks: Vec::with_capacity(launches),
             resolved: None,
             model,
-        })
+        };
+        engine.tune_prefetch();
+        Ok(engine)
+    }
+
+    /// Chooses the prefetch distance, unless that was done for this model. Runs before the first step, when all buffers
+    /// are zero: the launches then see token 0 at position 0 in page 0, and nothing of what they write is read later.
+    fn tune_prefetch(&mut self) {
+        let model = self.model.clone();
+        let inner = &*model.inner;
+        let decode = inner.programs.iter().position(|p| p.kind == ProgramKind::Decode);
+        let Some((index, program)) = decode.and_then(|i| Some((i, inner.programs.get(i)?))) else { return };
+        if inner.prefetch.get().is_some() {
+            return;
+        }
+        let mut names: Vec<&str> = Vec::new();
+        let mut weighed = Vec::new();
+        for (launch, call) in program.launches.iter().enumerate() {
+            if !call.args.contains(&Arg::PrefetchDistance) {
+                continue;
+            }
+            let group = names.iter().position(|n| *n == call.name).unwrap_or(names.len());
+            if group == names.len() {
+                names.push(&call.name);
+            }
+            let grid = call.grid.at(ONE_TOKEN).unwrap_or(0);
+            weighed.push(Weighed { launch, group, weight_bytes: call.weight_bytes, grid });
+        }
+        if weighed.is_empty() {
+            return;
+        }
+        let mut pool = inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        self.resolve(inner, index, ONE_TOKEN);
+        let best = prefetch::tune(&weighed, |launch, items, distance| {
+            let before: usize = program.launches.iter().take(launch).map(|c| c.args.len()).sum();
+            let (Some(call), Some(task)) = (program.launches.get(launch), self.tasks.get(launch)) else {
+                return Duration::ZERO;
+            };
+            for (slot, arg) in self.args.iter_mut().skip(before).zip(&call.args) {
+                if *arg == Arg::PrefetchDistance {
+                    *slot = distance;
+                }
+            }
+            let task = Task {
+                grid: items.min(task.grid),
+                args: self.args.as_ptr().wrapping_add(before),
+                tail: false,
+                ..*task
+            };
+            let start = Instant::now();
+            // SAFETY: as in `step`, for a step of one token; buffers are zero, which is a valid one.
+            unsafe { pool.run(&[task]) };
+            start.elapsed()
+        });
+        drop(pool);
+        inner.prefetch.get_or_init(|| best);
+        self.resolved = None;
+        self.args.clear();
+        self.tasks.clear();
     }
 
     /// The model.
@@ -223,6 +305,43 @@ impl Engine {
     /// A token outside the vocabulary, a sequence that is not there, a batch larger than
     /// [`Model::max_step_tokens`], a sequence that outgrows its context. No token has been added to any sequence then.
     pub fn step(&mut self, batch: &StepBatch) -> Result<&[f32]> {
+        // SAFETY: nothing but the pool's own conditions, which are handed through.
+        self.step_by(batch, |pool, tasks, _| unsafe { pool.run(tasks) })
+    }
+
+    /// As [`Engine::step`], with the launches run one by one on all threads; appends the time of each to `times`. A step
+    /// takes a little longer this way.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_timed(&mut self, batch: &StepBatch, times: &mut Vec<LaunchTime>) -> Result<&[f32]> {
+        self.step_by(batch, |pool, tasks, program| {
+            let mut each = vec![Duration::ZERO; tasks.len()];
+            // SAFETY: nothing but the pool's own conditions, which are handed through.
+            unsafe { pool.run_timed(tasks, &mut each) };
+            let wanted = batch.tokens.iter().filter(|t| t.wanted).count() as u64;
+            // How long contexts are says nothing of rows.
+            let size = StepSize { tokens: batch.len() as u64, rows: wanted, spans: 1 };
+            for ((task, call), time) in tasks.iter().zip(&program.launches).zip(each) {
+                times.push(LaunchTime {
+                    program: program.kind,
+                    kernel: call.name.clone(),
+                    note: call.note.clone(),
+                    weight_bytes: call.weight_bytes,
+                    grid: task.grid,
+                    rows: call.rows(size),
+                    time,
+                });
+            }
+        })
+    }
+
+    /// Runs a step whose launches `run` executes. What `run` is given meets the conditions of [`Pool::run`].
+    fn step_by(
+        &mut self,
+        batch: &StepBatch,
+        run: impl FnOnce(&mut Pool, &[Task], &Runnable),
+    ) -> Result<&[f32]> {
         let model = self.model.clone();
         let inner = &*model.inner;
         let size = self.fill(batch, inner)?;
@@ -233,13 +352,14 @@ impl Engine {
             self.resolve(inner, index, size);
             self.resolved = Some((index, size));
         }
-        {
+        if let Some(program) = inner.programs.get(index) {
             let mut pool = inner.pool.lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: the programs were checked by the artifact's reader: every arena range lies inside the arena for
-            // this T, R and S, every weight range inside the weights, layers and tables exist. Step buffers are as large
+            // The conditions of `Pool::run` hold: the programs were checked by the artifact's reader: every arena range
+            // lies inside the arena for this T, R and S, every weight range inside the weights, layers and tables exist.
+            // Step buffers are as large
             // as the programs' token limit, tokens and rows are in range, and block tables name pages of the cache.
             // Kernels share out their grid without overlap, which is the compiler's contract.
-            unsafe { pool.run(&self.tasks) };
+            run(&mut pool, &self.tasks, program);
         }
         for t in &batch.tokens {
             if let Some(seq) = self.sequences.get_mut(t.sequence.0 as usize).and_then(Option::as_mut) {
@@ -356,7 +476,7 @@ impl Engine {
                     Arg::Count(extent) => extent.at(size).unwrap_or(0),
                     Arg::BlockTableStride => self.stride as u64,
                     Arg::Spans => size.spans,
-                    Arg::PrefetchDistance => 4096,
+                    Arg::PrefetchDistance => inner.prefetch.get().copied().unwrap_or(prefetch::DEFAULT),
                 };
                 self.args.push(value);
             }
@@ -366,7 +486,8 @@ impl Engine {
             let (args, after) = rest.split_at_checked(call.args.len()).unwrap_or_default();
             rest = after;
             let grid = call.grid.at(size).unwrap_or(0);
-            self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid });
+            let tail = call.tail && !self.tasks.is_empty();
+            self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid, tail });
         }
     }
 }

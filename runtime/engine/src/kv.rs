@@ -5,7 +5,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::memory::Region;
-use attar_artifact::manifest::Model;
+use attar_artifact::manifest::{KvType, Model};
 
 /// A page of the cache, the same in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,8 +92,11 @@ pub(crate) struct KvCache {
     pub(crate) pool: PagePool,
     region: Region,
     page_len: usize,
-    /// Bytes of a page in one layer's keys.
-    page_bytes: usize,
+    /// Bytes of a block: one page and KV head of one layer's keys.
+    block_bytes: usize,
+    kv_heads: usize,
+    /// Bytes of one layer's keys.
+    plane: usize,
     /// Most tokens of one sequence.
     context: usize,
     layers: usize,
@@ -109,16 +112,18 @@ impl KvCache {
             source: std::io::ErrorKind::OutOfMemory.into(),
         };
         let page_len = m.kv.page_len as usize;
-        let page_bytes = m.kv_heads as usize * m.kv.dtype.block_bytes(m.head_dim as usize, page_len);
+        let kv_heads = m.kv_heads as usize;
+        let block_bytes = m.kv.dtype.block_bytes(m.head_dim as usize, page_len);
         let pages = context.div_ceil(page_len).checked_mul(sequences).and_then(|p| u32::try_from(p).ok());
         let pages = pages.filter(|p| *p < i32::MAX as u32).ok_or_else(too_large)?;
-        let bytes = (pages as usize)
-            .checked_mul(page_bytes)
-            .and_then(|b| b.checked_mul(m.layers as usize)?.checked_mul(2))
-            .ok_or_else(too_large)?;
+        let blocks = (pages as usize).next_multiple_of(KvType::RUN).checked_mul(kv_heads);
+        let plane = blocks.and_then(|b| b.checked_mul(block_bytes)).ok_or_else(too_large)?;
+        let bytes =
+            plane.checked_mul(m.layers as usize).and_then(|b| b.checked_mul(2)).ok_or_else(too_large)?;
         let region = Region::zeroed(bytes as u64, "the KV cache", HINT)?;
         let layers = m.layers as usize;
-        Ok(KvCache { pool: PagePool::new(pages), region, page_len, page_bytes, context, layers })
+        let pool = PagePool::new(pages);
+        Ok(KvCache { pool, region, page_len, block_bytes, kv_heads, plane, context, layers })
     }
 
     /// An empty sequence.
@@ -182,18 +187,21 @@ impl KvCache {
         if layer >= self.layers {
             return (0, 0);
         }
-        let plane = (self.pool.pages() * self.page_bytes) as u64;
+        let plane = self.plane as u64;
         let keys = self.region.address() + 2 * layer as u64 * plane;
         (keys, keys + plane)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) {
-        let plane = self.pool.pages() * self.page_bytes;
-        let (from, to) = (from.0 as usize * self.page_bytes, to.0 as usize * self.page_bytes);
+        let (len, plane) = (self.block_bytes, self.plane);
         let bytes = self.region.bytes_mut();
-        for i in 0..2 * self.layers {
-            let start = i * plane + from;
-            bytes.copy_within(start..start + self.page_bytes, i * plane + to);
+        for head in 0..self.kv_heads {
+            let at = |page: PageId| KvType::block_index(page.0 as usize, self.kv_heads, head) * len;
+            let (from, to) = (at(from), at(to));
+            for i in 0..2 * self.layers {
+                let start = i * plane + from;
+                bytes.copy_within(start..start + len, i * plane + to);
+            }
         }
     }
 }
@@ -203,7 +211,7 @@ const HINT: &str = "; open a smaller context";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use attar_artifact::manifest::{KvSpec, KvType};
+    use attar_artifact::manifest::KvSpec;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -213,8 +221,8 @@ mod tests {
             architecture: String::new(),
             layers: 2,
             hidden: 4,
-            heads: 1,
-            kv_heads: 1,
+            heads: 2,
+            kv_heads: 2,
             head_dim: 2,
             vocab: 8,
             context_length: 64,
@@ -229,25 +237,29 @@ mod tests {
     fn write(kv: &mut KvCache, seq: &mut Sequence, value: u8) -> Result<(), Error> {
         kv.reserve(seq, 1)?;
         let (page, slot) = (seq.pages[seq.len / 4], seq.len % 4);
-        let plane = kv.pool.pages() * kv.page_bytes;
         for i in 0..4 {
-            // Two elements of two bytes per token.
-            let at = i * plane + page.0 as usize * kv.page_bytes + slot * 4;
-            kv.region.bytes_mut()[at..at + 4].fill(value.wrapping_add(i as u8));
+            for head in 0..2 {
+                // Two elements of two bytes per token; where in the block is of no concern here.
+                let block = KvType::block_index(page.0 as usize, 2, head) * kv.block_bytes;
+                let at = i * kv.plane + block + slot * 4;
+                kv.region.bytes_mut()[at..at + 4].fill(value.wrapping_add((2 * i + head) as u8));
+            }
         }
         seq.advance(1);
         Ok(())
     }
 
     fn read(kv: &KvCache, seq: &Sequence) -> Vec<u8> {
-        let plane = kv.pool.pages() * kv.page_bytes;
-        let at = |p: usize| seq.pages[p / 4].0 as usize * kv.page_bytes + p % 4 * 4;
+        let at = |p: usize, head: usize| {
+            KvType::block_index(seq.pages[p / 4].0 as usize, 2, head) * kv.block_bytes + p % 4 * 4
+        };
         (0..seq.len)
             .map(|p| {
-                let values: Vec<u8> = (0..4).map(|i| kv.region.bytes()[i * plane + at(p)]).collect();
+                let value = |i: usize| kv.region.bytes()[i / 2 * kv.plane + at(p, i % 2)];
+                let values: Vec<u8> = (0..8).map(value).collect();
                 assert!(
-                    (1..4).all(|i| values[i] == values[0].wrapping_add(i as u8)),
-                    "all layers move together"
+                    (1..8).all(|i| values[i] == values[0].wrapping_add(i as u8)),
+                    "all layers and heads move together"
                 );
                 values[0]
             })

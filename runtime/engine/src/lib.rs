@@ -24,6 +24,7 @@
 //!
 //! API boundary: the command line, the server and other programs build on this crate.
 
+mod byte_pairs;
 mod chat;
 mod device;
 mod engine;
@@ -31,6 +32,7 @@ mod error;
 mod kv;
 mod memory;
 mod model;
+mod prefetch;
 mod sampler;
 mod session;
 mod stop;
@@ -40,10 +42,11 @@ mod toy;
 
 pub use attar_artifact::Verify;
 pub use attar_artifact::manifest::Manifest;
+pub use attar_artifact::program::ProgramKind;
 pub use chat::{ChatTemplate, Message};
-pub use engine::{Engine, SequenceId, StepBatch};
+pub use engine::{Engine, LaunchTime, SequenceId, StepBatch};
 pub use error::{Error, ErrorKind, Result, TokenizerFault};
-pub use model::{Model, OpenOptions, chosen_target, code_targets, target_refusal};
+pub use model::{Model, OpenOptions, OpenTimings, chosen_target, code_targets, target_refusal};
 pub use sampler::{Sampler, SamplingOptions, top_logits};
 pub use session::{
     CancelToken, ContextOverflow, Control, FinishReason, GenerateOptions, Generation, Piece, Session,

@@ -1,6 +1,7 @@
 //! Page-aligned anonymous memory that kernels read and write.
 //!
-//! Large regions start at a multiple of 2 MiB and ask for huge pages; pages are committed when first touched.
+//! Pages are committed when first touched. Weights, of which all is used, ask for huge pages; what fills up as it is
+//! used (KV cache, logits, step buffers) does not: the first token would commit 2 MiB for each layer's keys.
 
 use crate::error::{Error, ErrorKind};
 use memmap2::{MmapMut, MmapOptions};
@@ -18,10 +19,19 @@ pub(crate) struct Region {
 impl Region {
     /// `len` zero bytes, aligned to at least 4096. `what` and `hint` go into the error.
     pub(crate) fn zeroed(len: u64, what: &'static str, hint: &'static str) -> Result<Region, Error> {
+        Region::mapped(len, what, hint, false)
+    }
+
+    /// As [`Region::zeroed`], in huge pages where the system has them.
+    pub(crate) fn huge(len: u64, what: &'static str, hint: &'static str) -> Result<Region, Error> {
+        Region::mapped(len, what, hint, true)
+    }
+
+    fn mapped(len: u64, what: &'static str, hint: &'static str, huge: bool) -> Result<Region, Error> {
         let fail = |source| ErrorKind::Memory { what, bytes: len, hint, source };
         let out_of_memory = || fail(std::io::ErrorKind::OutOfMemory.into());
         let len = usize::try_from(len).map_err(|_| out_of_memory())?;
-        let huge = len >= 2 * HUGE_PAGE;
+        let huge = huge && len >= 2 * HUGE_PAGE;
         let room = if huge { len.checked_add(HUGE_PAGE).ok_or_else(out_of_memory)? } else { len.max(1) };
         let map = MmapOptions::new().len(room).no_reserve_swap().map_anon().map_err(fail)?;
         let start = if huge { map.as_ptr().align_offset(HUGE_PAGE).min(room - len) } else { 0 };

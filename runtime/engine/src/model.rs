@@ -6,13 +6,16 @@ use crate::device::executable::Kernel;
 use crate::device::threads::Pool;
 use crate::error::{ErrorKind, Result};
 use crate::memory::Region;
+use crate::prefetch;
 use crate::session::{Session, SessionOptions};
 use crate::text::Tokenizer;
 use attar_artifact::manifest::{Manifest, SectionKind};
-use attar_artifact::program::{Arg, Extent, Program, ProgramKind};
+use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepSize};
+use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
 use attar_artifact::{Artifact, Verify};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How a model is opened.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,31 @@ pub struct OpenOptions {
     /// Use the weights as mapped from the file: opens faster and shares memory between processes. By default they are
     /// copied into huge pages, from which they are read faster.
     pub mmap: bool,
+    /// Bytes that kernels prefetch ahead of the weights they read, 0 to 65536; by default tuned for this machine when the
+    /// first engine or session is made, in a few milliseconds. Results do not depend on it.
+    pub prefetch_bytes: Option<u32>,
+    /// Logits are the same bits whatever the number of threads, the rest of a batch, and the way a prompt is cut into
+    /// steps. On most targets they always are; where a prompt's kernels have arithmetic of their own (AMX), prompts are
+    /// read by the slower kernels of small batches.
+    pub deterministic: bool,
+}
+
+/// Where the time of opening went. Weights and texts are read at the same time, on different threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenTimings {
+    /// Mapping the file; reading and checking manifest, programs and all sections but the weights. Zero for a model
+    /// made of an artifact that was open already.
+    pub file: Duration,
+    /// Copying machine code, checking it and making it executable.
+    pub code: Duration,
+    /// Getting memory for the weights and copying them there.
+    pub weights: Duration,
+    /// Tokenizer and chat template.
+    pub texts: Duration,
+    /// Resolving kernels and starting threads.
+    pub assembly: Duration,
+    /// From the call to the model being ready to tokenize and run.
+    pub total: Duration,
 }
 
 /// A model ready to run. Clones share everything.
@@ -43,6 +71,9 @@ pub(crate) struct Inner {
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
     target: String,
+    opening: OpenTimings,
+    /// Given, or tuned by the first engine.
+    pub(crate) prefetch: OnceLock<u64>,
     /// Holds the kernels' memory; `programs` point into it.
     _code: Code,
 }
@@ -63,6 +94,22 @@ pub(crate) struct Call {
     pub(crate) kernel: Kernel,
     pub(crate) args: Vec<Arg>,
     pub(crate) grid: Extent,
+    pub(crate) tail: bool,
+    pub(crate) name: String,
+    pub(crate) note: String,
+    pub(crate) weight_bytes: u64,
+}
+
+impl Call {
+    /// Rows that the launch works on in a step of that size: what a count among its arguments says, else what its grid
+    /// depends on.
+    pub(crate) fn rows(&self, size: StepSize) -> u64 {
+        let counted = self.args.iter().filter_map(|a| match a {
+            Arg::Count(extent) => extent.at(size),
+            _ => None,
+        });
+        counted.max().unwrap_or(if self.grid.per_row > 0 { size.rows } else { size.tokens })
+    }
 }
 
 /// Where the weights are.
@@ -93,6 +140,9 @@ pub(crate) struct Parts {
     pub(crate) tokenizer: Option<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) threads: usize,
+    pub(crate) opening: OpenTimings,
+    pub(crate) started: Instant,
+    pub(crate) prefetch: Option<u32>,
 }
 
 impl Model {
@@ -102,7 +152,9 @@ impl Model {
     /// [`ErrorKind::Artifact`] when the file is damaged, [`ErrorKind::NoCode`] and its kin when it has no code for
     /// this CPU, [`ErrorKind::Memory`] when the weights do not fit.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Model> {
-        Model::of(Artifact::open(path, options.verify)?, options)
+        let started = Instant::now();
+        let artifact = Artifact::open(path, options.verify)?;
+        Model::prepare(artifact, options, started, started.elapsed())
     }
 
     /// A model from an artifact that is open already.
@@ -110,6 +162,11 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn of(artifact: Artifact, options: &OpenOptions) -> Result<Model> {
+        Model::prepare(artifact, options, Instant::now(), Duration::ZERO)
+    }
+
+    fn prepare(artifact: Artifact, options: &OpenOptions, started: Instant, file: Duration) -> Result<Model> {
+        let mut opening = OpenTimings { file, ..OpenTimings::default() };
         let threads = match options.threads {
             Some(n @ 1..=1024) => n,
             Some(n) => {
@@ -118,32 +175,59 @@ impl Model {
             }
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        if let Some(n) = options.prefetch_bytes.filter(|n| u64::from(*n) > prefetch::MOST) {
+            let (value, expected) = (n.to_string(), format!("0 to {}", prefetch::MOST));
+            return Err(ErrorKind::Option { name: "prefetch_bytes", value, expected }.into());
+        }
+        let code_start = Instant::now();
         let code = Code::load(&artifact, options.target.as_deref())?;
-        let programs = artifact.programs("cpu").unwrap_or_default().to_vec();
+        opening.code = code_start.elapsed();
+        let mut programs = artifact.programs("cpu").unwrap_or_default().to_vec();
+        if options.deterministic && code.prefill_differs {
+            programs.retain(|p| p.kind != ProgramKind::Prefill);
+        }
         let manifest = artifact.manifest().clone();
-        // The tokenizer takes as long to parse as small weights take to copy: both at once.
+        // Reading the tokenizer takes about as long as copying small weights: both at once.
         let (texts, weights) = std::thread::scope(|scope| {
-            let texts = scope.spawn(|| read_texts(&artifact));
+            let texts = scope.spawn(|| {
+                let start = Instant::now();
+                read_texts(&artifact).map(|texts| (texts, start.elapsed()))
+            });
+            let start = Instant::now();
             let weights = if options.mmap {
                 Ok(None)
             } else {
                 copy_weights(&artifact, threads, options.verify).map(Some)
             };
+            opening.weights = start.elapsed();
             let texts = texts.join().unwrap_or_else(|_| {
                 let source = "its parser panicked".into();
                 Err(ErrorKind::Tokenizer { action: "be read", source }.into())
             });
             (texts, weights)
         });
-        let (tokenizer, template) = texts?;
+        let ((tokenizer, template), texts) = texts?;
+        opening.texts = texts;
         let weights = match weights? {
             Some(region) => WeightMemory::Copied(region),
             None => WeightMemory::Mapped(Box::new(artifact)),
         };
-        Model::assemble(Parts { manifest, programs, weights, code, tokenizer, template, threads })
+        Model::assemble(Parts {
+            manifest,
+            programs,
+            weights,
+            code,
+            tokenizer,
+            template,
+            threads,
+            opening,
+            started,
+            prefetch: options.prefetch_bytes,
+        })
     }
 
     pub(crate) fn assemble(parts: Parts) -> Result<Model> {
+        let start = Instant::now();
         if parts.programs.is_empty() {
             return Err(ErrorKind::Missing { what: "CPU programs", hint: " with a CPU target" }.into());
         }
@@ -156,18 +240,31 @@ impl Model {
                 let kernel =
                     kernel.ok_or(ErrorKind::Missing { what: "kernel that its programs call", hint: "" })?;
                 args += launch.args.len();
-                launches.push(Call { kernel, args: launch.args, grid: launch.grid });
+                launches.push(Call {
+                    kernel,
+                    args: launch.args,
+                    grid: launch.grid,
+                    tail: launch.tail,
+                    name: launch.kernel,
+                    note: launch.note,
+                    weight_bytes: launch.weight_bytes,
+                });
             }
             let max_tokens = p.max_tokens as usize;
             programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args });
         }
         let most_launches = programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
+        let pool = Mutex::new(Pool::new(parts.threads, most_launches));
+        let mut opening = parts.opening;
+        (opening.assembly, opening.total) = (start.elapsed(), parts.started.elapsed());
         Ok(Model {
             inner: Arc::new(Inner {
                 manifest: parts.manifest,
                 programs,
                 weights: parts.weights,
-                pool: Mutex::new(Pool::new(parts.threads, most_launches)),
+                pool,
+                opening,
+                prefetch: parts.prefetch.map_or_else(OnceLock::new, |p| OnceLock::from(u64::from(p))),
                 tokenizer: parts.tokenizer,
                 template: parts.template,
                 target: parts.code.target.clone(),
@@ -197,6 +294,16 @@ impl Model {
     /// Threads in use, the caller's included.
     pub fn threads(&self) -> usize {
         self.inner.pool.lock().map_or(1, |p| p.threads())
+    }
+
+    /// Bytes that kernels prefetch ahead of the weights; `None` until an engine has tuned it.
+    pub fn prefetch_bytes(&self) -> Option<u64> {
+        self.inner.prefetch.get().copied()
+    }
+
+    /// Where the time of opening went.
+    pub fn opening(&self) -> OpenTimings {
+        self.inner.opening
     }
 
     /// Most tokens of one step.
@@ -239,8 +346,7 @@ pub fn target_refusal(target: &str, features: &[&str]) -> Option<String> {
 }
 
 fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
-    let tokenizer =
-        artifact.text(&SectionKind::Tokenizer)?.map(|json| Tokenizer::from_json(&json)).transpose()?;
+    let tokenizer = read_tokenizer(artifact)?;
     let name = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token(id)).unwrap_or_default();
     let model = &artifact.manifest().model;
     let (bos, eos) = (name(model.bos), name(model.eos.first().copied()));
@@ -251,9 +357,24 @@ fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemp
     Ok((tokenizer, template))
 }
 
+/// The tokenizer, from the section that opens fast when this version knows its layout, else from the JSON.
+fn read_tokenizer(artifact: &Artifact) -> Result<Option<Tokenizer>> {
+    if let Some(section) = artifact.section(|k| *k == SectionKind::Vocabulary) {
+        match Vocabulary::parse(&artifact.read(section)?) {
+            Ok(vocabulary) => return Tokenizer::from_vocabulary(vocabulary).map(Some),
+            Err(VocabularyFault::Version(_)) => {}
+            Err(source) => {
+                let (action, source) = ("be read", Box::new(source));
+                return Err(ErrorKind::Tokenizer { action, source }.into());
+            }
+        }
+    }
+    artifact.text(&SectionKind::Tokenizer)?.map(|json| Tokenizer::from_json(&json)).transpose()
+}
+
 fn copy_weights(artifact: &Artifact, threads: usize, verify: Verify) -> Result<Region> {
     let len = artifact.section(|k| *k == SectionKind::Weights).map_or(0, |s| s.len);
-    let mut region = Region::zeroed(len, "the weights", "; open with mmap")?;
+    let mut region = Region::huge(len, "the weights", "; open with mmap")?;
     if len > 0 {
         // Under a full check the file was compared at open, but it is this copy that runs.
         artifact.copy_weights(region.bytes_mut(), threads, verify == Verify::Full)?;

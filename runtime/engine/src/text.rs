@@ -1,13 +1,25 @@
 //! Text to tokens and back.
 //!
-//! Encoding is the `tokenizers` crate's. Decoding goes token by token through a table of each token's bytes, so that a
+//! Encoding is the `tokenizers` crate's, over the tables of [`crate::byte_pairs`] where an artifact has them. Decoding goes token by token through a table of each token's bytes, so that a
 //! stream costs nothing per token that grows, and never splits a character. The table exists for the decoders that
 //! language models use (byte level; SentencePiece with byte fallback; metaspace); other decoders decode the whole
 //! stream again for each token.
 
+use crate::byte_pairs::{BytePairs, Words};
 use crate::error::{ErrorKind, Result, TokenizerFault};
+use attar_artifact::vocabulary::Vocabulary;
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use std::sync::Arc;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PaddingParams, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerBuilder, TokenizerImpl, TruncationParams,
+};
+
+/// The `tokenizers` crate's tokenizer, over any source of words.
+type Encoder =
+    TokenizerImpl<Words, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// A model's tokenizer.
 #[derive(Debug)]
@@ -17,7 +29,7 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 struct Shared {
-    inner: tokenizers::Tokenizer,
+    inner: Encoder,
     table: Option<Table>,
 }
 
@@ -51,6 +63,40 @@ fn guarded<T>(
         .unwrap_or_else(|_| Err("the tokenizer's file is damaged: reading it failed half-way".into()))
 }
 
+/// A `tokenizer.json` whose model is elsewhere.
+#[derive(Deserialize)]
+struct Settings {
+    version: String,
+    truncation: Option<TruncationParams>,
+    padding: Option<PaddingParams>,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    post_processor: Option<PostProcessorWrapper>,
+    decoder: Option<DecoderWrapper>,
+    model: Box<RawValue>,
+}
+
+/// Puts a tokenizer together as the library does when it reads the JSON.
+fn encoder(vocabulary: Vocabulary) -> std::result::Result<Encoder, TokenizerFault> {
+    let settings: Settings = serde_json::from_str(&vocabulary.settings)?;
+    if settings.version != "1.0" {
+        return Err(format!("unknown tokenizer version {}", settings.version).into());
+    }
+    let mut out = TokenizerBuilder::new()
+        .with_model(Words::Tables(BytePairs::new(vocabulary, &settings.model)?))
+        .with_truncation(settings.truncation)
+        .with_padding(settings.padding)
+        .with_normalizer(settings.normalizer)
+        .with_pre_tokenizer(settings.pre_tokenizer)
+        .with_post_processor(settings.post_processor)
+        .with_decoder(settings.decoder)
+        .build()?;
+    out.add_tokens(&settings.added_tokens);
+    Ok(out)
+}
+
 impl Tokenizer {
     /// Reads the text of a `tokenizer.json`.
     ///
@@ -58,7 +104,18 @@ impl Tokenizer {
     /// [`ErrorKind::Tokenizer`] when it is no such text.
     pub fn from_json(json: &str) -> Result<Tokenizer> {
         let fail = |source: TokenizerFault| ErrorKind::Tokenizer { action: "be read", source };
-        let inner = guarded(|| tokenizers::Tokenizer::from_bytes(json.as_bytes())).map_err(fail)?;
+        let inner = guarded(|| Ok(serde_json::from_str::<Encoder>(json)?)).map_err(fail)?;
+        let table = Table::of(&inner);
+        Ok(Tokenizer { shared: Arc::new(Shared { inner, table }) })
+    }
+
+    /// The tokenizer of an artifact's `vocabulary` section: the same as of its `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Tokenizer`] when the section's settings are not such a file's.
+    pub fn from_vocabulary(vocabulary: Vocabulary) -> Result<Tokenizer> {
+        let fail = |source: TokenizerFault| ErrorKind::Tokenizer { action: "be read", source };
+        let inner = guarded(|| encoder(vocabulary)).map_err(fail)?;
         let table = Table::of(&inner);
         Ok(Tokenizer { shared: Arc::new(Shared { inner, table }) })
     }
@@ -218,11 +275,12 @@ impl Detokenizer {
 
 impl Table {
     /// The table, when the tokenizer's decoder works token by token.
-    fn of(inner: &tokenizers::Tokenizer) -> Option<Table> {
+    fn of(inner: &Encoder) -> Option<Table> {
         let decoder = serde_json::to_value(inner.get_decoder()?).ok()?;
         let rules = Rules::of(&decoder)?;
         let added = inner.get_added_tokens_decoder();
-        let size = inner.get_vocab_size(true).max(added.keys().max().map_or(0, |m| *m as usize + 1));
+        // The library counts a vocabulary with its added tokens by listing all of it; ids of added ones say as much.
+        let size = inner.get_vocab_size(false).max(added.keys().max().map_or(0, |m| *m as usize + 1));
         let mut table = Table {
             bytes: Vec::new(),
             ends: Vec::new(),
@@ -233,9 +291,18 @@ impl Table {
         for id in 0..u32::try_from(size).ok()? {
             let special = added.get(&id).is_some_and(|t| t.special);
             let begin = table.bytes.len();
-            match inner.id_to_token(id) {
-                Some(token) if !special => rules.append(&token, &mut table.bytes),
-                _ => {}
+            let plain = match inner.get_model() {
+                Words::Tables(tables) if !added.contains_key(&id) => tables.vocabulary().token(id),
+                _ => None,
+            };
+            match plain {
+                Some(token) => rules.append(token, &mut table.bytes),
+                None if special => {}
+                None => {
+                    if let Some(token) = inner.id_to_token(id) {
+                        rules.append(&token, &mut table.bytes);
+                    }
+                }
             }
             table.special.push(special);
             table.longest = table.longest.max(table.bytes.len() - begin);

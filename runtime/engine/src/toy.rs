@@ -4,7 +4,7 @@
 use crate::device::cpu::Code;
 use crate::device::executable::Kernel;
 use crate::memory::Region;
-use crate::model::{Model, Parts, WeightMemory};
+use crate::model::{Model, OpenTimings, Parts, WeightMemory};
 use crate::text::Tokenizer;
 use attar_artifact::manifest::{KvSpec, KvType, Manifest, RopeTable};
 use attar_artifact::program::{Arg, Extent, Launch, Program, ProgramKind, StepBuffer};
@@ -155,6 +155,9 @@ pub(crate) fn model(threads: usize) -> Model {
         tokenizer: Some(Tokenizer::from_json(&std::fs::read_to_string(path).unwrap()).unwrap()),
         template: None,
         threads,
+        opening: OpenTimings::default(),
+        started: std::time::Instant::now(),
+        prefetch: None,
     })
     .unwrap()
 }

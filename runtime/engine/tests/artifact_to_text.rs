@@ -23,7 +23,11 @@ fn every_way_of_opening_gives_the_same() {
     for threads in [Some(1), Some(2), Some(5), None] {
         for verify in [Verify::None, Verify::Code, Verify::Full] {
             for (mmap, target) in [(false, None), (true, Some("x86-64-v2".to_owned()))] {
-                let model = Model::open(&path, &OpenOptions { threads, verify, target, mmap }).unwrap();
+                let model = Model::open(
+                    &path,
+                    &OpenOptions { threads, verify, target, mmap, prefetch_bytes: None, deterministic: true },
+                )
+                .unwrap();
                 assert_eq!(model.target(), "x86-64-v2");
                 assert_eq!(run(&model, 97, 10), expected);
                 assert_eq!(run(&model, VOCAB - 1, 1), [0]);

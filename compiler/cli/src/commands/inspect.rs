@@ -130,7 +130,7 @@ fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
     let mut programs = Vec::new();
     for section in &manifest.sections {
         match &section.kind {
-            SectionKind::Code { target, features, entries } => code.push(CodeRow {
+            SectionKind::Code { target, features, entries, .. } => code.push(CodeRow {
                 target: target.clone(),
                 features: features.clone(),
                 kernels: entries.len(),

@@ -66,7 +66,7 @@ impl Quickstart {
         terminal.line(indented(&render(&report)))?;
 
         terminal.line("\n3. How good it is")?;
-        let open = OpenArgs { threads: self.threads, target: None, mmap: false };
+        let open = OpenArgs { threads: self.threads, target: None, mmap: false, deterministic: false };
         let model = open.open(&output)?;
         let reference = f32_reference(&checkpoint, &folder, &open, terminal)?;
         let ours = perplexity(&model, "n4", terminal)?;
@@ -74,8 +74,8 @@ impl Quickstart {
 
         terminal.line("\n4. How fast it is")?;
         let spinner = terminal.spinner("measuring");
-        let plan = Plan { prompt: 128, generate: 32, depth: 0, rows: vec![1], repetitions: 3 };
-        let speeds = speed::measure(&model, &plan, |test| spinner.set_message(test.to_owned()))?;
+        let plan = Plan { prompt: 128, generate: 32, context: 0, batch: 1, repetitions: 3 };
+        let speeds = speed::measure(&model, plan, |test| spinner.set_message(test.to_owned()))?;
         spinner.finish_and_clear();
         for s in &speeds {
             let what = if s.test.starts_with("pp") { "prompt" } else { "generation" };

@@ -9,12 +9,16 @@
 //! - `attention_span` computes one token and one span, so that long contexts are shared out among threads.
 //! - `attention_merge` joins what the former left.
 //!
+//! Where vectors are wider than Cranelift's, scores, softmax and sums are inner functions ([`AttentionKernel`]) that convert
+//! the cache on its way into registers; the rest is the same.
+//!
 //! The order of every sum is fixed by the definition, so a token's result is the same bits in all of them. What a row does
 //! not see is never multiplied: memory beyond its positions may hold anything, NaN included.
 
 use super::cache::{Cache, CacheArgs};
 use super::quantize::{QUADS, layout_of, some_groups};
 use crate::lanes::{F32x4, FloatCmp, IntCmp, Lanes, Scalar, Var};
+use crate::x86::{AHEAD, AttentionKernel, Level};
 use attar_artifact::manifest::KvType;
 use attar_kernel::{ActInt8Layout, Activation, AttentionSpec};
 
@@ -27,7 +31,9 @@ const BLOCK: usize = 4;
 pub(super) fn attention(spec: &AttentionSpec, out: Activation, cx: &mut Lanes<'_>) -> Result<(), String> {
     let output = Output::new(spec, out)?;
     let group = spec.group();
-    let rows = Rows::new(spec, spec.tile_tokens() * group, BLOCK, cx)?;
+    let stack = spec.tile_tokens() * group;
+    let block = Level::of(cx.target()).map_or(BLOCK, |level| AttentionKernel::block_rows(level, stack));
+    let rows = Rows::new(spec, stack, block, cx)?;
     let joined = Sums::scratch(cx, spec, rows.capacity);
     let (q, to, tokens) = (cx.arg(0), cx.arg(7), cx.arg(8));
     let args = CacheArgs::load(cx, 1);
@@ -88,7 +94,8 @@ fn run_ends(cx: &mut Lanes<'_>, args: &CacheArgs, t: Scalar, next: Scalar, last:
 /// Computes one span of one token's context.
 pub(super) fn attention_span(spec: &AttentionSpec, cx: &mut Lanes<'_>) -> Result<(), String> {
     let group = spec.group();
-    let block = group.div_ceil(group.div_ceil(BLOCK));
+    let most = Level::of(cx.target()).map_or(BLOCK, AttentionKernel::most_rows);
+    let block = group.div_ceil(group.div_ceil(most));
     let rows = Rows::new(spec, group, block, cx)?;
     let (q, to, spans) = (cx.arg(0), cx.arg(7), cx.arg(8));
     let args = CacheArgs::load(cx, 1);
@@ -107,7 +114,7 @@ pub(super) fn attention_span(spec: &AttentionSpec, cx: &mut Lanes<'_>) -> Result
         let seen = cx.icmp(IntCmp::SignedLessThan, low, high);
         cx.if_(seen, |cx| {
             rows.queries(cx, q, t, next, head);
-            rows.span(cx, &args, table, head, start, count);
+            rows.span(cx, &args, table, head, start, count, (low, high));
             let to = cx.offset(to, item, group * spec.partial_len() * 4);
             for g in 0..group {
                 let at = (g * spec.partial_len() * 4) as i64;
@@ -227,7 +234,7 @@ impl Sums {
                 cx.store_f32(new, self.most, 0);
                 let base = finite(cx, new);
                 let (a, b) = (cx.fsub(most, base), cx.fsub(later_most, base));
-                let (a, b) = (cx.exp(a), cx.exp(b));
+                let (a, b) = (cx.exp2_up_to_0(a), cx.exp2_up_to_0(b));
                 let kept = cx.fmul(total, a);
                 let total = cx.fmuladd(later_total, b, kept);
                 cx.store_f32(total, self.total, 0);
@@ -308,6 +315,39 @@ impl Output {
     }
 }
 
+/// Inner functions, and the lists of addresses they are given.
+struct Wide {
+    scores: Vec<u8>,
+    soften: Vec<u8>,
+    /// For a block of rows, and for one.
+    mix: [Vec<u8>; 2],
+    /// Addresses of the span's keys page by page, then of its values, then of keys that come after it and are only asked for.
+    blocks: Scalar,
+}
+
+impl Wide {
+    fn new(spec: &AttentionSpec, block: usize, cx: &mut Lanes<'_>) -> Result<Option<Wide>, String> {
+        let kernel = Level::of(cx.target()).and_then(|level| AttentionKernel::new(level, spec));
+        let Some(kernel) = kernel else { return Ok(None) };
+        let failed = |e: iced_x86::IcedError| format!("bug: inner function: {e}");
+        let list = 2 * (spec.span / spec.page_len) + AHEAD;
+        Ok(Some(Wide {
+            scores: kernel.scores(block).map_err(failed)?,
+            soften: kernel.soften().map_err(failed)?,
+            mix: [kernel.mix(block).map_err(failed)?, kernel.mix(1).map_err(failed)?],
+            blocks: cx.scratch(list * 8),
+        }))
+    }
+}
+
+/// Positions before those that all rows of a block see, those, and the others.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Before,
+    All,
+    After,
+}
+
 /// A stack of query heads of one KV head, token by token, and the memory to compute a span for them.
 struct Rows<'a> {
     spec: &'a AttentionSpec,
@@ -328,6 +368,7 @@ struct Rows<'a> {
     high: Scalar,
     /// A page as f32, unless the cache is f32.
     page: Scalar,
+    wide: Option<Wide>,
     /// Scales of the span's values.
     scales: Scalar,
     /// What the span gives.
@@ -351,7 +392,8 @@ impl<'a> Rows<'a> {
             return Err(format!("{} heads do not share {kv_heads} KV heads", spec.heads));
         }
         let capacity = rows.next_multiple_of(block);
-        let page = if kv == KvType::F32 { 16 } else { head_dim * page_len * 4 };
+        let wide = Wide::new(spec, block, cx)?;
+        let page = if kv == KvType::F32 || wide.is_some() { 16 } else { head_dim * page_len * 4 };
         let scales = if kv == KvType::Int8 { spec.span * 4 } else { 16 };
         Ok(Rows {
             spec,
@@ -365,6 +407,7 @@ impl<'a> Rows<'a> {
             low: cx.scratch(capacity * 4),
             high: cx.scratch(capacity * 4),
             page: cx.scratch(page),
+            wide,
             scales: cx.scratch(scales),
             own: Sums::scratch(cx, spec, capacity),
         })
@@ -409,7 +452,7 @@ impl<'a> Rows<'a> {
             // A window may leave a gap between the run's rows and the span.
             let seen = cx.icmp(IntCmp::SignedLessThan, low, high);
             cx.if_(seen, |cx| {
-                self.span(cx, args, table, head, start, count);
+                self.span(cx, args, table, head, start, count, (low, high));
                 cx.for_range(zero, rows, 1, |cx, row| {
                     let (low, high) = self.seen(cx, row);
                     let sees = cx.icmp(IntCmp::SignedLessThan, low, high);
@@ -447,7 +490,7 @@ impl<'a> Rows<'a> {
     /// Scales the queries of the tokens `from..next`; rows that only fill a block are zero.
     fn queries(&self, cx: &mut Lanes<'_>, q: Scalar, from: Scalar, next: Scalar, head: Scalar) {
         let (group, dh) = (self.spec.group(), self.spec.head_dim);
-        let scale = cx.splat_const(self.spec.scale);
+        let scale = cx.splat_const(self.spec.query_scale());
         cx.for_range(from, next, 1, |cx, t| {
             let row = cx.offset(q, t, self.spec.heads * dh * 4);
             let row = cx.offset(row, head, group * dh * 4);
@@ -515,7 +558,8 @@ impl<'a> Rows<'a> {
         (load_index(cx, self.low, row), load_index(cx, self.high, row))
     }
 
-    /// Computes one span for `count` rows (whole blocks) into `own`.
+    /// Computes one span for `count` rows (whole blocks) into `own`; `low..high` is what any of them sees of it.
+    #[expect(clippy::too_many_arguments, reason = "a span of a sequence")]
     fn span(
         &self,
         cx: &mut Lanes<'_>,
@@ -524,29 +568,35 @@ impl<'a> Rows<'a> {
         head: Scalar,
         start: Scalar,
         count: Scalar,
+        (low, high): (Scalar, Scalar),
     ) {
+        let last_row = cx.iadd_imm(count, -1);
+        let last_end = load_index(cx, self.end, last_row);
         let page_len = self.cache.page_len;
         let zero = cx.int(0);
-        let (low, high) = self.within(cx, start, count);
         let first_page = cx.udiv_imm(low, page_len as u32);
         let past = cx.iadd_imm(high, page_len as i64 - 1);
         let past_page = cx.udiv_imm(past, page_len as u32);
+        let pages = cx.isub(past_page, first_page);
+        let last_page = cx.iadd_imm(last_end, page_len as i64 - 1);
+        let last_page = cx.udiv_imm(last_page, page_len as u32);
         let before = cx.udiv_imm(start, page_len as u32);
-        cx.for_range(first_page, past_page, 1, |cx, page| {
+        let blocks = |cx: &mut Lanes<'_>, page: Scalar| {
             let index = cx.iadd(before, page);
             let block = self.cache.block(cx, table, index, head);
-            let (keys, values) = (cx.iadd(args.keys, block), cx.iadd(args.values, block));
-            let scales = (self.cache.kv == KvType::Int8).then(|| {
-                let offset = self.cache.scales_offset() as i64;
-                let to = cx.offset(self.scales, page, page_len * 4);
-                let from = cx.iadd_imm(values, offset);
-                cx.for_const(page_len, 4, |cx, i| {
-                    let (from, to) = (cx.offset(from, i, 4), cx.offset(to, i, 4));
-                    let v = cx.load4(from, 0);
-                    cx.store4(v, to, 0);
-                });
-                cx.iadd_imm(keys, offset)
-            });
+            (cx.iadd(args.keys, block), cx.iadd(args.values, block))
+        };
+        cx.for_range(first_page, past_page, 1, |cx, page| {
+            let (keys, values) = blocks(cx, page);
+            let scales = self.copy_scales(cx, page, keys, values);
+            if let Some(wide) = &self.wide {
+                let place = cx.isub(page, first_page);
+                let key = cx.offset(wide.blocks, place, 8);
+                let value = cx.offset(key, pages, 8);
+                cx.store_i64(keys, key, 0);
+                cx.store_i64(values, value, 0);
+                return;
+            }
             let keys = self.convert(cx, keys);
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 let q = cx.offset(self.q, row, self.spec.head_dim * 4);
@@ -555,6 +605,25 @@ impl<'a> Rows<'a> {
                 self.scores(cx, q, keys, scales, to);
             });
         });
+        if let Some(wide) = &self.wide {
+            let end = cx.offset(wide.blocks, pages, 16);
+            for i in 0..AHEAD {
+                // The table has entries up to the last page that any of the rows sees.
+                let last = cx.iadd_imm(last_page, -1);
+                let next = cx.iadd(before, past_page);
+                let next = cx.iadd_imm(next, i as i64);
+                let next = cx.imin(next, last);
+                let block = self.cache.block(cx, table, next, head);
+                let keys = cx.iadd(args.keys, block);
+                cx.store_i64(keys, end, 8 * i as i32);
+            }
+            cx.for_range(zero, count, self.block as i64, |cx, row| {
+                let q = cx.offset(self.q, row, self.spec.head_dim * 4);
+                let to = cx.offset(self.scores, row, self.spec.span * 4);
+                let to = cx.offset(to, first_page, page_len * 4);
+                cx.call_inner(wide.scores.clone(), &[q, wide.blocks, pages, to]);
+            });
+        }
         cx.for_range(zero, count, 1, |cx, row| self.soften(cx, row));
         let nothing = cx.splat_const(0.0);
         cx.for_range(zero, count, 1, |cx, row| {
@@ -564,13 +633,51 @@ impl<'a> Rows<'a> {
                 cx.store4(nothing, to, 0);
             });
         });
+        if let Some(wide) = &self.wide {
+            cx.for_range(zero, count, self.block as i64, |cx, row| {
+                self.mix_part(cx, row, zero, self.spec.span, |cx, rows, weights, sums, from, to| {
+                    let code = wide.mix[usize::from(rows != self.block)].clone();
+                    let some = cx.icmp(IntCmp::SignedLessThan, from, to);
+                    cx.if_(some, |cx| {
+                        let page = cx.udiv_imm(from, page_len as u32);
+                        let place = cx.urem_imm(from, page_len as u32);
+                        let page = cx.isub(page, first_page);
+                        let page = cx.iadd(page, pages);
+                        let list = cx.offset(wide.blocks, page, 8);
+                        let weights = cx.offset(weights, from, 4);
+                        let positions = cx.isub(to, from);
+                        cx.call_inner(code, &[weights, list, place, positions, sums]);
+                    });
+                });
+            });
+            return;
+        }
         cx.for_range(first_page, past_page, 1, |cx, page| {
-            let index = cx.iadd(before, page);
-            let block = self.cache.block(cx, table, index, head);
-            let values = cx.iadd(args.values, block);
+            let (_, values) = blocks(cx, page);
             let values = self.convert(cx, values);
-            cx.for_range(zero, count, self.block as i64, |cx, row| self.mix_page(cx, values, page, row));
+            let start = cx.imul_imm(page, page_len as i64);
+            cx.for_range(zero, count, self.block as i64, |cx, row| {
+                self.mix_part(cx, row, start, page_len, |cx, rows, weights, sums, from, to| {
+                    self.mix(cx, rows, values, weights, sums, from, to);
+                });
+            });
         });
+    }
+
+    /// Keeps the scales of a page's values, and yields the address of its keys' scales; for int8 caches.
+    fn copy_scales(&self, cx: &mut Lanes<'_>, page: Scalar, keys: Scalar, values: Scalar) -> Option<Scalar> {
+        if self.cache.kv != KvType::Int8 {
+            return None;
+        }
+        let page_len = self.cache.page_len;
+        let offset = self.cache.scales_offset() as i64;
+        let (from, to) = (cx.iadd_imm(values, offset), cx.offset(self.scales, page, page_len * 4));
+        cx.for_const(page_len, 4, |cx, i| {
+            let (from, to) = (cx.offset(from, i, 4), cx.offset(to, i, 4));
+            let v = cx.load4(from, 0);
+            cx.store4(v, to, 0);
+        });
+        Some(cx.iadd_imm(keys, offset))
     }
 
     /// A block of the cache as f32: converted to scratch memory, unless it is f32 already.
@@ -642,6 +749,17 @@ impl<'a> Rows<'a> {
                 cx.store_f32(least, at, 0);
             });
         }
+        if let Some(wide) = &self.wide {
+            let len = cx.isub(end, begin);
+            let strides = cx.udiv_imm(len, STRIDE as u32);
+            let (first, scales) = (cx.offset(scores, begin, 4), cx.offset(self.scales, begin, 4));
+            let (most, total) = (cx.offset(self.own.most, row, 4), cx.offset(self.own.total, row, 4));
+            let some = cx.icmp(IntCmp::SignedLessThan, begin, end);
+            cx.if_(some, |cx| {
+                cx.call_inner(wide.soften.clone(), &[first, strides, most, total, scales]);
+            });
+            return;
+        }
         let first = cx.splat_const(f32::NEG_INFINITY);
         let most: [Var<F32x4>; 4] = std::array::from_fn(|_| cx.var(first));
         cx.for_range(begin, end, STRIDE as i64, |cx, i| {
@@ -671,7 +789,7 @@ impl<'a> Rows<'a> {
                 let offset = 16 * n as i32;
                 let v = cx.load4(at, offset);
                 let v = cx.vsub(v, base);
-                let mut weight = cx.vexp(v);
+                let mut weight = cx.vexp2_up_to_0(v);
                 let old = cx.get(total);
                 let new = cx.vadd(old, weight);
                 cx.set(total, new);
@@ -690,12 +808,19 @@ impl<'a> Rows<'a> {
         cx.store_f32(total, at, 0);
     }
 
-    /// Adds the values of one page to the sums of the block of rows from `row` on.
+    /// Adds the values of `len` positions of the span, from `start` on, to the sums of the block of rows from `row` on.
     ///
-    /// What all rows of the block see is added for all at once; what only some see comes before it and after it.
-    fn mix_page(&self, cx: &mut Lanes<'_>, values: Scalar, page: Scalar, row: Scalar) {
-        let (zero, len) = (cx.int(0), cx.int(self.cache.page_len as i64));
-        let start = cx.imul_imm(page, self.cache.page_len as i64);
+    /// What all rows of the block see is added for all at once; what only some see comes before it and after it. `mix` is
+    /// given rows, weights at `start`, sums, and positions from `start`.
+    fn mix_part(
+        &self,
+        cx: &mut Lanes<'_>,
+        row: Scalar,
+        start: Scalar,
+        len: usize,
+        mut mix: impl FnMut(&mut Lanes<'_>, usize, Scalar, Scalar, Scalar, Scalar),
+    ) {
+        let (zero, len) = (cx.int(0), cx.int(len as i64));
         let within = |cx: &mut Lanes<'_>, row| {
             let (low, high) = self.seen(cx, row);
             let (low, high) = (cx.isub(low, start), cx.isub(high, start));
@@ -713,27 +838,23 @@ impl<'a> Rows<'a> {
         let weights = cx.offset(self.scores, row, self.spec.span * 4);
         let weights = cx.offset(weights, start, 4);
         let sums = cx.offset(self.own.sums, row, self.spec.head_dim * 4);
-        let one = |cx: &mut Lanes<'_>, i: Scalar, from: Scalar, to: Scalar| {
-            let weights = cx.offset(weights, i, self.spec.span * 4);
-            let sums = cx.offset(sums, i, self.spec.head_dim * 4);
-            self.mix(cx, 1, values, weights, sums, from, to);
-        };
-        if self.block > 1 {
-            cx.for_const(self.block, 1, |cx, i| {
-                let row = cx.iadd(row, i);
-                let (low, high) = within(cx, row);
-                let to = cx.imin(high, all_from);
-                one(cx, i, low, to);
-            });
-        }
-        self.mix(cx, self.block, values, weights, sums, all_from, all_to);
-        if self.block > 1 {
-            cx.for_const(self.block, 1, |cx, i| {
-                let row = cx.iadd(row, i);
-                let (low, high) = within(cx, row);
-                let from = cx.imax(low, all_to);
-                one(cx, i, from, high);
-            });
+        for phase in [Phase::Before, Phase::All, Phase::After] {
+            if phase == Phase::All {
+                mix(cx, self.block, weights, sums, all_from, all_to);
+            } else if self.block > 1 {
+                cx.for_const(self.block, 1, |cx, i| {
+                    let row = cx.iadd(row, i);
+                    let (mut from, mut to) = within(cx, row);
+                    if phase == Phase::Before {
+                        to = cx.imin(to, all_from);
+                    } else {
+                        from = cx.imax(from, all_to);
+                    }
+                    let weights = cx.offset(weights, i, self.spec.span * 4);
+                    let sums = cx.offset(sums, i, self.spec.head_dim * 4);
+                    mix(cx, 1, weights, sums, from, to);
+                });
+            }
         }
     }
 

@@ -83,9 +83,14 @@ impl Cache {
         let at = cx.offset(table, page_index, 4);
         let page = cx.load_i32(at, 0);
         let page = cx.widen_unsigned(page);
-        let page = cx.imul_imm(page, self.kv_heads as i64);
-        let row = cx.iadd(page, head);
-        cx.imul_imm(row, self.block_bytes() as i64)
+        // As `KvType::block_index` has it.
+        let run = cx.udiv_imm(page, KvType::RUN as u32);
+        let place = cx.urem_imm(page, KvType::RUN as u32);
+        let run = cx.imul_imm(run, self.kv_heads as i64);
+        let run = cx.iadd(run, head);
+        let run = cx.imul_imm(run, KvType::RUN as i64);
+        let index = cx.iadd(run, place);
+        cx.imul_imm(index, self.block_bytes() as i64)
     }
 
     /// Loads 4 neighbouring elements without their scale, `index` elements after `at`.

@@ -4,14 +4,16 @@
 //! for those rows in scratch memory, and the epilogue ([`epilogue`]) takes each row from there to its destination.
 //!
 //! A row's result depends on nothing but the row: channels are summed over ascending inputs in one accumulator
-//! (floats), or exactly within a group and then over ascending groups (integers), whatever the row tile.
+//! (floats), or exactly within a group and then over ascending groups (integers), whatever the row tile. The exception
+//! is many rows on a target with tile products ([`tiles`]), which round to bf16.
 
 mod epilogue;
 mod float;
 mod int;
+mod tiles;
 mod wide;
 
-use crate::lanes::{Lanes, Scalar};
+use crate::lanes::{IntCmp, Lanes, Scalar};
 use crate::x86::Level;
 use attar_format::{CHANNELS, PackedLayout};
 use attar_kernel::{ActInt8Layout, Activation, Epilogue, LinearSpec, RowTile};
@@ -62,7 +64,10 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
     let blocks = spec.blocks_per_item();
     let sums_stride = blocks * BLOCK_SUMS;
     let level = Level::of(cx.target());
-    let chunk = match (spec.rows, level) {
+    let tiles = tiles::Tiles::new(cx, level, &layout, spec.rows, blocks);
+    // Beside tiles there are only few rows left to do.
+    let rows = if tiles.is_some() { RowTile::Small } else { spec.rows };
+    let chunk = match (rows, level) {
         (RowTile::One, _) => 1,
         (rows, Some(level)) => wide::Wide::chunk_rows(level, rows),
         (_, None) => CHUNK,
@@ -70,9 +75,19 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
     let (x, weights) = (cx.arg(0), cx.arg(1));
     let sums = cx.scratch(chunk * sums_stride);
     let epilogue = epilogue::Args::load(spec, cx);
-    let wide = level.map(|level| wide::Wide::new(cx, level, &layout, spec.rows, blocks, epilogue.prefetch));
+    let wide = level.map(|level| wide::Wide::new(cx, level, &layout, rows, blocks, epilogue.prefetch));
     let workspace = (int8 && wide.is_none()).then(|| int::Workspace::new(cx, spec.rows));
     let mut outcome = Ok(());
+    let mut total_rows = epilogue.total_rows;
+    if let Some(tiles) = tiles {
+        let operands = tiles::Operands { x, weights, epilogue: &epilogue };
+        let many = cx.icmp_imm(IntCmp::SignedGreaterThan, total_rows, tiles::FEW as i64);
+        let mut tiled = Ok(());
+        cx.if_(many, |cx| tiled = tiles.emit(spec, cx, &operands));
+        tiled?;
+        let none = cx.int(0);
+        total_rows = cx.select(many, none, total_rows);
+    }
     let first_block = cx.iadd_imm(weights, layout.header_bytes as i64);
     cx.for_items(|cx, item| {
         let item_weights = cx.offset(first_block, item, blocks * layout.block_bytes);
@@ -99,7 +114,7 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
             if let Some(wide) = &wide {
                 let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
                 outcome = wide.contract(cx, &chunk);
-                if outcome.is_ok() && epilogue.wide(spec, cx, level, item, first, count, sums) {
+                if outcome.is_ok() && epilogue.wide(spec, cx, level, item, first, count, sums, sums_stride) {
                     return;
                 }
             } else {
@@ -118,8 +133,8 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
             let one = cx.int(1);
             chunk_of_rows(cx, zero, one);
         } else {
-            cx.for_range(zero, epilogue.total_rows, chunk as i64, |cx, first| {
-                let left = cx.isub(epilogue.total_rows, first);
+            cx.for_range(zero, total_rows, chunk as i64, |cx, first| {
+                let left = cx.isub(total_rows, first);
                 let most = cx.int(chunk as i64);
                 let count = cx.imin(left, most);
                 chunk_of_rows(cx, first, count);

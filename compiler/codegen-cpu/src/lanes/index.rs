@@ -8,6 +8,11 @@ impl Lanes<'_> {
         self.b.ins().udiv(a, b)
     }
 
+    /// Stores an i64, an address for example.
+    pub(crate) fn store_i64(&mut self, value: Scalar, at: Scalar, offset: i32) {
+        self.b.ins().store(UNALIGNED, value, at, offset);
+    }
+
     /// The lanes as scalars.
     pub(crate) fn floats(&mut self, a: F32x4) -> [Scalar; 4] {
         self.lanes_of(a.0)

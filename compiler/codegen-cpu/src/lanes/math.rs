@@ -41,6 +41,32 @@ impl Lanes<'_> {
         self.vselect(over, infinity, result)
     }
 
+    /// `2^x` for x up to 0 within 2 ulp: 0 below −126.5 (results that f32 holds only as subnormals), NaN for NaN.
+    /// Polynomial as in Cephes `exp2f` (Moshier 1989).
+    pub(crate) fn vexp2_up_to_0(&mut self, x: F32x4) -> F32x4 {
+        let low = self.splat_const(EXP2_LOW);
+        // NaN goes on.
+        let y = self.vmax(low, x);
+        let (n, exponent) = self.vround(y);
+        let r = self.vsub(y, n);
+        let p = self.polynomial(r, &EXP2);
+        let bias = self.splat_const_i32(127);
+        let biased = self.viadd(exponent, bias);
+        let zero = self.splat_const_i32(0);
+        let negative = self.vicmp(IntCC::SignedLessThan, biased, zero);
+        let biased = self.viselect(negative, zero, biased);
+        let bits = self.vishl_imm(biased, 23);
+        let power = self.vfrom_bits(bits);
+        self.vmul(p, power)
+    }
+
+    /// [`Lanes::vexp2_up_to_0`] of a scalar.
+    pub(crate) fn exp2_up_to_0(&mut self, x: Scalar) -> Scalar {
+        let x = self.splat(x);
+        let e = self.vexp2_up_to_0(x);
+        self.lane(e, 0)
+    }
+
     /// `x / (1 + e^-x)`.
     pub(crate) fn vsilu(&mut self, x: F32x4) -> F32x4 {
         let negated = self.vneg(x);
@@ -115,6 +141,11 @@ impl Lanes<'_> {
 
 /// Below, the power of two of the result would leave the normal range.
 const EXP_LOW: f32 = -86.6;
+/// Far enough below what 2^x is zero for, and still an exponent.
+pub(crate) const EXP2_LOW: f32 = -200.0;
+/// `2^r` for r in −1/2..1/2, highest power first.
+pub(crate) const EXP2: [f32; 7] =
+    [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0];
 /// Beyond, the error function rounds to one.
 const ERF_ONE: f32 = 3.92;
 /// The logarithm of the largest f32.

@@ -84,10 +84,6 @@ impl Mem {
         Mem { base, index: None, disp: disp as i64 }
     }
 
-    pub(crate) fn indexed(base: AsmRegister64, index: AsmRegister64, scale: u32, disp: usize) -> Mem {
-        Mem { base, index: Some((index, scale)), disp: disp as i64 }
-    }
-
     /// `bytes` before an address.
     pub(crate) fn below(base: AsmRegister64, bytes: usize) -> Mem {
         Mem { base, index: None, disp: -(bytes as i64) }
@@ -232,15 +228,16 @@ impl Asm {
         vfmadd213ps VEX_Vfmadd213ps_ymm_ymm_ymmm256 EVEX_Vfmadd213ps_zmm_k1z_zmm_zmmm512b32_er;
         vpaddd VEX_Vpaddd_ymm_ymm_ymmm256 EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
         vpsubd VEX_Vpsubd_ymm_ymm_ymmm256 EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32;
-        vpmulld VEX_Vpmulld_ymm_ymm_ymmm256 EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32;
+        vpmaxsd VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32;
         vpaddb VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512;
         vpand VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32;
-        vpor VEX_Vpor_ymm_ymm_ymmm256 EVEX_Vpord_zmm_k1z_zmm_zmmm512b32;
         vpxor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32;
         /// Within each 128 bits: bytes of `a` picked by `b`.
         vpshufb VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
         /// Within each 128 bits: floats of `a` picked by the low two bits of `b`.
         vpermilps VEX_Vpermilps_ymm_ymm_ymmm256 EVEX_Vpermilps_zmm_k1z_zmm_zmmm512b32;
+        /// Floats of `b` picked by the lowest bits of `a`: four of them with 512 bits, three with 256.
+        vpermps VEX_Vpermps_ymm_ymm_ymmm256 EVEX_Vpermps_zmm_k1z_zmm_zmmm512b32;
         vpmaddubsw VEX_Vpmaddubsw_ymm_ymm_ymmm256 EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512;
         vpmaddwd VEX_Vpmaddwd_ymm_ymm_ymmm256 EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
         /// `to += a (unsigned bytes) . b (signed bytes)`, four to a lane.
@@ -257,6 +254,7 @@ impl Asm {
 
     shifts! {
         vpsrld VEX_Vpsrld_ymm_ymm_imm8 EVEX_Vpsrld_zmm_k1z_zmmm512b32_imm8;
+        vpsrad VEX_Vpsrad_ymm_ymm_imm8 EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8;
         vpslld VEX_Vpslld_ymm_ymm_imm8 EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8;
         vpsrlw VEX_Vpsrlw_ymm_ymm_imm8 EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8;
     }
@@ -264,6 +262,24 @@ impl Asm {
     /// Bytes of `a` with the sign of those of `b`; only with 256 bits.
     pub(crate) fn vpsignb(&mut self, to: V, a: V, b: impl Into<Src>) -> AsmResult<()> {
         self.op3((Code::VEX_Vpsignb_ymm_ymm_ymmm256, Code::INVALID), to, a, b.into())
+    }
+
+    /// Floats to bf16: those of `low` in the lower half of the register, those of `high` in the upper; only with 512 bits.
+    pub(crate) fn vcvtne2ps2bf16(&mut self, to: V, high: V, low: V) -> AsmResult<()> {
+        self.op3((Code::INVALID, Code::EVEX_Vcvtne2ps2bf16_zmm_k1z_zmm_zmmm512b32), to, high, low.into())
+    }
+
+    /// `to = to & mask | or`; only with 512 bits.
+    pub(crate) fn and_or(&mut self, to: V, mask: V, or: V) -> AsmResult<()> {
+        // Bit 4a + 2b + c of the truth table.
+        const AND_OR: u32 = 0b1110_1010;
+        let code = Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8;
+        let (to, mask, or) = (self.register(to), self.register(mask), self.register(or));
+        self.a.add_instruction(Instruction::with4(code, to, mask, or, AND_OR)?)
+    }
+
+    pub(crate) fn ldtilecfg(&mut self, from: Mem) -> AsmResult<()> {
+        self.a.add_instruction(Instruction::with1(Code::VEX_Ldtilecfg_m512, from.operand())?)
     }
 
     /// Unsigned bytes from memory, one to a 32-bit lane.
@@ -292,6 +308,11 @@ impl Asm {
         let codes = (Code::VEX_Vroundps_ymm_ymmm256_imm8, Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae);
         let (code, to, a) = (self.pick(codes), self.register(to), self.register(a));
         self.a.add_instruction(Instruction::with3(code, to, a, 0u32)?)
+    }
+
+    /// `a * 2^b` for integers b; only with 512 bits.
+    pub(crate) fn vscalefps(&mut self, to: V, a: V, b: V) -> AsmResult<()> {
+        self.op3((Code::INVALID, Code::EVEX_Vscalefps_zmm_k1z_zmm_zmmm512b32_er), to, a, b.into())
     }
 
     /// One 32-bit element of memory in every lane.
@@ -446,7 +467,7 @@ impl Asm {
     }
 
     /// Constants that lie side by side.
-    fn constants(&mut self, bits: &[u32]) -> Mem {
+    pub(crate) fn constants(&mut self, bits: &[u32]) -> Mem {
         let at = self.pool.windows(bits.len()).position(|w| w == bits).unwrap_or_else(|| {
             self.pool.extend_from_slice(bits);
             self.pool.len() - bits.len()

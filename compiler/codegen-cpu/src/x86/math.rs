@@ -2,6 +2,7 @@
 
 use super::asm::AsmResult;
 use super::{Asm, Src, V};
+use crate::lanes::{EXP2, EXP2_LOW};
 
 /// Below it `e^x` is taken for zero, as the power of two would leave the normal range.
 const EXP_LOW: f32 = -86.6;
@@ -47,6 +48,34 @@ impl Asm {
         self.vaddps(p, p, p)?;
         self.keep_within(p, x, low, high)?;
         self.vmovups(x, p)
+    }
+
+    /// `x = 2^x` for x up to 0 in every lane, within 2 units in the last place; 0 where the result would be subnormal (or,
+    /// with 512 bits, rounded to what a subnormal holds), NaN for NaN. The approximation is that of the portable kernels.
+    pub(crate) fn exp2_up_to_0(&mut self, x: V, t: [V; 2]) -> AsmResult<()> {
+        let [n, p] = t;
+        let low = self.constant(EXP2_LOW.to_bits());
+        self.broadcast(n, low)?;
+        // The second source where either is NaN.
+        self.vmaxps(x, n, x)?;
+        self.vroundps(n, x)?;
+        self.vsubps(x, x, n)?;
+        let first = self.constant(EXP2[0].to_bits());
+        self.broadcast(p, first)?;
+        for c in &EXP2[1..] {
+            let c = self.float(*c);
+            self.vfmadd213ps(p, x, c)?;
+        }
+        if self.level.is_512() {
+            return self.vscalefps(x, p, n);
+        }
+        self.vcvtps2dq(n, n)?;
+        let bias = self.constant(127);
+        self.vpaddd(n, n, Src::Bcst(bias))?;
+        let zero = self.constant(0);
+        self.vpmaxsd(n, n, Src::Bcst(zero))?;
+        self.vpslld(n, n, 23)?;
+        self.vmulps(x, p, n)
     }
 
     /// `x / (1 + e^-x)`, in place.

@@ -40,7 +40,7 @@ impl Store {
         let tables = (0..pages).map(|i| page(i / stride, i % stride)).collect();
         let block = spec.kv.block_bytes(spec.head_dim, PAGE_LEN);
         // All bits set is NaN as f32 and f16, and -1 under a NaN scale as int8.
-        let blank = vec![0xff; pages * spec.kv_heads * block];
+        let blank = vec![0xff; pages.next_multiple_of(KvType::RUN) * spec.kv_heads * block];
         let mut store = Store { spec, keys: blank.clone(), values: blank, tables, stride };
         for (seq, len) in lengths.iter().enumerate() {
             for position in 0..*len {
@@ -61,7 +61,7 @@ impl Store {
         let page = self.tables[seq * self.stride + position / PAGE_LEN] as usize;
         let (place, block) = (position % PAGE_LEN, kv.block_bytes(head_dim, PAGE_LEN));
         let memory = if values { &mut self.values } else { &mut self.keys };
-        let block = &mut memory[(page * kv_heads + head) * block..][..block];
+        let block = &mut memory[KvType::block_index(page, kv_heads, head) * block..][..block];
         let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
         let scale = if x.iter().all(|v| v.is_finite()) { amax / 127.0 } else { f32::NAN };
         for (d, v) in x.iter().enumerate() {

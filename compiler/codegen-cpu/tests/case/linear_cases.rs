@@ -37,8 +37,13 @@ pub(crate) fn weights(random: &mut Random, format: FormatRef, n: usize, k: usize
 /// Activations as the format wants them: `rows` rows of `k`.
 pub(crate) fn activations(random: &mut Random, format: FormatRef, rows: usize, k: usize) -> Vec<u8> {
     let x = random.f32s(rows * k, 2.0);
+    encoded(&x, format, rows, k)
+}
+
+/// Given values as activations of a format.
+fn encoded(x: &[f32], format: FormatRef, rows: usize, k: usize) -> Vec<u8> {
     if !format.wants_int8_activations() {
-        return bytes_of(&x);
+        return bytes_of(x);
     }
     let layout = ActInt8Layout::new(k);
     let out = vec![0u64; rows * layout.stride / 8];
@@ -93,7 +98,12 @@ pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
             args.push(Arg::Input(bytes_of(&seqs)));
             args.push(Arg::Input(bytes_of(&tables)));
             args.push(Arg::Number(pages_each as u64));
-            let cache = vec![0; pages * q.kv_heads * q.kv.block_bytes(q.head_dim, q.page_len)];
+            let cache = vec![
+                0;
+                pages.next_multiple_of(KvType::RUN)
+                    * q.kv_heads
+                    * q.kv.block_bytes(q.head_dim, q.page_len)
+            ];
             let check = match q.kv {
                 KvType::F32 => Check::F32 { abs: 5e-5, rel: 5e-5 },
                 // A unit of rounding, and the flush of subnormals.
@@ -156,4 +166,81 @@ pub(crate) fn all() -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Row counts at the edges of tiles and chunks.
+const COUNTS: [usize; 21] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 63, 64, 65, 512];
+
+/// Shapes that are multiples of nothing, in numbers that are too large for slow emulators: K of 32 times an odd number,
+/// N not a multiple of 16, many row counts.
+pub(crate) fn odd_shapes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut seed = 1000;
+    for format in formats::ALL {
+        for (i, k) in [32, 96, 160, 352, 800].into_iter().enumerate() {
+            let (epilogue, n) = epilogues().swap_remove([0, 2, 3, 5, 8][i]);
+            for count in COUNTS {
+                // The largest count is for the smaller matrices.
+                if count == 512 && k > 160 {
+                    continue;
+                }
+                let all = [RowTile::One, RowTile::Small, RowTile::Many];
+                let rows = match count {
+                    1 => all[i % 3],
+                    2..=16 => all[1 + (count + i) % 2],
+                    _ => RowTile::Many,
+                };
+                seed += 1;
+                let spec = LinearSpec { format, n, k, rows, bias: seed % 3 == 0, epilogue: epilogue.clone() };
+                cases.push(case(seed, spec, count));
+            }
+        }
+    }
+    cases
+}
+
+/// Rows of activations that are all zero, zero but for one, or subnormal, or hold a NaN or an infinity, among usual ones.
+pub(crate) fn special_rows() -> Vec<Case> {
+    let (n, k) = (35, 96);
+    let mut cases = Vec::new();
+    for format in formats::ALL {
+        for (rows, count) in
+            [(RowTile::One, 1), (RowTile::Small, 13), (RowTile::Many, 13), (RowTile::Many, 40)]
+        {
+            // With one row, each kind has its turn.
+            for turn in 0..if count == 1 { SPECIALS } else { 1 } {
+                let spec = LinearSpec { format, n, k, rows, bias: false, epilogue: Epilogue::Store };
+                let mut case = case(77, spec, count);
+                let mut x = Random(78).f32s(count * k, 2.0);
+                for (r, row) in x.chunks_mut(k).enumerate() {
+                    make_special(row, r + turn);
+                }
+                case.args[0] = Arg::Input(encoded(&x, format, count, k));
+                cases.push(case);
+            }
+        }
+    }
+    cases
+}
+
+/// Kinds of rows.
+const SPECIALS: usize = 8;
+
+fn make_special(row: &mut [f32], kind: usize) {
+    match kind % SPECIALS {
+        1 => row.fill(0.0),
+        2 => row.iter_mut().for_each(|v| *v *= 1e-39),
+        3 => row[37] = f32::NAN,
+        4 => row[64] = f32::INFINITY,
+        5 => row[..32].fill(0.0),
+        6 => {
+            row[40] = f32::NEG_INFINITY;
+            row[41] = f32::INFINITY;
+        }
+        7 => {
+            row.fill(0.0);
+            row[50] = 1e3;
+        }
+        _ => {}
+    }
 }

@@ -4,7 +4,10 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod attention_cases;
+#[path = "../emulate/mod.rs"]
+pub(crate) mod emulate;
 pub(crate) mod linear_cases;
+pub(crate) mod rounded;
 pub(crate) mod row_cases;
 
 use attar_artifact::manifest::KvType;
@@ -169,6 +172,7 @@ impl Case {
             let found =
                 unsafe { image.call(&name, table, middle, self.grid) && image.call(&name, table, 0, middle) };
             assert!(found, "no kernel {name}");
+            assert!(!emulate::tiles_in_use(), "{name} leaves tiles configured");
         })
     }
 
@@ -268,7 +272,7 @@ impl Random {
     }
 }
 
-/// Every target this machine runs.
+/// Targets whose kernels this machine runs, one way or the other.
 pub(crate) fn host_targets() -> Vec<attar_codegen_cpu::Target> {
-    attar_codegen_cpu::Target::ALL.into_iter().filter(|t| t.runs_here()).collect()
+    emulate::host_targets()
 }

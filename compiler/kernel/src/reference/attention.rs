@@ -20,7 +20,7 @@ impl Shape {
     fn block(&self, table: &[u32], position: usize, head: usize) -> (usize, usize) {
         let page = table[position / self.page_len] as usize;
         let bytes = self.kv.block_bytes(self.head_dim, self.page_len);
-        ((page * self.kv_heads + head) * bytes, position % self.page_len)
+        (KvType::block_index(page, self.kv_heads, head) * bytes, position % self.page_len)
     }
 
     /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`.
@@ -185,7 +185,7 @@ impl Partial {
     /// Adds the weights of later positions.
     fn join(&mut self, later: &Partial) {
         let most = self.most.max(later.most);
-        let (a, b) = ((self.most - finite(most)).exp(), (later.most - finite(most)).exp());
+        let (a, b) = ((self.most - finite(most)).exp2(), (later.most - finite(most)).exp2());
         self.most = most;
         self.total = self.total * a + later.total * b;
         self.sums.iter_mut().zip(&later.sums).for_each(|(s, l)| *s = *s * a + l * b);
@@ -240,13 +240,13 @@ impl Context<'_> {
         }
         // SAFETY: the caller's contract.
         let q = unsafe { self.args.values::<f32>(0, (t * spec.heads + head) * dh, dh) };
-        let q: Vec<f64> = q.iter().map(|q| f64::from(*q) * f64::from(spec.scale)).collect();
+        let q: Vec<f64> = q.iter().map(|q| f64::from(*q) * f64::from(spec.query_scale())).collect();
         // SAFETY: the caller's contract.
         let read = |slot, values, s| unsafe { shape.read(self.args, slot, values, table, s, hk) };
         let scores: Vec<f64> =
             (from..to).map(|s| q.iter().zip(read(5, false, s)).map(|(q, k)| q * k).sum()).collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|s| (s - finite(most)).exp()).collect();
+        let weights: Vec<f64> = scores.iter().map(|s| (s - finite(most)).exp2()).collect();
         let mut sums = vec![0.0; dh];
         for (s, w) in (from..to).zip(&weights) {
             sums.iter_mut().zip(read(6, true, s)).for_each(|(y, v)| *y += w * v);

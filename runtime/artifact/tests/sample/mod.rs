@@ -33,6 +33,7 @@ pub fn programs() -> Vec<Program> {
         args,
         grid,
         weight_bytes: 64,
+        tail: false,
         note: "a note".to_owned(),
     };
     let launches = vec![
@@ -75,6 +76,7 @@ pub fn code(target: &str, features: &[&str]) -> SectionKind {
         target: target.to_owned(),
         features: features.iter().map(|f| (*f).to_owned()).collect(),
         entries: vec![entry("embed", 0), entry("head", 64)],
+        prefill_differs: false,
     }
 }
 

@@ -25,6 +25,8 @@ const PREFERENCE: [&str; 10] = [
 #[derive(Debug)]
 pub(crate) struct Code {
     pub(crate) target: String,
+    /// See [`SectionKind::Code`].
+    pub(crate) prefill_differs: bool,
     kernels: BTreeMap<String, Kernel>,
     /// Holds the memory that the kernels lie in.
     _image: Option<Image>,
@@ -34,7 +36,7 @@ impl Code {
     /// Chooses (or takes the `forced`) code section and makes it executable.
     pub(crate) fn load(artifact: &Artifact, forced: Option<&str>) -> Result<Code, Error> {
         let section = choose(&artifact.manifest().sections, forced, &Cpu::here())?;
-        let SectionKind::Code { target, entries, .. } = &section.kind else {
+        let SectionKind::Code { target, entries, prefill_differs, .. } = &section.kind else {
             return Err(ErrorKind::Missing { what: "code section", hint: "" }.into());
         };
         let image = Image::load(artifact, section)?;
@@ -45,14 +47,14 @@ impl Code {
                 kernels.insert(entry.kernel.clone(), kernel);
             }
         }
-        Ok(Code { target: target.clone(), kernels, _image: Some(image) })
+        Ok(Code { target: target.clone(), prefill_differs: *prefill_differs, kernels, _image: Some(image) })
     }
 
     /// Kernels that are part of the test program.
     #[cfg(test)]
     pub(crate) fn of(kernels: &[(&str, Kernel)]) -> Code {
         let kernels = kernels.iter().map(|(name, k)| ((*name).to_owned(), *k)).collect();
-        Code { target: "test".to_owned(), kernels, _image: None }
+        Code { target: "test".to_owned(), prefill_differs: false, kernels, _image: None }
     }
 
     pub(crate) fn kernel(&self, name: &str) -> Option<Kernel> {
@@ -165,6 +167,7 @@ mod tests {
                 target: target.to_owned(),
                 features: features.iter().map(|f| (*f).to_owned()).collect(),
                 entries: Vec::new(),
+                prefill_differs: false,
             },
             offset: 0,
             len: 0,

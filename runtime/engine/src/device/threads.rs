@@ -5,12 +5,18 @@
 //! nothing, finds its claims refused when it comes back, and catches up. So a busy neighbour costs what it takes and
 //! not more.
 //!
+//! A launch too small to be shared out is the *tail* of the one before: whoever finishes that one's last chunk runs the
+//! tail whole before the launch counts as finished, so that no barrier stands between the two.
+//!
 //! A claim counter holds the job's epoch above the number of chunks left, and a claim is a compare-and-swap on both. A
 //! thread left behind in an older job can therefore never claim a chunk of a newer one, and what a job points to is
 //! read only under a claim, which keeps the job alive: its caller returns only when all chunks are finished.
 //!
-//! Waiting spins for about 16 µs, then sleeps.
+//! Waiting spins for about 16 µs, then sleeps; between jobs a little longer, since the next token's job follows soon.
+//! A wait that looks like a time slice lost by another thread is told to [`super::backoff`], which takes threads away
+//! while that goes on. Threads that are away sleep in a room of their own, where nothing wakes them but their return.
 
+use super::backoff::{BackOff, looks_lost};
 use super::executable::Kernel;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
@@ -20,6 +26,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const SPIN: Duration = Duration::from_micros(16);
+/// Between two tokens' jobs lies the choice of a token, which takes longer than a launch's tail; sleeping through it
+/// would cost two system calls and a late start each time.
+const SPIN_BETWEEN_JOBS: Duration = Duration::from_micros(100);
+/// Kernels keep panels and sums on the stack, above all those with tiles.
+const STACK: usize = 8 << 20;
 /// Chunks per thread and launch: enough that a slow thread is made up for, few enough that claiming costs nothing.
 const CHUNKS_PER_THREAD: u64 = 6;
 
@@ -29,6 +40,8 @@ pub(crate) struct Task {
     pub(crate) kernel: Kernel,
     pub(crate) args: *const u64,
     pub(crate) grid: u64,
+    /// Run whole by the thread that finishes the task before; never the first of a job.
+    pub(crate) tail: bool,
 }
 
 /// Threads that run jobs; the caller's thread is one of them.
@@ -37,6 +50,11 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     epoch: u32,
+    backoff: BackOff,
+    /// Lost time that the caller's thread saw in the last job, and has told to the back-off.
+    told: Duration,
+    /// What the back-off's times count from.
+    start: Instant,
 }
 
 #[derive(Debug)]
@@ -45,10 +63,21 @@ struct Shared {
     job: AtomicU64,
     stop: AtomicBool,
     slots: Box<[Slot]>,
+    /// Where threads wait for each other, and where those wait that are away.
+    room: Room,
+    away: Room,
+    /// Threads that compute, the caller's included: workers of a higher index are away.
+    active: AtomicUsize,
+    /// The longest that a worker waited for a lost time slice in the last job, in nanoseconds.
+    lost: AtomicU64,
+}
+
+/// Threads asleep until something they look at changes.
+#[derive(Debug, Default)]
+struct Room {
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
-    threads: u64,
 }
 
 /// State of one launch, on cache lines of its own (128 bytes: neighbouring lines are fetched in pairs).
@@ -68,12 +97,15 @@ struct Work {
     /// Grid items of a chunk.
     chunk: u64,
     chunks: u64,
+    /// Where in the caller's list the tails begin, and how many there are.
+    tails: *const Task,
+    tail_count: usize,
 }
 
 // SAFETY: `work` is written only by the caller of `run` between jobs, when no chunk is claimable, and read only under
 // a claim, which happens after the write (release store and acquire swap of `claim`) and before the job ends.
 unsafe impl Sync for Slot {}
-// SAFETY: the pointers in `work` are plain numbers to a slot; whoever uses them holds a claim as above.
+// SAFETY: the pointers in `work`, `tails` among them, are plain numbers to a slot; whoever uses them holds a claim as above.
 unsafe impl Send for Slot {}
 
 impl Pool {
@@ -83,29 +115,45 @@ impl Pool {
         let slot = |_| Slot {
             claim: AtomicU64::new(0),
             left: AtomicU64::new(0),
-            work: UnsafeCell::new(Work { task: None, chunk: 0, chunks: 0 }),
+            work: UnsafeCell::new(Work {
+                task: None,
+                chunk: 0,
+                chunks: 0,
+                tails: std::ptr::null(),
+                tail_count: 0,
+            }),
         };
         let shared = Arc::new(Shared {
             job: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             slots: (0..launches).map(slot).collect(),
-            sleepers: AtomicUsize::new(0),
-            lock: Mutex::new(()),
-            wake: Condvar::new(),
-            threads: threads as u64,
+            room: Room::default(),
+            away: Room::default(),
+            active: AtomicUsize::new(threads),
+            lost: AtomicU64::new(0),
         });
         let mut workers = Vec::new();
         for i in 1..threads {
             let shared = Arc::clone(&shared);
             let spawned = std::thread::Builder::new()
                 .name(format!("attar-{i}"))
-                .spawn(move || shared.work_until_stopped());
+                .stack_size(STACK)
+                .spawn(move || shared.work_until_stopped(i));
             match spawned {
                 Ok(handle) => workers.push(handle),
                 Err(_) => break,
             }
         }
-        Pool { shared, workers, epoch: 0 }
+        let threads = workers.len() + 1;
+        shared.active.store(threads, Ordering::Release);
+        Pool {
+            shared,
+            workers,
+            epoch: 0,
+            backoff: BackOff::new(threads),
+            told: Duration::ZERO,
+            start: Instant::now(),
+        }
     }
 
     /// Threads that work, the caller's included.
@@ -120,7 +168,8 @@ impl Pool {
     /// into ranges that run at the same time.
     pub(crate) unsafe fn run(&mut self, tasks: &[Task]) {
         let _flush = FlushSubnormals::on();
-        if self.workers.is_empty() || tasks.len() > self.shared.slots.len() {
+        let threads = self.adjust();
+        if threads == 1 || tasks.len() > self.shared.slots.len() {
             for task in tasks {
                 if task.grid > 0 {
                     // SAFETY: as promised by the caller.
@@ -131,25 +180,73 @@ impl Pool {
         }
         self.epoch = self.epoch.wrapping_add(1);
         let tag = u64::from(self.epoch) << 32;
-        for (task, slot) in tasks.iter().zip(&self.shared.slots) {
-            let wanted = task.grid.min(self.shared.threads * CHUNKS_PER_THREAD).max(1);
+        let mut launches = 0;
+        let mut rest = tasks;
+        while let (Some((task, after)), Some(slot)) = (rest.split_first(), self.shared.slots.get(launches)) {
+            let tail_count = after.iter().take_while(|t| t.tail).count();
+            let (tails, next) = after.split_at_checked(tail_count).unwrap_or_default();
+            let wanted = task.grid.min(threads as u64 * CHUNKS_PER_THREAD).max(1);
             let chunk = task.grid.div_ceil(wanted).max(1);
-            let chunks = task.grid.div_ceil(chunk);
+            // With tails there is always a chunk, if an empty one, for somebody to finish.
+            let chunks = task.grid.div_ceil(chunk).max(u64::from(tail_count > 0));
+            let work = Work { task: Some(*task), chunk, chunks, tails: tails.as_ptr(), tail_count };
             // SAFETY: the last job has ended, so no chunk of this slot can be claimed and nobody reads.
-            unsafe { *slot.work.get() = Work { task: Some(*task), chunk, chunks } };
-            slot.left.store(tag | chunks, Ordering::Release);
+            unsafe { *slot.work.get() = work };
+            slot.left.store(tag | (chunks + u64::from(tail_count > 0)), Ordering::Release);
             slot.claim.store(tag | chunks, Ordering::Release);
+            launches += 1;
+            rest = next;
         }
-        self.shared.job.store(tag | tasks.len() as u64, Ordering::Release);
-        self.shared.wake_sleepers();
-        self.shared.work(self.epoch, tasks.len());
+        self.shared.job.store(tag | launches as u64, Ordering::Release);
+        self.shared.room.wake_all();
+        let (shared, backoff, told, start) = (&self.shared, &mut self.backoff, &mut self.told, self.start);
+        shared.work(self.epoch, launches, usize::MAX, |now, wait| {
+            *told += wait;
+            // Workers beyond leave at their next launch; this job's other chunks are claimed by those that stay.
+            shared.active.fetch_min(backoff.lost(now - start, wait), Ordering::AcqRel);
+        });
+    }
+
+    /// Runs the tasks one by one and tells how long each took, from its start to its end on all threads.
+    ///
+    /// # Safety
+    /// As [`Pool::run`].
+    pub(crate) unsafe fn run_timed(&mut self, tasks: &[Task], times: &mut [Duration]) {
+        for (task, time) in tasks.iter().zip(times) {
+            let start = Instant::now();
+            // SAFETY: as promised by the caller.
+            unsafe { self.run(&[Task { tail: false, ..*task }]) };
+            *time = start.elapsed();
+        }
+    }
+
+    /// Counts what was lost, and takes threads away or calls them back. Returns how many compute now.
+    fn adjust(&mut self) -> usize {
+        if self.workers.is_empty() {
+            return 1;
+        }
+        let now = self.start.elapsed();
+        // All threads that waited for a lost slice saw the same one: only what workers saw and the caller did not is new.
+        if self.shared.lost.load(Ordering::Relaxed) > 0 {
+            let seen = Duration::from_nanos(self.shared.lost.swap(0, Ordering::Relaxed));
+            if seen > self.told {
+                self.backoff.lost(now, seen - self.told);
+            }
+        }
+        self.told = Duration::ZERO;
+        let threads = self.backoff.threads(now);
+        if self.shared.active.swap(threads, Ordering::AcqRel) < threads {
+            self.shared.away.wake_all();
+        }
+        threads
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake_sleepers();
+        self.shared.room.wake_all();
+        self.shared.away.wake_all();
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
@@ -157,25 +254,41 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn work_until_stopped(&self) {
+    fn work_until_stopped(&self, index: usize) {
         let _flush = FlushSubnormals::on();
+        let stopped = || self.stop.load(Ordering::Acquire);
+        let away = || index >= self.active.load(Ordering::Acquire);
         let mut seen = 0;
         loop {
-            self.wait(|| {
-                epoch_of(self.job.load(Ordering::Acquire)) != seen || self.stop.load(Ordering::Acquire)
+            if away() {
+                self.away.wait(Duration::ZERO, || !away() || stopped());
+            }
+            self.room.wait(SPIN_BETWEEN_JOBS, || {
+                epoch_of(self.job.load(Ordering::Acquire)) != seen || stopped() || away()
             });
-            if self.stop.load(Ordering::Acquire) {
+            if stopped() {
                 return;
             }
             let job = self.job.load(Ordering::Acquire);
-            seen = epoch_of(job);
-            self.work(seen, count_of(job) as usize);
+            if epoch_of(job) != seen {
+                seen = epoch_of(job);
+                self.work(seen, count_of(job) as usize, index, |_, wait| {
+                    self.lost.fetch_max(wait.as_nanos() as u64, Ordering::Relaxed);
+                });
+            }
         }
     }
 
-    /// Walks the launches of a job; returns at its end, or when it has ended without this thread.
-    fn work(&self, epoch: u32, launches: usize) {
+    /// Walks the launches of a job; returns at its end, or when it has ended without this thread, or when this worker
+    /// (the caller has the index `usize::MAX`) is sent away. `lost` is told of time slices that others seem to have
+    /// lost.
+    fn work(&self, epoch: u32, launches: usize, index: usize, mut lost: impl FnMut(Instant, Duration)) {
+        let mut begun = Instant::now();
         for slot in self.slots.iter().take(launches) {
+            if index != usize::MAX && index >= self.active.load(Ordering::Relaxed) {
+                return;
+            }
+            let mut worked = false;
             loop {
                 let now = slot.claim.load(Ordering::Acquire);
                 if epoch_of(now) != epoch {
@@ -197,47 +310,78 @@ impl Shared {
                 if let Some(task) = work.task {
                     let begin = (work.chunks - unclaimed) * work.chunk;
                     let end = (begin + work.chunk).min(task.grid);
-                    // SAFETY: the caller of `run` promised it for every range of the grid while the job lives.
-                    unsafe { task.kernel.call(task.args, begin, end) };
+                    if begin < end {
+                        // SAFETY: the caller of `run` promised it for every range of the grid while the job lives.
+                        unsafe { task.kernel.call(task.args, begin, end) };
+                    }
                 }
-                if count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) == 1 {
-                    self.wake_sleepers();
+                worked = true;
+                let mut left = count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) - 1;
+                if left == 1 && work.tail_count > 0 {
+                    // What is left are the tails, and we finished what they follow. The job cannot end before them, so
+                    // the caller's list is still there.
+                    for i in 0..work.tail_count {
+                        // SAFETY: `tails` points to as many tasks; the caller of `run` promised what kernels need.
+                        unsafe {
+                            let tail = &*work.tails.add(i);
+                            if tail.grid > 0 {
+                                tail.kernel.call(tail.args, 0, tail.grid);
+                            }
+                        }
+                    }
+                    left = count_of(slot.left.fetch_sub(1, Ordering::AcqRel)) - 1;
+                }
+                if left == 0 {
+                    self.room.wake_all();
                 }
             }
-            self.wait(|| {
+            let done = || {
                 let left = slot.left.load(Ordering::Acquire);
                 count_of(left) == 0 || epoch_of(left) != epoch
-            });
+            };
+            // The clock is read only where threads really wait: `begun` may lie some launches back, which makes a
+            // loss look smaller by what those took, microseconds against a time slice.
+            if let Some(waited_from) = self.room.wait(SPIN, done) {
+                let now = Instant::now();
+                if worked && looks_lost(now - waited_from, waited_from - begun) {
+                    lost(now, now - waited_from);
+                }
+                begun = now;
+            }
         }
     }
+}
 
-    fn wait(&self, done: impl Fn() -> bool) {
+impl Room {
+    /// Waits until `done`, spinning for a while first. Returns when the wait began, if it was not over at once.
+    fn wait(&self, spin: Duration, done: impl Fn() -> bool) -> Option<Instant> {
         for _ in 0..32 {
             if done() {
-                return;
+                return None;
             }
             spin_loop();
         }
         let start = Instant::now();
-        while start.elapsed() < SPIN {
+        while start.elapsed() < spin {
             for _ in 0..32 {
                 if done() {
-                    return;
+                    return Some(start);
                 }
                 spin_loop();
             }
         }
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        // Pairs with the fence in `wake_sleepers`: either the waker sees this sleeper, or we see what it did.
+        // Pairs with the fence in `wake_all`: either the waker sees this sleeper, or we see what it did.
         fence(Ordering::SeqCst);
         while !done() {
             guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        Some(start)
     }
 
-    fn wake_sleepers(&self) {
+    fn wake_all(&self) {
         fence(Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             // Taken and dropped, so that a sleeper is not between its last look and its sleep.
@@ -372,9 +516,9 @@ mod tests {
             {
                 cells.fill(0);
                 let args = [address(&mut cells)];
-                let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid };
+                let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid, tail: false };
                 // SAFETY: cells and args outlive the call, items are distinct cells.
-                unsafe { pool.run(&[task, task, task]) };
+                unsafe { pool.run(&[task, Task { tail: round % 2 == 0, ..task }, task]) };
                 let (ran, rest) = cells.split_at(grid as usize);
                 assert!(
                     ran.iter().all(|c| *c == 3) && rest.iter().all(|c| *c == 0),
@@ -397,7 +541,7 @@ mod tests {
             let mut tasks = Vec::new();
             for i in 0..launches {
                 let args = if i % 2 == 0 { there.as_ptr() } else { back.as_ptr() };
-                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n });
+                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n, tail: i % 7 > 4 });
             }
             for round in 0..60 {
                 a.fill(round);
@@ -420,7 +564,7 @@ mod tests {
             let mut cells = vec![0u64; 64];
             let args = [address(&mut cells)];
             std::thread::sleep(Duration::from_micros(300));
-            let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64 };
+            let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64, tail: false };
             // SAFETY: as above.
             unsafe { pool.run(&[task]) };
             assert!(cells.iter().all(|c| *c == 1));
@@ -442,7 +586,14 @@ mod tests {
         let before = control::read();
         let args = [x.as_mut_ptr().expose_provenance() as u64];
         // SAFETY: x and args outlive the call.
-        unsafe { Pool::new(1, 1).run(&[Task { kernel: Kernel::of(halve), args: args.as_ptr(), grid: 1 }]) };
+        unsafe {
+            Pool::new(1, 1).run(&[Task {
+                kernel: Kernel::of(halve),
+                args: args.as_ptr(),
+                grid: 1,
+                tail: false,
+            }])
+        };
         assert_eq!(std::hint::black_box(&x)[1], 0.0);
         assert_eq!(control::read() & control::FLUSH, before & control::FLUSH);
     }

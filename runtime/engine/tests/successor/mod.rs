@@ -34,15 +34,21 @@ pub const X86: &[u8] = &[
 type CodeSection<'a> = (&'a str, &'a [&'a str], &'a [u8]);
 
 pub fn write(path: &Path, code: &[CodeSection<'_>]) {
+    write_with(path, code, &1234.5f64.to_le_bytes());
+}
+
+/// With these bytes, a multiple of four, as weights that nothing reads.
+pub fn write_with(path: &Path, code: &[CodeSection<'_>], unused: &[u8]) {
     let mut w = Writer::create(path).unwrap();
     let mut weights = w.weights().unwrap();
-    weights.add("unused", "f32", &[2], &1234.5f64.to_le_bytes()).unwrap();
+    weights.add("unused", "f32", &[unused.len() as u64 / 4], unused).unwrap();
     weights.finish();
     for (target, features, bytes) in code {
         let kind = SectionKind::Code {
             target: (*target).to_owned(),
             features: features.iter().map(|f| (*f).to_owned()).collect(),
             entries: vec![Entry { kernel: "successor".to_owned(), offset: 0, len: bytes.len() as u64 }],
+            prefill_differs: false,
         };
         w.add_section(kind, bytes).unwrap();
     }
@@ -68,7 +74,7 @@ pub fn write(path: &Path, code: &[CodeSection<'_>]) {
     };
     w.add_programs("cpu", &[program(ProgramKind::Decode, 1), program(ProgramKind::Prefill, 64)]).unwrap();
     let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tiny/smollm2/tokenizer.json");
-    w.add_section(SectionKind::Tokenizer, &std::fs::read(tokenizer).unwrap()).unwrap();
+    w.add_tokenizer(&std::fs::read_to_string(tokenizer).unwrap()).unwrap();
     w.add_section(SectionKind::ChatTemplate, b"{{ bos_token }}{{ messages[0].content }}").unwrap();
     let model = Model {
         name: "successor".to_owned(),

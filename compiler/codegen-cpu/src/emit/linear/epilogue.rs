@@ -90,19 +90,19 @@ impl Args {
         first: Scalar,
         count: Scalar,
         sums: Scalar,
+        sums_stride: usize,
     ) -> bool {
         let Some(level) = level.filter(|_| self.bias.is_none()) else { return false };
         let blocks = spec.blocks_per_item();
-        let stride = blocks * BLOCK_SUMS;
         match &spec.epilogue {
             Epilogue::Store | Epilogue::Residual if spec.n.is_multiple_of(CHANNELS) => {
                 let residual = spec.epilogue == Epilogue::Residual;
-                let Ok(code) = rows::store_rows(level, spec.n, blocks, residual, stride) else {
+                let Ok(code) = rows::store_rows(level, spec.n, blocks, residual, sums_stride) else {
                     return false;
                 };
                 let place = |cx: &mut Lanes<'_>, base: Scalar| {
                     let row = cx.offset(base, first, spec.n * 4);
-                    cx.offset(row, item, stride)
+                    cx.offset(row, item, blocks * BLOCK_SUMS)
                 };
                 let from = place(cx, self.rest[0]);
                 let to = if residual { place(cx, self.rest[1]) } else { from };
@@ -111,7 +111,7 @@ impl Args {
             }
             Epilogue::Swiglu { width, out: Activation::Int8 } => {
                 let layout = ActInt8Layout::new(*width);
-                let Ok(code) = rows::swiglu_quantize(level, &layout, stride) else { return false };
+                let Ok(code) = rows::swiglu_quantize(level, &layout, sums_stride) else { return false };
                 let row = cx.offset(self.rest[0], first, layout.stride);
                 let codes = cx.offset(row, item, ActInt8Layout::GROUP);
                 let scale = cx.offset(row, item, 4);

@@ -5,6 +5,8 @@
 //! and then `sum[c] += f32(dot) * (scale[c, g] * x_scale[g])`, g ascending. A row scale multiplies the final sum.
 
 use super::{Contraction, TILE};
+use crate::Target;
+use crate::aarch64;
 use crate::lanes::{DotActivation, DotWeights, F32x4, I8x16, I32x4, Lanes, Scalar};
 use attar_format::{CHANNELS, Format, Scale, Value};
 use attar_kernel::{ActInt8Layout, RowTile};
@@ -29,6 +31,8 @@ pub(super) struct Workspace {
     scales: Scalar,
     /// Per slab: the choices of its channels.
     choices: Scalar,
+    /// Products of a tile and a group, i32 `[TILE][CHANNELS]`: where an inner function makes them.
+    products: Scalar,
 }
 
 impl Workspace {
@@ -42,6 +46,7 @@ impl Workspace {
             row_shifts: room(TILE * 16),
             scales: room(SLABS * 16),
             choices: room(SLABS * 16),
+            products: room(TILE * aarch64::PRODUCT_BYTES),
         }
     }
 }
@@ -201,6 +206,7 @@ fn several(c: &Contraction<'_>, ws: &Workspace, cx: &mut Lanes<'_>) {
             }
         }
         cx.for_range(zero_i, c.count, TILE as i64, |cx, first| {
+            let mut row_groups = Vec::with_capacity(TILE);
             for r in 0..TILE {
                 // Rows past the last are computed as the last and never used.
                 let row = cx.iadd_imm(first, r as i64);
@@ -208,8 +214,11 @@ fn several(c: &Contraction<'_>, ws: &Workspace, cx: &mut Lanes<'_>) {
                 let x = cx.offset(c.x, row, rows.stride);
                 let per_group = cx.offset(x, g, 4);
                 let x = cx.offset(x, g, GROUP);
-                for (quad, prepared) in group_activations(cx, x).into_iter().enumerate() {
-                    cx.store_dot_activation(prepared, ws.activations, ((quad * TILE + r) * 16) as i32);
+                row_groups.push(x);
+                if !multiplies_matrices(cx) {
+                    for (quad, prepared) in group_activations(cx, x).into_iter().enumerate() {
+                        cx.store_dot_activation(prepared, ws.activations, ((quad * TILE + r) * 16) as i32);
+                    }
                 }
                 let x_scale = cx.load_splat(per_group, rows.scales_offset as i32);
                 cx.store4(x_scale, ws.row_scales, (r * 16) as i32);
@@ -220,19 +229,20 @@ fn several(c: &Contraction<'_>, ws: &Workspace, cx: &mut Lanes<'_>) {
                     cx.store4_i32(shifted, ws.row_shifts, (r * 16) as i32);
                 }
             }
+            if multiplies_matrices(cx) {
+                row_groups.extend([ws.weights, ws.products]);
+                cx.call_inner(aarch64::products(), &row_groups);
+            }
             let tile_sums = cx.offset(c.sums, first, c.sums_stride);
             cx.for_const(SLABS, 1, |cx, slab| {
-                let weights = cx.offset(ws.weights, slab, QUADS * weight_bytes);
                 let at = cx.imul_imm(slab, 16);
-                let zero = cx.dot_zero();
-                let mut acc = [zero; TILE];
-                for quad in 0..QUADS {
-                    let w = cx.load_dot_weights(weights, (quad * weight_bytes) as i32);
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let a = cx.load_dot_activation(ws.activations, ((quad * TILE + r) * 16) as i32);
-                        *acc = cx.dot(*acc, w, a);
-                    }
-                }
+                let dots = if multiplies_matrices(cx) {
+                    let products = cx.iadd(ws.products, at);
+                    std::array::from_fn(|r| cx.load4_i32(products, (r * aarch64::PRODUCT_BYTES) as i32))
+                } else {
+                    let weights = cx.offset(ws.weights, slab, QUADS * weight_bytes);
+                    slab_products(cx, ws, weights, weight_bytes)
+                };
                 let scales = cx.iadd(ws.scales, at);
                 let scale = cx.load4(scales, 0);
                 let choice = has_choice(format).then(|| {
@@ -240,8 +250,7 @@ fn several(c: &Contraction<'_>, ws: &Workspace, cx: &mut Lanes<'_>) {
                     cx.load4_i32(choices, 0)
                 });
                 let sums = cx.iadd(tile_sums, at);
-                for (r, acc) in acc.into_iter().enumerate() {
-                    let dot = cx.dot_finish(acc);
+                for (r, dot) in dots.into_iter().enumerate() {
                     let x_shift = has_choice(format).then(|| cx.load4_i32(ws.row_shifts, (r * 16) as i32));
                     let x_scale = cx.load4(ws.row_scales, (r * 16) as i32);
                     let at = (r * c.sums_stride) as i32;
@@ -254,6 +263,26 @@ fn several(c: &Contraction<'_>, ws: &Workspace, cx: &mut Lanes<'_>) {
         let sums = cx.offset(c.sums, r, c.sums_stride);
         row_scale(c, cx, sums);
     });
+}
+
+/// Whether the target has `smmla`, whose inner function takes activations as they are.
+fn multiplies_matrices(cx: &Lanes<'_>) -> bool {
+    const _: () = assert!(TILE == aarch64::ROWS);
+    cx.target() == Target::Aarch64I8mm
+}
+
+/// Products of a tile of prepared activations with the prepared weights of a slab.
+fn slab_products(cx: &mut Lanes<'_>, ws: &Workspace, weights: Scalar, weight_bytes: usize) -> [I32x4; TILE] {
+    let zero = cx.dot_zero();
+    let mut acc = [zero; TILE];
+    for quad in 0..QUADS {
+        let w = cx.load_dot_weights(weights, (quad * weight_bytes) as i32);
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let a = cx.load_dot_activation(ws.activations, ((quad * TILE + r) * 16) as i32);
+            *acc = cx.dot(*acc, w, a);
+        }
+    }
+    acc.map(|acc| cx.dot_finish(acc))
 }
 
 /// The prepared activations of a group.

@@ -137,7 +137,7 @@ impl<'a> Wide<'a> {
 }
 
 /// `0..whole` in pieces of about equal size, none larger than `most`, larger ones first.
-fn pieces(whole: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn pieces(whole: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = whole.div_ceil(most);
     let each = whole.div_ceil(count.max(1)).max(1);
     (0..whole).step_by(each).map(move |start| (start, each.min(whole - start)))

@@ -1,0 +1,114 @@
+//! Comparison of results whose operands were rounded to bf16: what tile products give.
+
+use super::{Case, Check, f32s};
+use attar_artifact::manifest::KvType;
+use attar_codegen_cpu::Target;
+use attar_format::formats;
+use attar_kernel::{ActInt8Layout, KernelSpec, RowTile};
+
+/// Rows up to which the integer kernels compute on any target.
+const FEW: u64 = 16;
+
+/// Either factor of each product is off by 2^-9 at most, evenly spread, so a sum of products with signs at random is off
+/// by 2^-9 * sqrt(2 / 3) of its own size, the root of the mean square over many sums: 0.16 %. Epilogues multiply such
+/// sums with each other; a sixfold leaves room for them.
+const MEAN: f32 = 0.01;
+/// The largest of many thousand errors is some five times their root mean square, and of products of such sums some
+/// thirty times.
+const LARGEST: f32 = 0.06;
+
+impl Case {
+    /// Whether the target computes this launch with tile products.
+    pub(crate) fn by_tiles(&self, target: Target) -> bool {
+        let KernelSpec::Linear(spec) = &self.spec else { return false };
+        let rows = self.args.len().checked_sub(2).map(|slot| &self.args[slot]);
+        target == Target::SapphireRapids
+            && spec.rows == RowTile::Many
+            && spec.format != &formats::F32
+            && spec.k.is_multiple_of(32)
+            && matches!(rows, Some(super::Arg::Number(rows)) if *rows > FEW)
+    }
+
+    /// As [`Case::check`], with the tolerance of the target's arithmetic.
+    pub(crate) fn check_on(&self, target: Target, want: &[Vec<u8>], got: &[Vec<u8>]) {
+        if !self.by_tiles(target) {
+            return self.check(target.name(), want, got);
+        }
+        let checks = self.args.iter().filter_map(|a| match a {
+            super::Arg::Output(_, check) => Some(*check),
+            _ => None,
+        });
+        for (o, ((want, got), check)) in want.iter().zip(got).zip(checks).enumerate() {
+            let at = format!("{}: {}: output {o}", target.name(), self.spec.name());
+            assert_eq!(want.len(), got.len(), "{at}");
+            for (want, got) in values(check, want).iter().zip(values(check, got)) {
+                near(&at, want, &got);
+            }
+        }
+    }
+}
+
+/// Numbers of one kind, and how far apart those are that can be written.
+struct Numbers {
+    values: Vec<f32>,
+    steps: Vec<f32>,
+}
+
+impl From<Vec<f32>> for Numbers {
+    fn from(values: Vec<f32>) -> Numbers {
+        Numbers { steps: vec![0.0; values.len()], values }
+    }
+}
+
+/// An output's numbers.
+fn values(check: Check, bytes: &[u8]) -> Vec<Numbers> {
+    let codes = |bytes: &[u8]| -> Vec<f32> { bytes.iter().map(|c| f32::from(*c as i8)).collect() };
+    match check {
+        Check::Bytes => vec![bytes.iter().map(|b| f32::from(*b)).collect::<Vec<f32>>().into()],
+        Check::F32 { .. } => vec![f32s(bytes).into()],
+        Check::F16 { .. } => {
+            let pairs = bytes.chunks_exact(2);
+            let values: Vec<f32> = pairs.map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+            vec![values.into()]
+        }
+        Check::Int8 { dim, .. } => {
+            let layout = ActInt8Layout::new(dim);
+            let (mut values, mut steps) = (Vec::new(), Vec::new());
+            for row in bytes.chunks(layout.stride) {
+                let scales = f32s(&row[layout.scales_offset..layout.sums_offset]);
+                for (group, scale) in row[..dim].chunks(ActInt8Layout::GROUP).zip(scales) {
+                    values.extend(codes(group).iter().map(|c| c * scale));
+                    steps.extend([scale; ActInt8Layout::GROUP]);
+                }
+            }
+            vec![Numbers { values, steps }]
+        }
+        Check::Cache { head_dim, page_len, .. } => {
+            let block = KvType::Int8.block_bytes(head_dim, page_len);
+            let scales = KvType::Int8.scales_offset(head_dim, page_len);
+            let blocks = || bytes.chunks(block);
+            let codes: Vec<f32> = blocks().flat_map(|b| codes(&b[..scales])).collect();
+            let scales: Vec<f32> = blocks().flat_map(|b| f32s(&b[scales..])).collect();
+            vec![Numbers { steps: vec![1.0; codes.len()], values: codes }, scales.into()]
+        }
+    }
+}
+
+fn near(at: &str, want: &Numbers, got: &Numbers) {
+    let counts = |w: &f32| w.is_finite() && *w != 0.0;
+    let size = root_mean_square(want.values.iter().copied().filter(counts));
+    let step = root_mean_square(want.steps.iter().copied().filter(counts));
+    let pairs = || want.values.iter().zip(&got.values);
+    for (i, ((w, g), step)) in pairs().zip(&want.steps).enumerate() {
+        let most = LARGEST * (size + w.abs()) + step;
+        let same = if w.is_finite() { (w - g).abs() <= most } else { !g.is_finite() };
+        assert!(same, "{at} element {i}: want {w}, got {g}, usual size {size}");
+    }
+    let error = root_mean_square(pairs().filter(|(w, _)| counts(w)).map(|(w, g)| w - g));
+    assert!(error <= MEAN * size + step, "{at}: errors of {error} in values of {size}");
+}
+
+fn root_mean_square(values: impl Iterator<Item = f32>) -> f32 {
+    let (sum, count) = values.fold((0.0, 0), |(s, n), v| (s + f64::from(v) * f64::from(v), n + 1));
+    (sum / f64::from(count.max(1))).sqrt() as f32
+}

@@ -1,0 +1,148 @@
+//! How far ahead of the weights kernels prefetch, tuned for the machine in a few milliseconds.
+//!
+//! The best distance depends on where weights come from: nearer from memory, farther from a large cache. So launches
+//! of the decode program run over slices of their own weights, each launch once and with one candidate, so that no
+//! candidate profits from what another has brought into the caches. Candidates take turns within each kernel, and
+//! only the same kernel's times are compared.
+
+use std::time::Duration;
+
+/// What is tried, in bytes.
+pub(crate) const CANDIDATES: [u64; 5] = [0, 1024, 2048, 4096, 8192];
+/// Used where a program is too small to tell.
+pub(crate) const DEFAULT: u64 = 4096;
+/// Greatest distance that may be asked for.
+pub(crate) const MOST: u64 = 65536;
+
+/// Weights that a sample reads, at most.
+const SLICE_BYTES: u64 = 1 << 20;
+/// A launch that reads less is all overhead.
+const LEAST_BYTES: u64 = 64 << 10;
+/// No further round begins after this.
+const BUDGET: Duration = Duration::from_millis(3);
+/// What a candidate must be better by than [`DEFAULT`]: less is noise.
+const MARGIN: f64 = 0.02;
+
+/// A launch that prefetches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weighed {
+    /// Index in the program.
+    pub(crate) launch: usize,
+    /// Launches of one group run the same kernel.
+    pub(crate) group: usize,
+    pub(crate) weight_bytes: u64,
+    pub(crate) grid: u64,
+}
+
+/// Chooses a distance. `run(launch, items, distance)` computes the first items of a launch and returns how long that
+/// took.
+pub(crate) fn tune(launches: &[Weighed], mut run: impl FnMut(usize, u64, u64) -> Duration) -> u64 {
+    let mut launches = launches.iter().filter(|l| l.weight_bytes >= LEAST_BYTES && l.grid > 0).copied();
+    // Threads wake up, and code comes into the caches: these do not count.
+    for warm in launches.by_ref().take(2) {
+        run(warm.launch, warm.grid.div_ceil(8), DEFAULT);
+    }
+    let mut groups: Vec<Vec<Weighed>> = Vec::new();
+    for l in launches {
+        if groups.len() <= l.group {
+            groups.resize(l.group + 1, Vec::new());
+        }
+        if let Some(group) = groups.get_mut(l.group) {
+            group.push(l);
+        }
+    }
+    groups.retain(|g| g.len() >= CANDIDATES.len());
+    // Least seconds per byte, by group and candidate.
+    let mut best = vec![[f64::INFINITY; CANDIDATES.len()]; groups.len()];
+    let mut spent = Duration::ZERO;
+    let rounds = groups.iter().map(|g| g.len() / CANDIDATES.len()).max().unwrap_or(0);
+    for round in 0..rounds {
+        for (group, best) in groups.iter().zip(&mut best) {
+            let samples = group.chunks_exact(CANDIDATES.len()).nth(round).unwrap_or_default();
+            for (i, l) in samples.iter().enumerate() {
+                // Another order in each round, so that no candidate always follows the same other.
+                let candidate = (i + 2 * round) % CANDIDATES.len();
+                let items = (u128::from(l.grid) * u128::from(SLICE_BYTES.min(l.weight_bytes)))
+                    .div_ceil(u128::from(l.weight_bytes)) as u64;
+                let (Some(distance), Some(best)) = (CANDIDATES.get(candidate), best.get_mut(candidate))
+                else {
+                    continue;
+                };
+                let time = run(l.launch, items, *distance);
+                spent += time;
+                let bytes = l.weight_bytes as f64 * items as f64 / l.grid as f64;
+                *best = best.min(time.as_secs_f64() / bytes);
+            }
+        }
+        if spent >= BUDGET {
+            break;
+        }
+    }
+    let cost = |candidate: usize| -> f64 {
+        let of = |(group, best): (&Vec<Weighed>, &[f64; CANDIDATES.len()])| {
+            let bytes: u64 = group.iter().map(|l| l.weight_bytes).sum();
+            best.get(candidate).copied().unwrap_or(f64::INFINITY) * bytes as f64
+        };
+        groups.iter().zip(&best).map(of).sum()
+    };
+    let by_default = CANDIDATES.iter().position(|c| *c == DEFAULT).map_or(0.0, cost);
+    let found = CANDIDATES.iter().enumerate().map(|(i, distance)| (cost(i), *distance));
+    match found.min_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((cost, distance)) if cost < by_default * (1.0 - MARGIN) => distance,
+        _ => DEFAULT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launches(n: usize, weight_bytes: u64) -> Vec<Weighed> {
+        (0..n).map(|launch| Weighed { launch, group: launch % 2, weight_bytes, grid: 100 }).collect()
+    }
+
+    /// A machine on which `best` is the fastest distance, by a tenth.
+    fn machine(best: u64, ran: &mut Vec<(usize, u64)>) -> impl FnMut(usize, u64, u64) -> Duration {
+        move |launch, items, distance| {
+            ran.push((launch, distance));
+            // Kernels of the odd group take twice as long, and times waver a little.
+            let base = items as f64 * if launch % 2 == 1 { 2e-6 } else { 1e-6 };
+            let factor = if distance == best { 0.9 } else { 1.0 } + (launch % 7) as f64 * 1e-3;
+            Duration::from_secs_f64(base * factor)
+        }
+    }
+
+    #[test]
+    fn the_fastest_is_found_and_no_weights_are_read_twice() {
+        for best in CANDIDATES {
+            let mut ran = Vec::new();
+            assert_eq!(tune(&launches(62, 500_000), machine(best, &mut ran)), best);
+            let mut seen: Vec<usize> = ran.iter().map(|r| r.0).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len(), ran.len());
+        }
+    }
+
+    #[test]
+    fn too_small_programs_get_the_default() {
+        let mut ran = Vec::new();
+        assert_eq!(tune(&[], machine(0, &mut ran)), DEFAULT);
+        assert_eq!(tune(&launches(60, 1000), machine(0, &mut ran)), DEFAULT);
+        assert_eq!(tune(&launches(8, 500_000), machine(0, &mut ran)), DEFAULT);
+        // No difference worth the name.
+        assert_eq!(tune(&launches(60, 500_000), |_, items, _| Duration::from_micros(items)), DEFAULT);
+    }
+
+    #[test]
+    fn large_models_are_sliced_and_the_time_is_bounded() {
+        let mut ran = 0;
+        let large = launches(400, 20 << 20);
+        tune(&large, |_, items, _| {
+            assert!(items <= 5 || ran < 2);
+            ran += 1;
+            Duration::from_micros(100)
+        });
+        assert!(ran <= 2 + 40, "{ran}");
+    }
+}
