@@ -76,9 +76,8 @@ proptest! {
                 let want = &all[t * width..][..width];
                 prop_assert!(want == by_spans(&image, &store, &alone, &q, out), "{}: token {t}", target.name());
             }
-            for chunk in batch.chunks(5).take(3) {
-                let chunk = chunk.to_vec();
-                let first = batch.iter().position(|b| *b == chunk[0]).unwrap();
+            for (i, chunk) in batch.chunks(5).take(3).enumerate() {
+                let (chunk, first) = (chunk.to_vec(), 5 * i);
                 let q = queries(&spec, &chunk);
                 let want = &all[first * width..][..chunk.len() * width];
                 let got = by_tiles(&image, &store, &chunk, &q, out);
@@ -190,7 +189,7 @@ fn inner_functions_are_what_they_are_meant_to_be() {
                 let count = |what: &str| text.lines().filter(|l| l.contains(what)).count();
                 let name = format!("{} on {}", kernel.name(), target.name());
                 assert_eq!(count("vzeroupper"), inner.len(), "{name}");
-                let products = text.lines().filter(|l| l.starts_with("vfmadd231ps")).collect::<Vec<_>>();
+                let products = text.lines().filter(|l| l.contains("vfmadd231ps")).collect::<Vec<_>>();
                 assert!(
                     products.len() >= 40 && products.iter().all(|l| l.contains(register)),
                     "{name}:\n{text}"
