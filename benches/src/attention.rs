@@ -31,7 +31,8 @@ struct Cache {
 
 impl Cache {
     fn new(spec: &AttentionSpec, context: usize, footprint: usize) -> Result<Cache> {
-        let pages = context.div_ceil(spec.page_len);
+        // Whole runs of pages, as blocks are laid out.
+        let pages = context.div_ceil(spec.page_len).next_multiple_of(KvType::RUN);
         let block = spec.kv.block_bytes(spec.head_dim, spec.page_len);
         let half = (pages * spec.kv_heads * block).next_multiple_of(64);
         let layers = (footprint / (2 * half)).max(1);

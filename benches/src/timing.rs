@@ -18,6 +18,9 @@ pub(crate) struct Effort {
 /// A run should last this long, so that starting threads and reading the clock do not show.
 const RUN: f64 = 4e-3;
 
+/// Kernels keep panels and tiles on the stack; the runtime gives its threads as much.
+const STACK: usize = 8 << 20;
+
 /// Work of one thread, called with the number of the unit of work and the number of the thread. Units are counted on from
 /// run to run, so that work which goes round some memory does not begin with what it has just left in the caches.
 pub(crate) type Work<'a> = &'a (dyn Fn(usize, usize) + Sync);
@@ -63,16 +66,13 @@ fn run(threads: usize, units: Range<usize>, work: Work<'_>) -> f64 {
         (start, Instant::now())
     };
     let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads)
-            .map(|t| {
-                scope.spawn({
-                    let one = &one;
-                    move || one(t)
-                })
-            })
-            .collect();
-        let mine = one(0);
-        others.into_iter().filter_map(|o| o.join().ok()).chain([mine]).collect()
+        let spawn = |thread| {
+            let one = &one;
+            let builder = std::thread::Builder::new().stack_size(STACK);
+            builder.spawn_scoped(scope, move || one(thread)).expect("a thread")
+        };
+        let all: Vec<_> = (0..threads).map(spawn).collect();
+        all.into_iter().map(|t| t.join().expect("the work ends")).collect()
     });
     let start = spans.iter().map(|s| s.0).min();
     let end = spans.iter().map(|s| s.1).max();
