@@ -11,7 +11,7 @@ def summarize(outcome):
     """Medians per contestant, threads and test.
 
     A sample counts as quiet when other processes took less than `quiet` cores during its run. Medians are over the quiet
-    samples where these are at least QUIET_SAMPLES, else over all; `quiet` and `all` say how many there were. Of variants of one
+    samples where these are at least QUIET_SAMPLES (or all there are), else over all; `quiet` and `all` say how many there were. Of variants of one
     contestant (llama.cpp with flash attention on and off) the one with the higher median stands for it.
     """
     cells, loads, systems = {}, {}, {}
@@ -28,7 +28,7 @@ def summarize(outcome):
         rows = []
         for variant, samples in variants.items():
             calm = [s for s, quiet in samples if quiet]
-            used = calm if len(calm) >= QUIET_SAMPLES else [s for s, _ in samples]
+            used = calm if len(calm) >= min(QUIET_SAMPLES, len(samples)) else [s for s, _ in samples]
             row = {"contestant": name, "threads": threads, "test": test, "variant": variant}
             row |= {"median": statistics.median(used), "min": min(used), "max": max(used)}
             rows.append(row | {"quiet": len(calm), "all": len(samples)})
@@ -40,7 +40,11 @@ def summarize(outcome):
     ]
     speeds = {(m["contestant"], m["threads"], m["test"]): m["median"] for m in medians if m["stands"]}
     load_times = {(entry["contestant"], entry["threads"]): entry["median"] for entry in load}
-    noisy = {(m["contestant"], m["threads"], m["test"]) for m in medians if m["stands"] and m["quiet"] < QUIET_SAMPLES}
+    noisy = {
+        (m["contestant"], m["threads"], m["test"])
+        for m in medians
+        if m["stands"] and m["quiet"] < min(QUIET_SAMPLES, m["all"])
+    }
     rows = {}
     for threads in sorted({m["threads"] for m in medians}):
         bandwidth = outcome.get("bandwidth") or {}
@@ -66,6 +70,11 @@ def summarize(outcome):
         "absent": outcome["absent"],
         "bar": rows,
     }
+
+
+def rounds_done(outcome):
+    """Rounds that were begun: a run that was ended early has fewer than were asked for."""
+    return len({run["round"] for run in outcome["samples"]})
 
 
 def table(head, rows):
@@ -100,7 +109,7 @@ def markdown(outcome, summary):
             for r in rows
         ]
         parts.append(table(head, cells) + "\n")
-    parts.append(f"## Medians over {outcome['rounds']} rounds, tokens/s\n")
+    parts.append(f"## Medians over {rounds_done(outcome)} rounds, tokens/s\n")
     head = ["contestant", "threads", "test", "variant", "median", "min", "max", "quiet samples"]
     cells = [
         [m["contestant"], m["threads"], m["test"], m["variant"], number(m["median"]), number(m["min"]), number(m["max"])]
