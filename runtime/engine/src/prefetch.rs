@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 /// What is tried, in bytes.
-pub(crate) const CANDIDATES: [u64; 5] = [0, 1024, 2048, 4096, 8192];
+pub(crate) const CANDIDATES: [u64; 5] = [0, 512, 1024, 2048, 4096];
 /// Used where a program is too small to tell.
-pub(crate) const DEFAULT: u64 = 4096;
+pub(crate) const DEFAULT: u64 = 512;
 /// Greatest distance that may be asked for.
 pub(crate) const MOST: u64 = 65536;
 

@@ -91,6 +91,7 @@ impl IntKernel<'_> {
         let x = self.x();
         let mut next_block = s.a.create_label();
         s.a.set_label(&mut next_block)?;
+        self.prefetch_fields(&mut s, rsi)?;
         s.a.mov(rax, rdi)?;
         s.a.lea(r10, ptr(rdi + x.scales_offset as i32))?;
         s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
@@ -139,33 +140,43 @@ impl IntKernel<'_> {
         let mut s = Asm::new(self.level)?;
         let saved = [rbx, rbp, r12, r13];
         push(&mut s, &saved)?;
-        let t = self.tables(&mut s, rdx, true)?;
+        let t = self.tables(&mut s, rdx, false)?;
         let x = self.x();
         let weight = |quad: usize| V(16 + quad as u8);
-        let (acc, sum, scale, correction) = ([V(5), V(6)], V(7), V(8), V(9));
+        let (acc, sum, scale, shift, none) = ([V(5), V(6)], V(7), V(8), V(9), V(12));
+        self.prefetch_fields(&mut s, rsi)?;
         // The first group stores its sums, the others add to them.
         s.zero(sum)?;
         each_row(&mut s, rcx, sums_stride, |s| s.store(Mem::at(rbp, 0), sum))?;
+        s.zero(none)?;
         s.a.lea(rdx, ptr(rdi + x.scales_offset as i32))?;
         s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
         s.a.lea(r12, ptr(rsi + self.layout.fields_offset as i32))?;
         s.a.mov(r13, self.layout.groups as i64)?;
         s.repeat(r13, 1, |s| {
             self.prefetch(s, rbx, r9)?;
-            self.decode(s, &t, rbx, 0, [V(10), V(11)], |s, quad, w| s.vmovups(weight(quad), w))?;
-            self.fields(s, &t, r12, 0, scale, Some(correction))?;
+            self.fields(s, &t, r12, 0, scale, Some(shift))?;
+            self.decode(s, &t, rbx, 0, [V(10), V(11)], |s, quad, w| {
+                if self.table_format() {
+                    s.vpaddb(weight(quad), w, shift)
+                } else {
+                    s.vmovups(weight(quad), w)
+                }
+            })?;
             s.a.push(rdi)?;
             s.a.push(rdx)?;
             each_row(s, rcx, sums_stride, |s| {
-                for a in acc {
-                    s.zero(a)?;
-                }
+                // The bias's share comes off first.
+                s.broadcast(acc[0], Mem::at(rdx, x.sums_offset - x.scales_offset))?;
+                s.vpslld(acc[0], acc[0], BIAS.trailing_zeros())?;
+                s.vpsubd(acc[0], none, acc[0])?;
+                s.zero(acc[1])?;
                 for quad in 0..QUADS {
                     s.vpdpbusd(acc[quad % 2], weight(quad), Src::Bcst(Mem::at(rdi, 4 * quad)))?;
                 }
                 s.vpaddd(acc[0], acc[0], acc[1])?;
                 s.vmovups(sum, Mem::at(rbp, 0))?;
-                self.add_group(s, sum, acc[0], scale, Some(correction), rdx, V(10))?;
+                self.add_group(s, sum, acc[0], scale, None, rdx, V(10))?;
                 s.store(Mem::at(rbp, 0), sum)?;
                 s.a.add(rdi, x.stride as i32)?;
                 s.a.add(rdx, x.stride as i32)
@@ -565,10 +576,20 @@ impl IntKernel<'_> {
         if self.row_scaled() { s.vmulps(sum, sum, Mem::at(block, part * self.level.bytes())) } else { Ok(()) }
     }
 
-    /// Asks for the codes that lie `distance` bytes ahead.
+    /// Asks for the codes that lie `distance` bytes ahead, into the second-level cache: the first has too few requests
+    /// under way at once to keep up with the memory.
     fn prefetch(&self, s: &mut Asm, codes: AsmRegister64, distance: AsmRegister64) -> AsmResult<()> {
         for line in (0..self.group_bytes()).step_by(64) {
-            s.a.prefetcht0(ptr(codes + distance + line as i32))?;
+            s.a.prefetcht1(ptr(codes + distance + line as i32))?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a block's scales and fields, line by line. Processors follow a stream of addresses and read ahead of it,
+    /// but lose it when it skips more than a few lines, as it would from one block's codes to the next's.
+    fn prefetch_fields(&self, s: &mut Asm, block: AsmRegister64) -> AsmResult<()> {
+        for line in (0..self.layout.codes_offset).step_by(64) {
+            s.a.prefetcht0(ptr(block + line as i32))?;
         }
         Ok(())
     }
