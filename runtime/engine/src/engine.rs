@@ -487,7 +487,13 @@ impl Engine {
             rest = after;
             let grid = call.grid.at(size).unwrap_or(0);
             let tail = call.tail && !self.tasks.is_empty();
-            self.tasks.push(Task { kernel: call.kernel, args: args.as_ptr(), grid, tail });
+            self.tasks.push(Task {
+                kernel: call.kernel,
+                args: args.as_ptr(),
+                grid,
+                chunks: program.chunks,
+                tail,
+            });
         }
     }
 }

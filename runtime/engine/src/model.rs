@@ -87,6 +87,8 @@ pub(crate) struct Runnable {
     pub(crate) launches: Vec<Call>,
     /// Arguments of all launches.
     pub(crate) args: usize,
+    /// Chunks per thread that its launches are cut into.
+    pub(crate) chunks: u64,
 }
 
 #[derive(Debug)]
@@ -251,7 +253,14 @@ impl Model {
                 });
             }
             let max_tokens = p.max_tokens as usize;
-            programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args });
+            let chunks = match p.kind {
+                // A launch takes microseconds, and whoever starts on a chunk first waits for its memory.
+                ProgramKind::Decode | ProgramKind::SmallBatch => 3,
+                // Tiles lay activations out anew for every chunk.
+                ProgramKind::Prefill if parts.code.prefill_differs => 2,
+                ProgramKind::Prefill => 24,
+            };
+            programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args, chunks });
         }
         let most_launches = programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
         let pool = Mutex::new(Pool::new(parts.threads, most_launches));

@@ -143,7 +143,7 @@ impl IntKernel<'_> {
         let t = self.tables(&mut s, rdx, false)?;
         let x = self.x();
         let weight = |quad: usize| V(16 + quad as u8);
-        let (acc, sum, scale, shift, none) = ([V(5), V(6)], V(7), V(8), V(9), V(12));
+        let (acc, sum, scale, shift, none) = (V(5), V(7), V(8), V(9), V(12));
         self.prefetch_fields(&mut s, rsi)?;
         // The first group stores its sums, the others add to them.
         s.zero(sum)?;
@@ -167,16 +167,14 @@ impl IntKernel<'_> {
             s.a.push(rdx)?;
             each_row(s, rcx, sums_stride, |s| {
                 // The bias's share comes off first.
-                s.broadcast(acc[0], Mem::at(rdx, x.sums_offset - x.scales_offset))?;
-                s.vpslld(acc[0], acc[0], BIAS.trailing_zeros())?;
-                s.vpsubd(acc[0], none, acc[0])?;
-                s.zero(acc[1])?;
+                s.broadcast(acc, Mem::at(rdx, x.sums_offset - x.scales_offset))?;
+                s.vpslld(acc, acc, BIAS.trailing_zeros())?;
+                s.vpsubd(acc, none, acc)?;
                 for quad in 0..QUADS {
-                    s.vpdpbusd(acc[quad % 2], weight(quad), Src::Bcst(Mem::at(rdi, 4 * quad)))?;
+                    s.vpdpbusd(acc, weight(quad), Src::Bcst(Mem::at(rdi, 4 * quad)))?;
                 }
-                s.vpaddd(acc[0], acc[0], acc[1])?;
                 s.vmovups(sum, Mem::at(rbp, 0))?;
-                self.add_group(s, sum, acc[0], scale, None, rdx, V(10))?;
+                self.add_group(s, sum, acc, scale, None, rdx, V(10))?;
                 s.store(Mem::at(rbp, 0), sum)?;
                 s.a.add(rdi, x.stride as i32)?;
                 s.a.add(rdx, x.stride as i32)

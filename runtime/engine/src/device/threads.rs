@@ -31,8 +31,6 @@ const SPIN: Duration = Duration::from_micros(16);
 const SPIN_BETWEEN_JOBS: Duration = Duration::from_micros(100);
 /// Kernels keep panels and sums on the stack, above all those with tiles.
 const STACK: usize = 8 << 20;
-/// Chunks per thread and launch: enough that a slow thread is made up for, few enough that claiming costs nothing.
-const CHUNKS_PER_THREAD: u64 = 6;
 
 /// One kernel call of a job, with its arguments resolved.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +38,8 @@ pub(crate) struct Task {
     pub(crate) kernel: Kernel,
     pub(crate) args: *const u64,
     pub(crate) grid: u64,
+    /// Chunks per thread: enough that a slow thread is made up for, few enough that their starts cost little.
+    pub(crate) chunks: u64,
     /// Run whole by the thread that finishes the task before; never the first of a job.
     pub(crate) tail: bool,
 }
@@ -185,7 +185,7 @@ impl Pool {
         while let (Some((task, after)), Some(slot)) = (rest.split_first(), self.shared.slots.get(launches)) {
             let tail_count = after.iter().take_while(|t| t.tail).count();
             let (tails, next) = after.split_at_checked(tail_count).unwrap_or_default();
-            let wanted = task.grid.min(threads as u64 * CHUNKS_PER_THREAD).max(1);
+            let wanted = task.grid.min(threads as u64 * task.chunks).max(1);
             let chunk = task.grid.div_ceil(wanted).max(1);
             // With tails there is always a chunk, if an empty one, for somebody to finish.
             let chunks = task.grid.div_ceil(chunk).max(u64::from(tail_count > 0));
@@ -516,7 +516,8 @@ mod tests {
             {
                 cells.fill(0);
                 let args = [address(&mut cells)];
-                let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid, tail: false };
+                let task =
+                    Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid, chunks: 6, tail: false };
                 // SAFETY: cells and args outlive the call, items are distinct cells.
                 unsafe { pool.run(&[task, Task { tail: round % 2 == 0, ..task }, task]) };
                 let (ran, rest) = cells.split_at(grid as usize);
@@ -541,7 +542,7 @@ mod tests {
             let mut tasks = Vec::new();
             for i in 0..launches {
                 let args = if i % 2 == 0 { there.as_ptr() } else { back.as_ptr() };
-                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n, tail: i % 7 > 4 });
+                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n, chunks: 6, tail: i % 7 > 4 });
             }
             for round in 0..60 {
                 a.fill(round);
@@ -564,7 +565,8 @@ mod tests {
             let mut cells = vec![0u64; 64];
             let args = [address(&mut cells)];
             std::thread::sleep(Duration::from_micros(300));
-            let task = Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64, tail: false };
+            let task =
+                Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64, chunks: 6, tail: false };
             // SAFETY: as above.
             unsafe { pool.run(&[task]) };
             assert!(cells.iter().all(|c| *c == 1));
@@ -591,6 +593,7 @@ mod tests {
                 kernel: Kernel::of(halve),
                 args: args.as_ptr(),
                 grid: 1,
+                chunks: 6,
                 tail: false,
             }])
         };
