@@ -49,15 +49,19 @@ pub enum KernelSpec {
 /// A token sees the positions from `position - window + 1` (or 0) to its own. They are cut into spans of `span`
 /// positions, and within the span a head's numbers are
 ///
-///   score[s] = sum_d (log2(e) * scale * q[d]) * k[s, d]          over ascending d
-///   most = max_s score[s],  weight[s] = 2^(score[s] - most)
-///   total = sum_s weight[s]                                      16 sums of every 16th s, then those in pairs
-///   sums[d] = sum_s weight[s] * v[s, d]                          over ascending s
+/// ```text
+/// score[s] = sum_d (log2(e) * scale * q[d]) * k[s, d]          over ascending d
+/// most = max_s score[s],  weight[s] = 2^(score[s] - most)
+/// total = sum_s weight[s]                                      16 sums of every 16th s, then those in pairs
+/// sums[d] = sum_s weight[s] * v[s, d]                          over ascending s
+/// ```
 ///
 /// Spans are joined in ascending order: the first is taken as it is, and each later one joins by
 ///
-///   most' = max(most, span.most),  a = 2^(most - most'),  b = 2^(span.most - most')
-///   total' = total * a + span.total * b,  sums'[d] = sums[d] * a + span.sums[d] * b
+/// ```text
+/// most' = max(most, span.most),  a = 2^(most - most'),  b = 2^(span.most - most')
+/// total' = total * a + span.total * b,  sums'[d] = sums[d] * a + span.sums[d] * b
+/// ```
 ///
 /// The result is `sums[d] / total`. Where a maximum is minus infinity it counts as 0 in the differences, so that a span
 /// without any weight adds nothing. The kernels share this definition, so that a token's result does not depend on how

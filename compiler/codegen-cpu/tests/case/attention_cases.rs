@@ -34,7 +34,7 @@ impl Store {
         let pages = lengths.len() * stride;
         // Sequences take turns, and every second one has its pages in descending order.
         let page = |seq: usize, p: usize| {
-            let p = if seq % 2 == 0 { p } else { stride - 1 - p };
+            let p = if seq.is_multiple_of(2) { p } else { stride - 1 - p };
             (p * lengths.len() + seq) as u32
         };
         let tables = (0..pages).map(|i| page(i / stride, i % stride)).collect();
