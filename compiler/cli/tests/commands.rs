@@ -306,19 +306,6 @@ fn bench_takes_as_many_threads_as_the_process_may_use() {
 }
 
 #[test]
-fn bench_goes_behind_a_context_and_generates_several_rows() {
-    let c = compiled("n4");
-    let options = ["--prompt", "0", "--generate", "4", "--depth", "9", "--rows", "1,3", "--repetitions", "2"];
-    let r = json(&[&["bench", &c.artifact, "--threads", "1", "--json"][..], &options].concat());
-    let tests = r["tests"].as_array().expect("tests");
-    let named: Vec<(Option<&str>, Option<u64>)> =
-        tests.iter().map(|t| (t["test"].as_str(), t["tokens"].as_u64())).collect();
-    assert_eq!(named, [(Some("tg4@9"), Some(4)), (Some("tg4x3@9"), Some(12))]);
-    assert!(tests.iter().all(|t| t["min"].as_f64().expect("a rate") > 0.0));
-    assert!(failure(2, &["bench", &c.artifact, "--rows", "0"]).contains("0 is not in 1.."));
-}
-
-#[test]
 fn passes_doctor_and_completions_answer() {
     let passes = json(&["passes", "--json"]);
     let rtn = passes
