@@ -71,22 +71,21 @@ impl Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct V(pub(crate) u8);
 
-/// `[base + index * scale + disp]`.
+/// `[base + disp]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mem {
     base: AsmRegister64,
-    index: Option<(AsmRegister64, u32)>,
     disp: i64,
 }
 
 impl Mem {
     pub(crate) fn at(base: AsmRegister64, disp: usize) -> Mem {
-        Mem { base, index: None, disp: disp as i64 }
+        Mem { base, disp: disp as i64 }
     }
 
     /// `bytes` before an address.
     pub(crate) fn below(base: AsmRegister64, bytes: usize) -> Mem {
-        Mem { base, index: None, disp: -(bytes as i64) }
+        Mem { base, disp: -(bytes as i64) }
     }
 
     /// The same, `bytes` further.
@@ -96,22 +95,11 @@ impl Mem {
 
     /// For instructions of the typed assembler.
     pub(crate) fn address(self) -> AsmMemoryOperand {
-        match self.index {
-            None => self.base + self.disp,
-            Some((index, scale)) => self.base + index * scale as i32 + self.disp,
-        }
+        self.base + self.disp
     }
 
     fn operand(self) -> MemoryOperand {
-        let (index, scale) =
-            self.index.map_or((Register::None, 1), |(index, scale)| (Register::from(index), scale));
-        MemoryOperand::with_base_index_scale_displ_size(
-            Register::from(self.base),
-            index,
-            scale,
-            self.disp,
-            u32::from(self.disp != 0),
-        )
+        MemoryOperand::with_base_displ_size(Register::from(self.base), self.disp, u32::from(self.disp != 0))
     }
 }
 
