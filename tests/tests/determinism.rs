@@ -1,5 +1,5 @@
 //! `deterministic` mode: the logits after a prompt are the same bits whatever the number of threads, the way the prompt
-//! is cut into steps, and what else is in the batch.
+//! is cut into steps, what else is in the batch, and how far ahead kernels prefetch.
 
 use attar_codegen_cpu::Target;
 use attar_compiler::{CompileOptions, Session, registry};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 const CONTEXT: usize = 120;
 
-/// One tiny checkpoint compiled for every target of this machine, opened with 1 to 3 threads.
+/// One tiny checkpoint compiled for every target of this machine, opened with 1 to 3 threads and as many prefetch distances.
 struct Compiled {
     vocab: u32,
     models: Vec<(String, Vec<Model>)>,
@@ -31,8 +31,14 @@ fn compiled(name: &str, preset: Preset) -> Compiled {
     session.run(&mut |_| ()).expect("compiles");
     let open = |target: &String, threads| {
         let target = Some(target.clone());
-        let options =
-            OpenOptions { threads: Some(threads), target, deterministic: true, ..OpenOptions::default() };
+        let prefetch_bytes = [0, 512, 65536].get(threads - 1).copied();
+        let options = OpenOptions {
+            threads: Some(threads),
+            target,
+            prefetch_bytes,
+            deterministic: true,
+            ..OpenOptions::default()
+        };
         Model::open(&path, &options).expect("opens")
     };
     let models: Vec<_> = names
