@@ -29,6 +29,8 @@ const SPIN: Duration = Duration::from_micros(16);
 /// Between two tokens' jobs lies the choice of a token, which takes longer than a launch's tail; sleeping through it
 /// would cost two system calls and a late start each time.
 const SPIN_BETWEEN_JOBS: Duration = Duration::from_micros(100);
+/// Most grid items of a chunk: who has none left waits for the last chunk of the others, and sleeps when that takes long.
+const MOST_ITEMS: u64 = 32;
 /// Kernels keep panels and sums on the stack, above all those with tiles.
 const STACK: usize = 8 << 20;
 
@@ -186,7 +188,7 @@ impl Pool {
             let tail_count = after.iter().take_while(|t| t.tail).count();
             let (tails, next) = after.split_at_checked(tail_count).unwrap_or_default();
             let wanted = task.grid.min(threads as u64 * task.chunks).max(1);
-            let chunk = task.grid.div_ceil(wanted).max(1);
+            let chunk = task.grid.div_ceil(wanted).clamp(1, MOST_ITEMS);
             // With tails there is always a chunk, if an empty one, for somebody to finish.
             let chunks = task.grid.div_ceil(chunk).max(u64::from(tail_count > 0));
             let work = Work { task: Some(*task), chunk, chunks, tails: tails.as_ptr(), tail_count };
