@@ -113,9 +113,17 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
             let x = cx.offset(x, first, x_stride);
             if let Some(wide) = &wide {
                 let chunk = Chunk { x, blocks: item_weights, header: weights, sums, count };
-                outcome = wide.contract(cx, &chunk);
-                if outcome.is_ok() && epilogue.wide(spec, cx, level, item, first, count, sums, sums_stride) {
-                    return;
+                let finished = wide.contract(cx, &chunk).and_then(|()| {
+                    let done = epilogue.wide(spec, cx, level, item, first, count, sums, sums_stride);
+                    done.map_err(|e| format!("bug: inner function: {e}"))
+                });
+                match finished {
+                    Ok(false) => {}
+                    Ok(true) => return,
+                    Err(e) => {
+                        outcome = Err(e);
+                        return;
+                    }
                 }
             } else {
                 contract(cx, x, item_weights, count);

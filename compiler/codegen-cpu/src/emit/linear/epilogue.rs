@@ -91,15 +91,13 @@ impl Args {
         count: Scalar,
         sums: Scalar,
         sums_stride: usize,
-    ) -> bool {
-        let Some(level) = level.filter(|_| self.bias.is_none()) else { return false };
+    ) -> Result<bool, iced_x86::IcedError> {
+        let Some(level) = level.filter(|_| self.bias.is_none()) else { return Ok(false) };
         let blocks = spec.blocks_per_item();
         match &spec.epilogue {
             Epilogue::Store | Epilogue::Residual if spec.n.is_multiple_of(CHANNELS) => {
                 let residual = spec.epilogue == Epilogue::Residual;
-                let Ok(code) = rows::store_rows(level, spec.n, blocks, residual, sums_stride) else {
-                    return false;
-                };
+                let code = rows::store_rows(level, spec.n, blocks, residual, sums_stride)?;
                 let place = |cx: &mut Lanes<'_>, base: Scalar| {
                     let row = cx.offset(base, first, spec.n * 4);
                     cx.offset(row, item, blocks * BLOCK_SUMS)
@@ -107,19 +105,19 @@ impl Args {
                 let from = place(cx, self.rest[0]);
                 let to = if residual { place(cx, self.rest[1]) } else { from };
                 cx.call_inner(code, &[sums, from, to, count]);
-                true
+                Ok(true)
             }
             Epilogue::Swiglu { width, out: Activation::Int8 } => {
                 let layout = ActInt8Layout::new(*width);
-                let Ok(code) = rows::swiglu_quantize(level, &layout, sums_stride) else { return false };
+                let code = rows::swiglu_quantize(level, &layout, sums_stride)?;
                 let row = cx.offset(self.rest[0], first, layout.stride);
                 let codes = cx.offset(row, item, ActInt8Layout::GROUP);
                 let scale = cx.offset(row, item, 4);
                 let scale = cx.iadd_imm(scale, layout.scales_offset as i64);
                 cx.call_inner(code, &[sums, codes, scale, count]);
-                true
+                Ok(true)
             }
-            _ => false,
+            _ => Ok(false),
         }
     }
 

@@ -139,8 +139,13 @@ impl<'a> Tiles<'a> {
                 cx.for_range(zero, together, 1, |cx, i| {
                     let item = cx.iadd(item, i);
                     let sums = cx.offset(self.sums, i, self.blocks * BLOCK_SUMS);
-                    if o.epilogue.wide(spec, cx, Some(self.level), item, first, count, sums, sums_stride) {
-                        return;
+                    match o.epilogue.wide(spec, cx, Some(self.level), item, first, count, sums, sums_stride) {
+                        Ok(false) => {}
+                        Ok(true) => return,
+                        Err(e) => {
+                            outcome = Err(e);
+                            return;
+                        }
                     }
                     cx.for_range(zero, count, 1, |cx, r| {
                         let row = cx.iadd(first, r);
