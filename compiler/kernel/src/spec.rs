@@ -67,8 +67,9 @@ pub enum KernelSpec {
 /// without any weight adds nothing. The kernels share this definition, so that a token's result does not depend on how
 /// many tokens are computed with it.
 ///
-/// Int8 keys and values are multiplied by their scale once: `score[s] = scale[s] * sum_d ..`, and `weight[s] * scale[s]` in
-/// place of `weight[s]` in the sums.
+/// Int8 keys meet queries rounded to int8, one scale per head: a score is an exact sum of products of codes, times both
+/// scales. Values count with `weight[s] * scale[s]` in place of `weight[s]`; a kernel may round these to 16 bits, relative
+/// to the largest of the span. Positions without weight do not count, whatever their value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionSpec {
     pub heads: usize,

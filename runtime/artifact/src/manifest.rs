@@ -72,8 +72,10 @@ impl KvSpec {
 ///
 /// A layer's keys are blocks of `[Dh, page_len]` elements, one per page and KV head: the keys of a page stand side by side,
 /// element by element, so that as many scores as a vector has lanes are summed at once. Values are blocks of
-/// `[page_len, Dh]`. Blocks of [`KvType::Int8`] end, at the next multiple of 4, in `page_len` f32 scales, one per token.
-/// [`KvType::block_index`] says where a block stands.
+/// `[page_len, Dh]`. [`KvType::Int8`] keeps fours of what is summed over together, as dot products of bytes take them: keys
+/// are `[Dh / 4, page_len, 4]`, values `[page_len / 4, Dh, 4]`, and a block ends, at the next multiple of 4, in `page_len`
+/// f32 scales, one per token. [`KvType::element`] says where an element stands in its block, [`KvType::block_index`]
+/// where a block does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
@@ -101,6 +103,16 @@ impl KvType {
     /// Place of the block of a page and KV head among all blocks of a layer's keys, or values: `[pages / RUN, Hk, RUN]`.
     pub fn block_index(page: usize, kv_heads: usize, head: usize) -> usize {
         (page / Self::RUN * kv_heads + head) * Self::RUN + page % Self::RUN
+    }
+
+    /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`.
+    pub fn element(self, values: bool, head_dim: usize, page_len: usize, place: usize, d: usize) -> usize {
+        match (self, values) {
+            (KvType::F32 | KvType::F16, false) => d * page_len + place,
+            (KvType::F32 | KvType::F16, true) => place * head_dim + d,
+            (KvType::Int8, false) => (d / 4 * page_len + place) * 4 + d % 4,
+            (KvType::Int8, true) => (place / 4 * head_dim + d) * 4 + place % 4,
+        }
     }
 
     /// Offset of the scales in a block of one page and KV head.

@@ -15,10 +15,10 @@
 //! The order of every sum is fixed by the definition, so a token's result is the same bits in all of them. What a row does
 //! not see is never multiplied: memory beyond its positions may hold anything, NaN included.
 
-use super::cache::{Cache, CacheArgs};
+use super::cache::{Cache, CacheArgs, codes};
 use super::quantize::{QUADS, layout_of, some_groups};
 use crate::lanes::{F32x4, FloatCmp, IntCmp, Lanes, Scalar, Var};
-use crate::x86::{AHEAD, AttentionKernel, Level};
+use crate::x86::{AttentionKernel, Level};
 use attar_artifact::manifest::KvType;
 use attar_kernel::{ActInt8Layout, Activation, AttentionSpec};
 
@@ -323,6 +323,8 @@ struct Wide {
     mix: [Vec<u8>; 2],
     /// Addresses of the span's keys page by page, then of its values, then of keys that come after it and are only asked for.
     blocks: Scalar,
+    /// How many of the last.
+    ahead: usize,
 }
 
 impl Wide {
@@ -330,14 +332,29 @@ impl Wide {
         let kernel = Level::of(cx.target()).and_then(|level| AttentionKernel::new(level, spec));
         let Some(kernel) = kernel else { return Ok(None) };
         let failed = |e: iced_x86::IcedError| format!("bug: inner function: {e}");
-        let list = 2 * (spec.span / spec.page_len) + AHEAD;
+        let list = 2 * (spec.span / spec.page_len) + kernel.ahead();
         Ok(Some(Wide {
             scores: kernel.scores(block).map_err(failed)?,
             soften: kernel.soften().map_err(failed)?,
             mix: [kernel.mix(block).map_err(failed)?, kernel.mix(1).map_err(failed)?],
+            ahead: kernel.ahead(),
             blocks: cx.scratch(list * 8),
         }))
     }
+}
+
+/// What an int8 cache asks of each row.
+#[derive(Clone, Copy)]
+struct Rounded {
+    /// Scales of the queries, f32 `[capacity]`.
+    scales: Scalar,
+    /// For inner functions: the queries as signed bytes, `[capacity, Dh]`.
+    codes: Scalar,
+    /// Where a product begins, i32 `[capacity]`, see [`AttentionKernel::BIAS`].
+    bias: Scalar,
+    /// For inner functions: what the sums of 16-bit weights times codes are multiplied by, f32, and, 8 bytes on, the
+    /// address for the weights; 16 bytes a row.
+    factors: Scalar,
 }
 
 /// Positions before those that all rows of a block see, those, and the others.
@@ -371,6 +388,7 @@ struct Rows<'a> {
     wide: Option<Wide>,
     /// Scales of the span's values.
     scales: Scalar,
+    rounded: Option<Rounded>,
     /// What the span gives.
     own: Sums,
 }
@@ -395,6 +413,12 @@ impl<'a> Rows<'a> {
         let wide = Wide::new(spec, block, cx)?;
         let page = if kv == KvType::F32 || wide.is_some() { 16 } else { head_dim * page_len * 4 };
         let scales = if kv == KvType::Int8 { spec.span * 4 } else { 16 };
+        let rounded = (kv == KvType::Int8).then(|| Rounded {
+            scales: cx.scratch(capacity * 4),
+            codes: cx.scratch(if wide.is_some() { capacity * head_dim } else { 16 }),
+            bias: cx.scratch(capacity * 4),
+            factors: cx.scratch(capacity * 16),
+        });
         Ok(Rows {
             spec,
             cache,
@@ -409,6 +433,7 @@ impl<'a> Rows<'a> {
             page: cx.scratch(page),
             wide,
             scales: cx.scratch(scales),
+            rounded,
             own: Sums::scratch(cx, spec, capacity),
         })
     }
@@ -512,6 +537,42 @@ impl<'a> Rows<'a> {
                 cx.store4(zero, to, 0);
             });
         });
+        if let Some(rounded) = self.rounded {
+            let zero = cx.int(0);
+            cx.for_range(zero, count, 1, |cx, row| self.round_query(cx, &rounded, row));
+        }
+    }
+
+    /// Rounds a query to int8: to bytes for inner functions, in place as f32 otherwise.
+    fn round_query(&self, cx: &mut Lanes<'_>, rounded: &Rounded, row: Scalar) {
+        let dh = self.spec.head_dim;
+        let q = cx.offset(self.q, row, dh * 4);
+        let (scale, inverse) = self.cache.scale(cx, q);
+        let to = cx.offset(rounded.scales, row, 4);
+        cx.store_f32(scale, to, 0);
+        let inverse = cx.splat(inverse);
+        let zero = cx.splat_const_i32(0);
+        let sum = cx.var(zero);
+        let bytes = cx.offset(rounded.codes, row, dh);
+        cx.for_const(dh, 4, |cx, d| {
+            let at = cx.offset(q, d, 4);
+            let v = cx.load4(at, 0);
+            let codes = codes(cx, v, inverse);
+            if self.wide.is_none() {
+                let v = cx.vint_to_float(codes);
+                return cx.store4(v, at, 0);
+            }
+            let to = cx.iadd(bytes, d);
+            cx.store4_i8(codes, to, 0);
+            let old = cx.get(&sum);
+            let new = cx.viadd(old, codes);
+            cx.set(&sum, new);
+        });
+        let sum = cx.get(&sum);
+        let sum = cx.visum(sum);
+        let bias = cx.imul_imm(sum, -i64::from(AttentionKernel::BIAS));
+        let to = cx.offset(rounded.bias, row, 4);
+        cx.store_i32(bias, to, 0);
     }
 
     /// Notes what each row of the tokens `from..next` sees; `position` is that of the first. Rows that only fill a block
@@ -558,6 +619,13 @@ impl<'a> Rows<'a> {
         (load_index(cx, self.low, row), load_index(cx, self.high, row))
     }
 
+    /// The whole strides that hold what a row sees of the span.
+    fn strides(&self, cx: &mut Lanes<'_>, row: Scalar) -> (Scalar, Scalar) {
+        let (low, high) = self.seen(cx, row);
+        let end = cx.iadd_imm(high, STRIDE as i64 - 1);
+        (cx.iand_imm(low, -(STRIDE as i64)), cx.iand_imm(end, -(STRIDE as i64)))
+    }
+
     /// Computes one span for `count` rows (whole blocks) into `own`; `low..high` is what any of them sees of it.
     #[expect(clippy::too_many_arguments, reason = "a span of a sequence")]
     fn span(
@@ -588,7 +656,6 @@ impl<'a> Rows<'a> {
         };
         cx.for_range(first_page, past_page, 1, |cx, page| {
             let (keys, values) = blocks(cx, page);
-            let scales = self.copy_scales(cx, page, keys, values);
             if let Some(wide) = &self.wide {
                 let place = cx.isub(page, first_page);
                 let key = cx.offset(wide.blocks, place, 8);
@@ -597,17 +664,20 @@ impl<'a> Rows<'a> {
                 cx.store_i64(values, value, 0);
                 return;
             }
-            let keys = self.convert(cx, keys);
+            self.copy_scales(cx, page, values);
+            let scales = cx.iadd_imm(keys, self.cache.scales_offset() as i64);
+            let keys = self.convert(cx, keys, page_len);
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 let q = cx.offset(self.q, row, self.spec.head_dim * 4);
                 let to = cx.offset(self.scores, row, self.spec.span * 4);
                 let to = cx.offset(to, page, page_len * 4);
+                let scales = self.rounded.map(|r| (cx.offset(r.scales, row, 4), scales));
                 self.scores(cx, q, keys, scales, to);
             });
         });
         if let Some(wide) = &self.wide {
             let end = cx.offset(wide.blocks, pages, 16);
-            for i in 0..AHEAD {
+            for i in 0..wide.ahead {
                 // The table has entries up to the last page that any of the rows sees.
                 let last = cx.iadd_imm(last_page, -1);
                 let next = cx.iadd(before, past_page);
@@ -621,7 +691,20 @@ impl<'a> Rows<'a> {
                 let q = cx.offset(self.q, row, self.spec.head_dim * 4);
                 let to = cx.offset(self.scores, row, self.spec.span * 4);
                 let to = cx.offset(to, first_page, page_len * 4);
-                cx.call_inner(wide.scores.clone(), &[q, wide.blocks, pages, to]);
+                match self.rounded {
+                    None => cx.call_inner(wide.scores.clone(), &[q, wide.blocks, pages, to]),
+                    Some(r) => {
+                        let q = cx.offset(r.codes, row, self.spec.head_dim);
+                        let (scales, bias) = (cx.offset(r.scales, row, 4), cx.offset(r.bias, row, 4));
+                        cx.call_inner(wide.scores.clone(), &[q, wide.blocks, pages, to, scales, bias]);
+                    }
+                }
+            });
+        }
+        if self.wide.is_some() && self.rounded.is_some() {
+            cx.for_range(first_page, past_page, 1, |cx, page| {
+                let (_, values) = blocks(cx, page);
+                self.copy_scales(cx, page, values);
             });
         }
         cx.for_range(zero, count, 1, |cx, row| self.soften(cx, row));
@@ -644,17 +727,21 @@ impl<'a> Rows<'a> {
                         let page = cx.isub(page, first_page);
                         let page = cx.iadd(page, pages);
                         let list = cx.offset(wide.blocks, page, 8);
-                        let weights = cx.offset(weights, from, 4);
+                        let size = if self.rounded.is_some() { 2 } else { 4 };
+                        let weights = cx.offset(weights, from, size);
                         let positions = cx.isub(to, from);
                         cx.call_inner(code, &[weights, list, place, positions, sums]);
                     });
                 });
             });
+            if let Some(rounded) = self.rounded {
+                cx.for_range(zero, count, 1, |cx, row| self.scale_sums(cx, &rounded, row));
+            }
             return;
         }
         cx.for_range(first_page, past_page, 1, |cx, page| {
             let (_, values) = blocks(cx, page);
-            let values = self.convert(cx, values);
+            let values = self.convert(cx, values, self.spec.head_dim);
             let start = cx.imul_imm(page, page_len as i64);
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 self.mix_part(cx, row, start, page_len, |cx, rows, weights, sums, from, to| {
@@ -664,10 +751,24 @@ impl<'a> Rows<'a> {
         });
     }
 
-    /// Keeps the scales of a page's values, and yields the address of its keys' scales; for int8 caches.
-    fn copy_scales(&self, cx: &mut Lanes<'_>, page: Scalar, keys: Scalar, values: Scalar) -> Option<Scalar> {
+    /// Turns a row's sums of products of integers into those of weighted values.
+    fn scale_sums(&self, cx: &mut Lanes<'_>, rounded: &Rounded, row: Scalar) {
+        let factor = cx.offset(rounded.factors, row, 16);
+        let factor = cx.load_splat(factor, 0);
+        let sums = cx.offset(self.own.sums, row, self.spec.head_dim * 4);
+        cx.for_const(self.spec.head_dim, 4, |cx, d| {
+            let at = cx.offset(sums, d, 4);
+            let v = cx.load4_i32(at, 0);
+            let v = cx.vint_to_float(v);
+            let v = cx.vmul(v, factor);
+            cx.store4(v, at, 0);
+        });
+    }
+
+    /// Keeps the scales of a page's values, for int8 caches.
+    fn copy_scales(&self, cx: &mut Lanes<'_>, page: Scalar, values: Scalar) {
         if self.cache.kv != KvType::Int8 {
-            return None;
+            return;
         }
         let page_len = self.cache.page_len;
         let offset = self.cache.scales_offset() as i64;
@@ -677,27 +778,49 @@ impl<'a> Rows<'a> {
             let v = cx.load4(from, 0);
             cx.store4(v, to, 0);
         });
-        Some(cx.iadd_imm(keys, offset))
     }
 
-    /// A block of the cache as f32: converted to scratch memory, unless it is f32 already.
-    fn convert(&self, cx: &mut Lanes<'_>, block: Scalar) -> Scalar {
-        let size = self.cache.kv.size();
-        if self.cache.kv == KvType::F32 {
-            return block;
+    /// A block of the cache as f32: converted to scratch memory, unless it is f32 already. `columns` is its inner dimension:
+    /// positions of keys, elements of values.
+    fn convert(&self, cx: &mut Lanes<'_>, block: Scalar, columns: usize) -> Scalar {
+        let len = self.cache.page_len * self.cache.head_dim;
+        match self.cache.kv {
+            KvType::F32 => return block,
+            KvType::F16 => cx.for_const(len, STRIDE, |cx, i| {
+                let (from, to) = (cx.offset(block, i, 2), cx.offset(self.page, i, 4));
+                for quad in 0..STRIDE / 4 {
+                    let v = cx.load4_f16(from, 8 * quad as i32);
+                    cx.store4(v, to, 16 * quad as i32);
+                }
+            }),
+            // Four rows of a column to 32 bits.
+            KvType::Int8 => cx.for_const(len / columns / 4, 1, |cx, four| {
+                let (from, to) =
+                    (cx.offset(block, four, 4 * columns), cx.offset(self.page, four, 16 * columns));
+                cx.for_const(columns, 4, |cx, column| {
+                    let (from, to) = (cx.offset(from, column, 4), cx.offset(to, column, 4));
+                    let bytes = cx.load4_i32(from, 0);
+                    for row in 0..4 {
+                        let v = cx.vishl_imm(bytes, 24 - 8 * row);
+                        let v = cx.vsshr_imm(v, 24);
+                        let v = cx.vint_to_float(v);
+                        cx.store4(v, to, (row as usize * 4 * columns) as i32);
+                    }
+                });
+            }),
         }
-        cx.for_const(self.cache.page_len * self.cache.head_dim, STRIDE, |cx, i| {
-            let (from, to) = (cx.offset(block, i, size), cx.offset(self.page, i, 4));
-            for quad in 0..STRIDE / 4 {
-                let v = self.cache.load4(cx, from, 4 * quad);
-                cx.store4(v, to, 16 * quad as i32);
-            }
-        });
         self.page
     }
 
-    /// Scores of one block of rows and one page of keys.
-    fn scores(&self, cx: &mut Lanes<'_>, q: Scalar, keys: Scalar, scales: Option<Scalar>, to: Scalar) {
+    /// Scores of one block of rows and one page of keys; `scales` are where those of queries and keys stand.
+    fn scores(
+        &self,
+        cx: &mut Lanes<'_>,
+        q: Scalar,
+        keys: Scalar,
+        scales: Option<(Scalar, Scalar)>,
+        to: Scalar,
+    ) {
         let (dh, page_len) = (self.cache.head_dim, self.cache.page_len);
         let quads = if cx.is_scalar() { 1 } else { 2 };
         let zero = cx.splat_const(0.0);
@@ -718,15 +841,17 @@ impl<'a> Rows<'a> {
                 }
             });
             let to = cx.offset(to, key, 4);
-            let scales = scales.map(|s| {
-                let at = cx.offset(s, key, 4);
-                (0..quads).map(|n| cx.load4(at, 16 * n as i32)).collect::<Vec<_>>()
+            let scales = scales.map(|(queries, keys)| {
+                let at = cx.offset(keys, key, 4);
+                (queries, (0..quads).map(|n| cx.load4(at, 16 * n as i32)).collect::<Vec<_>>())
             });
             for row in 0..self.block {
                 for n in 0..quads {
                     let mut v = cx.get(&sums[row * quads + n]);
-                    if let Some(scales) = &scales {
-                        v = cx.vmul(v, scales[n]);
+                    if let Some((queries, keys)) = &scales {
+                        let query = cx.load_splat(*queries, 4 * row as i32);
+                        v = cx.vmul(v, keys[n]);
+                        v = cx.vmul(v, query);
                     }
                     cx.store4(v, to, (row * self.spec.span * 4 + 16 * n) as i32);
                 }
@@ -738,10 +863,8 @@ impl<'a> Rows<'a> {
     fn soften(&self, cx: &mut Lanes<'_>, row: Scalar) {
         let scores = cx.offset(self.scores, row, self.spec.span * 4);
         let (low, high) = self.seen(cx, row);
-        let begin = cx.iand_imm(low, -(STRIDE as i64));
-        let end = cx.iadd_imm(high, STRIDE as i64 - 1);
-        let end = cx.iand_imm(end, -(STRIDE as i64));
-        // Whole strides are processed: what the row does not see of them weighs nothing.
+        let (begin, end) = self.strides(cx, row);
+        // What the row does not see of the strides weighs nothing.
         let least = cx.f32(f32::NEG_INFINITY);
         for (from, to) in [(begin, low), (high, end)] {
             cx.for_range(from, to, 1, |cx, i| {
@@ -755,8 +878,14 @@ impl<'a> Rows<'a> {
             let (first, scales) = (cx.offset(scores, begin, 4), cx.offset(self.scales, begin, 4));
             let (most, total) = (cx.offset(self.own.most, row, 4), cx.offset(self.own.total, row, 4));
             let some = cx.icmp(IntCmp::SignedLessThan, begin, end);
-            cx.if_(some, |cx| {
-                cx.call_inner(wide.soften.clone(), &[first, strides, most, total, scales]);
+            cx.if_(some, |cx| match self.rounded {
+                None => cx.call_inner(wide.soften.clone(), &[first, strides, most, total]),
+                Some(r) => {
+                    let factor = cx.offset(r.factors, row, 16);
+                    let to = cx.offset(scores, begin, 2);
+                    cx.store_i64(to, factor, 8);
+                    cx.call_inner(wide.soften.clone(), &[first, strides, most, total, scales, factor]);
+                }
             });
             return;
         }
@@ -822,7 +951,9 @@ impl<'a> Rows<'a> {
     ) {
         let (zero, len) = (cx.int(0), cx.int(len as i64));
         let within = |cx: &mut Lanes<'_>, row| {
-            let (low, high) = self.seen(cx, row);
+            // Among bytes nothing is not finite: positions without weight may be added.
+            let bytes = self.wide.is_some() && self.rounded.is_some();
+            let (low, high) = if bytes { self.strides(cx, row) } else { self.seen(cx, row) };
             let (low, high) = (cx.isub(low, start), cx.isub(high, start));
             let (low, high) = (cx.imax(low, zero), cx.imax(high, zero));
             (cx.imin(low, len), cx.imin(high, len))

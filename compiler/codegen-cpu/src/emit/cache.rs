@@ -93,19 +93,6 @@ impl Cache {
         cx.imul_imm(index, self.block_bytes() as i64)
     }
 
-    /// Loads 4 neighbouring elements without their scale, `index` elements after `at`.
-    pub(super) fn load4(&self, cx: &mut Lanes<'_>, at: Scalar, index: usize) -> F32x4 {
-        let offset = (index * self.kv.size()) as i32;
-        match self.kv {
-            KvType::F32 => cx.load4(at, offset),
-            KvType::F16 => cx.load4_f16(at, offset),
-            KvType::Int8 => {
-                let codes = cx.load4_i8(at, offset);
-                cx.vint_to_float(codes)
-            }
-        }
-    }
-
     /// Stores one head of f32 as the key (when `is_key` holds) or value of token `t` for KV head `head`.
     pub(super) fn store_head(
         &self,
@@ -122,12 +109,9 @@ impl Cache {
         let block = self.block(cx, table, page_index, head);
         let base = cx.select(is_key, args.keys, args.values);
         let block = cx.iadd(base, block);
-        let inverse = (self.kv == KvType::Int8).then(|| {
-            let (scale, inverse) = self.scale(cx, from);
-            let at = cx.offset(block, place, 4);
-            cx.store_f32(scale, at, self.scales_offset() as i32);
-            cx.splat(inverse)
-        });
+        if self.kv == KvType::Int8 {
+            return self.store_codes(cx, block, place, is_key, from);
+        }
         let size = self.kv.size();
         cx.if_else(
             is_key,
@@ -137,23 +121,14 @@ impl Cache {
                 cx.for_const(self.head_dim, 4, |cx, d| {
                     let (from, to) = (cx.offset(from, d, 4), cx.offset(to, d, step));
                     let v = cx.load4(from, 0);
-                    let lanes = match self.kv {
-                        KvType::F32 => cx.floats(v),
-                        KvType::F16 => {
-                            let half = cx.f32_to_f16(v);
-                            cx.ints(half)
+                    if self.kv == KvType::F32 {
+                        for (i, lane) in cx.floats(v).into_iter().enumerate() {
+                            cx.store_f32(lane, to, (i * step) as i32);
                         }
-                        KvType::Int8 => {
-                            let codes = codes(cx, v, inverse);
-                            cx.ints(codes)
-                        }
-                    };
-                    for (i, lane) in lanes.into_iter().enumerate() {
-                        let offset = (i * step) as i32;
-                        match self.kv {
-                            KvType::F32 => cx.store_f32(lane, to, offset),
-                            KvType::F16 => cx.store_u16(lane, to, offset),
-                            KvType::Int8 => cx.store_u8(lane, to, offset),
+                    } else {
+                        let half = cx.f32_to_f16(v);
+                        for (i, lane) in cx.ints(half).into_iter().enumerate() {
+                            cx.store_u16(lane, to, (i * step) as i32);
                         }
                     }
                 });
@@ -163,13 +138,46 @@ impl Cache {
                 cx.for_const(self.head_dim, 4, |cx, d| {
                     let (from, to) = (cx.offset(from, d, 4), cx.offset(to, d, size));
                     let v = cx.load4(from, 0);
-                    match self.kv {
-                        KvType::F32 => cx.store4(v, to, 0),
-                        KvType::F16 => cx.store4_f16(v, to, 0),
-                        KvType::Int8 => {
-                            let codes = codes(cx, v, inverse);
-                            cx.store4_i8(codes, to, 0);
-                        }
+                    if self.kv == KvType::F32 {
+                        cx.store4(v, to, 0);
+                    } else {
+                        cx.store4_f16(v, to, 0);
+                    }
+                });
+            },
+        );
+    }
+
+    /// Stores one head as codes and their scale.
+    fn store_codes(&self, cx: &mut Lanes<'_>, block: Scalar, place: Scalar, is_key: Scalar, from: Scalar) {
+        let (scale, inverse) = self.scale(cx, from);
+        let at = cx.offset(block, place, 4);
+        cx.store_f32(scale, at, self.scales_offset() as i32);
+        let inverse = cx.splat(inverse);
+        let codes_at = |cx: &mut Lanes<'_>, d| {
+            let from = cx.offset(from, d, 4);
+            let v = cx.load4(from, 0);
+            codes(cx, v, inverse)
+        };
+        cx.if_else(
+            is_key,
+            |cx| {
+                let to = cx.offset(block, place, 4);
+                cx.for_const(self.head_dim, 4, |cx, d| {
+                    let codes = codes_at(cx, d);
+                    let to = cx.offset(to, d, self.page_len);
+                    cx.store4_i8(codes, to, 0);
+                });
+            },
+            |cx| {
+                let (four, place) = (cx.udiv_imm(place, 4), cx.urem_imm(place, 4));
+                let to = cx.offset(block, four, 4 * self.head_dim);
+                let to = cx.iadd(to, place);
+                cx.for_const(self.head_dim, 4, |cx, d| {
+                    let codes = codes_at(cx, d);
+                    let to = cx.offset(to, d, 4);
+                    for (i, code) in cx.ints(codes).into_iter().enumerate() {
+                        cx.store_u8(code, to, 4 * i as i32);
                     }
                 });
             },
@@ -177,7 +185,7 @@ impl Cache {
     }
 
     /// Scale of a head's numbers, and what they are multiplied by. A NaN or infinity makes the scale NaN.
-    fn scale(&self, cx: &mut Lanes<'_>, from: Scalar) -> (Scalar, Scalar) {
+    pub(super) fn scale(&self, cx: &mut Lanes<'_>, from: Scalar) -> (Scalar, Scalar) {
         let zero = cx.splat_const(0.0);
         let (largest, poison) = (cx.var(zero), cx.var(zero));
         cx.for_const(self.head_dim, 4, |cx, d| {
@@ -204,8 +212,8 @@ impl Cache {
 }
 
 /// Codes of numbers given what they are multiplied by.
-fn codes(cx: &mut Lanes<'_>, v: F32x4, inverse: Option<F32x4>) -> I32x4 {
-    let v = inverse.map_or(v, |inverse| cx.vmul(v, inverse));
+pub(super) fn codes(cx: &mut Lanes<'_>, v: F32x4, inverse: F32x4) -> I32x4 {
+    let v = cx.vmul(v, inverse);
     let (low, high) = (cx.splat_const(-127.0), cx.splat_const(127.0));
     let v = cx.vmax(v, low);
     let v = cx.vmin(v, high);

@@ -6,8 +6,8 @@
 
 use crate::Target;
 use iced_x86::code_asm::{
-    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, eax, k1, ptr, r11, xmm0, xmm1, ymm0, ymm1,
-    zmm0,
+    AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, dword_ptr, eax, k1, ptr, r11, xmm0, xmm1,
+    ymm0, ymm1, zmm0,
 };
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
@@ -93,6 +93,11 @@ impl Mem {
         Mem { disp: self.disp + bytes as i64, ..self }
     }
 
+    /// A 32-bit operand of the typed assembler.
+    pub(crate) fn dword(self) -> AsmMemoryOperand {
+        dword_ptr(self.address())
+    }
+
     /// For instructions of the typed assembler.
     pub(crate) fn address(self) -> AsmMemoryOperand {
         self.base + self.disp
@@ -159,8 +164,9 @@ macro_rules! two_operands {
 }
 
 macro_rules! shifts {
-    ($($name:ident $ymm:ident $zmm:ident;)*) => {
-        $(pub(crate) fn $name(&mut self, to: V, a: V, bits: u32) -> AsmResult<()> {
+    ($($(#[$doc:meta])* $name:ident $ymm:ident $zmm:ident;)*) => {
+        $($(#[$doc])*
+        pub(crate) fn $name(&mut self, to: V, a: V, bits: u32) -> AsmResult<()> {
             let (code, to, a) = (self.pick((Code::$ymm, Code::$zmm)), self.register(to), self.register(a));
             self.a.add_instruction(Instruction::with3(code, to, a, bits)?)
         })*
@@ -230,6 +236,8 @@ impl Asm {
         vpmaddwd VEX_Vpmaddwd_ymm_ymm_ymmm256 EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
         /// `to += a (unsigned bytes) . b (signed bytes)`, four to a lane.
         vpdpbusd VEX_Vpdpbusd_ymm_ymm_ymmm256 EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32;
+        /// `to += a . b` of signed 16-bit integers, two to a lane.
+        vpdpwssd VEX_Vpdpwssd_ymm_ymm_ymmm256 EVEX_Vpdpwssd_zmm_k1z_zmm_zmmm512b32;
     }
 
     two_operands! {
@@ -245,6 +253,10 @@ impl Asm {
         vpsrad VEX_Vpsrad_ymm_ymm_imm8 EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8;
         vpslld VEX_Vpslld_ymm_ymm_imm8 EVEX_Vpslld_zmm_k1z_zmmm512b32_imm8;
         vpsrlw VEX_Vpsrlw_ymm_ymm_imm8 EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8;
+        vpsllw VEX_Vpsllw_ymm_ymm_imm8 EVEX_Vpsllw_zmm_k1z_zmmm512_imm8;
+        vpsraw VEX_Vpsraw_ymm_ymm_imm8 EVEX_Vpsraw_zmm_k1z_zmmm512_imm8;
+        /// Within each 128 bits: lanes picked by two bits each.
+        pick_within_fours VEX_Vpshufd_ymm_ymmm256_imm8 EVEX_Vpshufd_zmm_k1z_zmmm512b32_imm8;
     }
 
     /// Bytes of `a` with the sign of those of `b`; only with 256 bits.
@@ -396,6 +408,27 @@ impl Asm {
         }
     }
 
+    /// In lanes where `x` is 0, `v` becomes 0. Uses `x` with 256 bits.
+    pub(crate) fn zero_where_zero(&mut self, v: V, x: V) -> AsmResult<()> {
+        const NOT_EQUAL: u32 = 4;
+        let (zero, v, x) = (self.constant(0), self.register(v), self.register(x));
+        if self.level.is_512() {
+            let code = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
+            let mut i = Instruction::with4(code, Register::K1, x, zero.operand(), NOT_EQUAL)?;
+            i.set_is_broadcast(true);
+            self.a.add_instruction(i)?;
+            let mut i = Instruction::with2(Code::EVEX_Vmovaps_zmm_k1z_zmmm512, v, v)?;
+            i.set_op_mask(Register::K1);
+            i.set_zeroing_masking(true);
+            return self.a.add_instruction(i);
+        }
+        self.broadcast(BROADCAST, zero)?;
+        let broadcast = self.register(BROADCAST);
+        let compare = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
+        self.a.add_instruction(Instruction::with4(compare, x, x, broadcast, NOT_EQUAL)?)?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vandps_ymm_ymm_ymmm256, v, v, x)?)
+    }
+
     /// In lanes where `x` is below `low`, `v` becomes 0, and where it is above `high`, infinite.
     pub(crate) fn keep_within(&mut self, v: V, x: V, low: Mem, high: Mem) -> AsmResult<()> {
         const LESS: u32 = 1;
@@ -452,6 +485,21 @@ impl Asm {
         self.vmovups(V(first.0 + 1), order)?;
         self.a.add_instruction(Instruction::with3(Code::VEX_Vpermd_ymm_ymm_ymmm256, a, b, a)?)?;
         self.store(Mem::at(to, 0), first)
+    }
+
+    /// 16 integers of neighbouring registers from `first` on, each in the range of 16 bits, to 32 bytes of memory.
+    pub(crate) fn store_words(&mut self, to: Mem, first: V) -> AsmResult<()> {
+        if self.level.is_512() {
+            let code = Code::EVEX_Vpmovsdw_ymmm256_k1z_zmm;
+            let from = self.register(first);
+            return self.a.add_instruction(Instruction::with2(code, to.operand(), from)?);
+        }
+        let (a, b) = (self.register(first), self.register(V(first.0 + 1)));
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpackssdw_ymm_ymm_ymmm256, a, a, b)?)?;
+        // Packing works within halves.
+        let code = Code::VEX_Vpermq_ymm_ymmm256_imm8;
+        self.a.add_instruction(Instruction::with3(code, a, a, 0b11_01_10_00u32)?)?;
+        self.store(to, first)
     }
 
     /// Constants that lie side by side.

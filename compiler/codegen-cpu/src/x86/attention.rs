@@ -3,20 +3,23 @@
 //! Scores and sums are one product of matrices, `C[rows, columns] += A[rows, depth] * B[depth, columns]`: B is a block of the
 //! cache (keys are `[Dh, page_len]`, values `[page_len, Dh]`), converted on its way into registers, and A is broadcast. Every
 //! element of C has one accumulator over ascending depth, so the number of rows does not change a result. Blocks are
-//! given as a list of addresses, one per page; while one is read, the one [`AHEAD`] places later is asked for.
+//! given as a list of addresses, one per page; while one is read, the one [`AttentionKernel::ahead`] places later is asked for. A cache of
+//! bytes is multiplied as bytes, see `attention_bytes.rs`.
 
 use super::asm::AsmResult;
 use super::{Asm, Level, Mem, Src, V};
 use attar_artifact::manifest::KvType;
 use attar_kernel::AttentionSpec;
 use iced_x86::code_asm::{
-    AsmRegister64, dword_ptr, ptr, qword_ptr, r8, r9, r10, r12, rax, rbp, rbx, rcx, rdi, rdx, rsi, xmm0,
+    AsmRegister64, dword_ptr, ptr, qword_ptr, r8, r9, r10, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx,
+    rsi, xmm0,
 };
 
-/// How far ahead blocks are asked for: memory answers later than one block is worked off.
-pub(crate) const AHEAD: usize = 2;
 /// Positions whose weights are summed side by side.
 const STRIDE: usize = 16;
+
+/// Rows up to which memory takes longer than the products.
+const FEW: usize = 4;
 
 /// Inner functions for one shape.
 #[derive(Clone, Copy)]
@@ -28,8 +31,14 @@ pub(crate) struct AttentionKernel<'a> {
 impl<'a> AttentionKernel<'a> {
     /// `None` where a head is no whole number of vectors.
     pub(crate) fn new(level: Level, spec: &'a AttentionSpec) -> Option<AttentionKernel<'a>> {
-        (spec.head_dim.is_multiple_of(16) && spec.page_len.is_multiple_of(16))
+        let fits = spec.kv != KvType::Int8 || spec.span <= Self::LONGEST;
+        (spec.head_dim.is_multiple_of(16) && spec.page_len.is_multiple_of(16) && fits)
             .then_some(AttentionKernel { level, spec })
+    }
+
+    /// How many blocks ahead one is asked for: memory answers later than one is worked off.
+    pub(crate) fn ahead(&self) -> usize {
+        if self.spec.kv == KvType::Int8 { 4 } else { 2 }
     }
 
     /// Most rows whose sums are held in registers at once.
@@ -72,10 +81,7 @@ impl<'a> AttentionKernel<'a> {
         match self.spec.kv {
             KvType::F32 => s.vmovups(to, from),
             KvType::F16 => s.vcvtph2ps(to, from),
-            KvType::Int8 => {
-                s.vpmovsxbd(to, from)?;
-                s.vcvtdq2ps(to, to)
-            }
+            KvType::Int8 => unreachable!("bytes are multiplied as such"),
         }
     }
 
@@ -128,7 +134,7 @@ impl<'a> AttentionKernel<'a> {
 
     /// Asks for `bytes` bytes of a later block, as far into it as `at` is into this one: `next` is the distance between
     /// them. Into the second-level cache, since the first cannot wait for as many lines as memory can deliver.
-    fn prefetch(
+    pub(super) fn prefetch(
         &self,
         s: &mut Asm,
         at: AsmRegister64,
@@ -142,9 +148,12 @@ impl<'a> AttentionKernel<'a> {
         Ok(())
     }
 
-    /// Scores of `rows` rows. Arguments: scaled queries f32 `[rows, Dh]`, addresses of the pages' keys and of [`AHEAD`] blocks more, pages,
-    /// scores f32 `[rows, span]` at the first page.
+    /// Scores of `rows` rows. Arguments: scaled queries f32 `[rows, Dh]`, addresses of the pages' keys and of [`AttentionKernel::ahead`] blocks more, pages,
+    /// scores f32 `[rows, span]` at the first page; for an int8 cache see [`AttentionKernel::scores_of_bytes`].
     pub(crate) fn scores(&self, rows: usize) -> AsmResult<Vec<u8>> {
+        if self.spec.kv == KvType::Int8 {
+            return self.scores_of_bytes(rows);
+        }
         const UNROLL: usize = 4;
         let mut s = Asm::new(self.level)?;
         let (dh, page_len, span) = (self.spec.head_dim, self.spec.page_len, self.spec.span);
@@ -157,7 +166,7 @@ impl<'a> AttentionKernel<'a> {
                     s.zero(V(i as u8))?;
                 }
                 s.a.mov(r8, qword_ptr(rsi))?;
-                s.a.mov(rbx, qword_ptr(rsi + 8 * AHEAD as i32))?;
+                s.a.mov(rbx, qword_ptr(rsi + 8 * self.ahead() as i32))?;
                 s.a.sub(rbx, r8)?;
                 s.a.mov(rax, rdi)?;
                 s.a.mov(r9, (dh / UNROLL) as i64)?;
@@ -174,17 +183,8 @@ impl<'a> AttentionKernel<'a> {
                 first = false;
                 for v in 0..count {
                     let at = (start + v) * self.level.bytes();
-                    let scales = V((rows * count) as u8);
-                    if self.spec.kv == KvType::Int8 {
-                        // r8 has come to the end of the block's codes, where its scales begin.
-                        s.vmovups(scales, Mem::at(r8, self.scales() - dh * row_bytes + at))?;
-                    }
                     for r in 0..rows {
-                        let sum = V((r * count + v) as u8);
-                        if self.spec.kv == KvType::Int8 {
-                            s.vmulps(sum, sum, scales)?;
-                        }
-                        s.store(Mem::at(rcx, r * span * 4 + at), sum)?;
+                        s.store(Mem::at(rcx, r * span * 4 + at), V((r * count + v) as u8))?;
                     }
                 }
             }
@@ -195,25 +195,39 @@ impl<'a> AttentionKernel<'a> {
         s.finish()
     }
 
-    fn scales(&self) -> usize {
-        self.spec.kv.scales_offset(self.spec.head_dim, self.spec.page_len)
-    }
-
     /// Adds the weighted values of some positions to the sums of `rows` rows. Arguments: weights f32 `[rows, span]` at the first
-    /// position, addresses of the pages' values from the first position's on and of [`AHEAD`] blocks more, place of the
+    /// position, addresses of the pages' values from the first position's on and of [`AttentionKernel::ahead`] blocks more, place of the
     /// first position in its page, positions (at least 1), sums f32 `[rows, Dh]`.
+    ///
+    /// For an int8 cache weights are 16-bit as [`AttentionKernel::soften`] leaves them, positions are multiples of 4, and sums
+    /// are i32.
     pub(crate) fn mix(&self, rows: usize) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
         let (dh, page_len, span) = (self.spec.head_dim, self.spec.page_len, self.spec.span);
+        // Positions of a step, and bytes of their values and weights.
+        let (step, weights) = if self.spec.kv == KvType::Int8 { (4, 8) } else { (1, 4) };
         let row_bytes = dh * self.element();
-        let saved = [rbx, rbp, r12];
+        let saved = [rbx, rbp, r12, r13, r14, r15];
         saved.iter().try_for_each(|r| s.a.push(*r))?;
-        for (start, count) in self.pieces(rows, dh / self.level.lanes()) {
-            let at = |r: usize, v: usize| Mem::at(r8, r * dh * 4 + (start + v) * self.level.bytes());
-            for r in 0..rows {
-                for v in 0..count {
-                    s.vmovups(V((r * count + v) as u8), at(r, v))?;
-                }
+        let pieces = match self.spec.kv {
+            KvType::Int8 => self.pieces_of_bytes(rows, dh / self.level.lanes()),
+            KvType::F32 | KvType::F16 => self.pieces(rows, dh / self.level.lanes()),
+        };
+        let sums = |s: &mut Asm, (start, count): (usize, usize), store: bool| {
+            (0..rows * count).try_for_each(|i| {
+                let at = (i / count) * dh * 4 + (start + i % count) * self.level.bytes();
+                let (at, sum) = (Mem::at(r8, at), V(i as u8));
+                if store { s.store(at, sum) } else { s.vmovups(sum, at) }
+            })
+        };
+        // With few rows, memory is what takes time, and all columns of a page are worked off before the next. With many,
+        // sums stay in registers from page to page.
+        let walks: Vec<&[(usize, usize)]> =
+            if rows <= FEW { vec![&pieces] } else { pieces.chunks(1).collect() };
+        for walk in walks {
+            let held = walk.len() == 1;
+            if held {
+                sums(&mut s, walk[0], false)?;
             }
             // Weights, list, place in the page and positions left move along.
             s.a.mov(rax, rdi)?;
@@ -229,33 +243,48 @@ impl<'a> AttentionKernel<'a> {
             s.a.cmovg(rbp, rbx)?;
             s.a.sub(rbx, rbp)?;
             s.a.imul_3(r10, r12, row_bytes as i32)?;
-            s.a.mov(r12, qword_ptr(r9 + 8 * AHEAD as i32))?;
+            s.a.mov(r12, qword_ptr(r9 + 8 * self.ahead() as i32))?;
             s.a.sub(r12, qword_ptr(r9))?;
             s.a.add(r10, qword_ptr(r9))?;
             s.a.add(r9, 8)?;
-            s.repeat(rbp, 1, |s| {
-                if start == 0 {
-                    self.prefetch(s, r10, r12, 0, row_bytes)?;
+            for piece in walk {
+                if !held {
+                    sums(&mut s, *piece, false)?;
                 }
-                self.step(s, rows, (start, count), r10, 0, rax, 0, 4 * span)?;
-                s.a.add(rax, 4)?;
-                s.a.add(r10, row_bytes as i32)
-            })?;
+                s.a.mov(r13, rbp)?;
+                s.a.mov(r14, rax)?;
+                s.a.mov(r15, r10)?;
+                s.repeat(r13, step as i32, |s| {
+                    if piece.0 == 0 {
+                        self.prefetch(s, r15, r12, 0, step * row_bytes)?;
+                    }
+                    if self.spec.kv == KvType::Int8 {
+                        self.step_of_bytes(s, rows, *piece, r15, r14)?;
+                    } else {
+                        self.step(s, rows, *piece, r15, 0, r14, 0, 4 * span)?;
+                    }
+                    s.a.add(r14, weights)?;
+                    s.a.add(r15, (step * row_bytes) as i32)
+                })?;
+                if !held {
+                    sums(&mut s, *piece, true)?;
+                }
+            }
+            s.a.mov(rax, r14)?;
             s.a.mov(r12, 0i64)?;
             s.a.test(rbx, rbx)?;
             s.a.jnz(page)?;
-            for r in 0..rows {
-                for v in 0..count {
-                    s.store(at(r, v), V((r * count + v) as u8))?;
-                }
+            if held {
+                sums(&mut s, walk[0], true)?;
             }
         }
         saved.iter().rev().try_for_each(|r| s.a.pop(*r))?;
         s.finish()
     }
 
-    /// Turns a row's scores into weights. Arguments: scores, strides of 16 (at least 1), where the maximum goes, where the total goes, scales of
-    /// the values (for an int8 cache).
+    /// Turns a row's scores into weights. Arguments: scores, strides of 16 (at least 1), where the maximum goes, where the
+    /// total goes; for an int8 cache also the scales of the values, and where a factor goes and the address of the
+    /// weights stands 8 bytes on, see [`AttentionKernel::round_weights`].
     pub(crate) fn soften(&self) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
         let parts = self.level.parts();
@@ -266,8 +295,8 @@ impl<'a> AttentionKernel<'a> {
             s.broadcast(most(p), least)?;
         }
         s.a.mov(rax, rdi)?;
-        s.a.mov(r9, rsi)?;
-        s.repeat(r9, 1, |s| {
+        s.a.mov(r10, rsi)?;
+        s.repeat(r10, 1, |s| {
             for p in 0..parts {
                 // The old maximum where the score is NaN, which shows in the weights.
                 s.vmovups(V(4), Mem::at(rax, part(p)))?;
@@ -287,6 +316,12 @@ impl<'a> AttentionKernel<'a> {
         for p in 0..parts {
             s.zero(total(p))?;
         }
+        let bytes = self.spec.kv == KvType::Int8;
+        if bytes {
+            s.a.mov(rax, rdi)?;
+            s.a.mov(r10, rsi)?;
+            self.begin_scaling(&mut s)?;
+        }
         s.repeat(rsi, 1, |s| {
             for p in 0..parts {
                 let x = V(4);
@@ -294,12 +329,12 @@ impl<'a> AttentionKernel<'a> {
                 s.vsubps(x, x, base)?;
                 s.exp2_up_to_0(x, [V(5), V(6)])?;
                 s.vaddps(total(p), total(p), x)?;
-                if self.spec.kv == KvType::Int8 {
-                    s.vmulps(x, x, Mem::at(r8, part(p)))?;
+                if bytes {
+                    self.scale_weights(s, x, Mem::at(r8, part(p)), V(5))?;
                 }
                 s.store(Mem::at(rdi, part(p)), x)?;
             }
-            if self.spec.kv == KvType::Int8 {
+            if bytes {
                 s.a.add(r8, 4 * STRIDE as i32)?;
             }
             s.a.add(rdi, 4 * STRIDE as i32)
@@ -309,6 +344,9 @@ impl<'a> AttentionKernel<'a> {
         }
         s.reduce_add()?;
         s.a.vmovss(dword_ptr(rcx), xmm0)?;
+        if bytes {
+            self.round_weights(&mut s)?;
+        }
         s.finish()
     }
 

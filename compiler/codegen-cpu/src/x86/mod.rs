@@ -9,6 +9,7 @@
 mod amx;
 mod asm;
 mod attention;
+mod attention_bytes;
 mod float;
 mod int;
 mod math;
@@ -16,7 +17,7 @@ pub(crate) mod rows;
 
 pub(crate) use amx::{BLOCK_ROWS, TILE, TILE_ROWS, TileKernel};
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
-pub(crate) use attention::{AHEAD, AttentionKernel};
+pub(crate) use attention::AttentionKernel;
 pub(crate) use float::FloatKernel;
 pub(crate) use int::{IntKernel, Span};
 

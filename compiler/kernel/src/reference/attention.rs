@@ -25,7 +25,7 @@ impl Shape {
 
     /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`.
     fn element(&self, values: bool, place: usize, d: usize) -> usize {
-        if values { place * self.head_dim + d } else { d * self.page_len + place }
+        self.kv.element(values, self.head_dim, self.page_len, place, d)
     }
 
     /// Byte offset of the scale of the token at `place` of a block.
@@ -240,7 +240,16 @@ impl Context<'_> {
         }
         // SAFETY: the caller's contract.
         let q = unsafe { self.args.values::<f32>(0, (t * spec.heads + head) * dh, dh) };
-        let q: Vec<f64> = q.iter().map(|q| f64::from(*q) * f64::from(spec.query_scale())).collect();
+        let q: Vec<f64> = match spec.kv {
+            KvType::F32 | KvType::F16 => {
+                q.iter().map(|q| f64::from(*q) * f64::from(spec.query_scale())).collect()
+            }
+            KvType::Int8 => {
+                let q: Vec<f32> = q.iter().map(|q| q * spec.query_scale()).collect();
+                let (codes, scale) = quantize_run(&q);
+                codes.map(|code| f64::from(scale) * f64::from(code)).collect()
+            }
+        };
         // SAFETY: the caller's contract.
         let read = |slot, values, s| unsafe { shape.read(self.args, slot, values, table, s, hk) };
         let scores: Vec<f64> =

@@ -1,0 +1,233 @@
+//! Attention over a cache of bytes: products of integers, so that nothing of it is converted.
+//!
+//! Keys are four elements to 32 bits: they meet four bytes of a query in one dot product. Values are four positions to 32
+//! bits: shifts make two pairs of 16-bit integers of them, which meet pairs of 16-bit weights. A span of weights is rounded to
+//! 16 bits relative to its largest; sums of a span fit into 32 bits and are exact, so no order of additions matters.
+
+use super::asm::AsmResult;
+use super::{Asm, AttentionKernel, Dot, Mem, Src, V};
+use iced_x86::code_asm::{
+    AsmRegister64, dword_ptr, ptr, qword_ptr, r8, r9, r10, rax, rbp, rbx, rcx, rdi, rdx, rsi, xmm0, xmm1,
+};
+
+/// The largest rounded weight.
+const MOST: f32 = 32767.0;
+/// Positions whose weights are rounded together.
+const STRIDE: usize = 16;
+/// Swaps the middle two of four: pairs of weights stand as shifts leave pairs of values, 0 with 2 and 1 with 3.
+const MIDDLE: u32 = 0b11_01_10_00;
+
+/// The register a query or weights are broadcast into where there is no such operand, and constants below it.
+const BROADCAST: V = V(15);
+
+impl AttentionKernel<'_> {
+    /// What `vpdpbusd` wants added to keys to be unsigned; this many times the sum of a query's codes is where its
+    /// products begin, with a minus.
+    pub(crate) const BIAS: i32 = 128;
+
+    /// Longest span whose sums fit into 32 bits.
+    pub(super) const LONGEST: usize = (i32::MAX / (32767 * 128)) as usize;
+
+    /// As [`AttentionKernel::pieces`]: registers beside the sums are keys or values, two of each, and three more.
+    pub(super) fn pieces_of_bytes(&self, rows: usize, total: usize) -> Vec<(usize, usize)> {
+        let registers = if self.level.is_512() { 32 } else { 16 };
+        let most = ((registers - 3) / (rows + 2)).clamp(1, 4);
+        let each = total.div_ceil(total.div_ceil(most));
+        (0..total).step_by(each).map(|start| (start, each.min(total - start))).collect()
+    }
+
+    /// Scores of `rows` rows. Arguments: queries as bytes `[rows, Dh]`, addresses of the pages' keys and of those of their
+    /// values, pages, scores f32 `[rows, span]` at the first page, scales of the queries f32 `[rows]`, where their products
+    /// begin i32 `[rows]`.
+    pub(super) fn scores_of_bytes(&self, rows: usize) -> AsmResult<Vec<u8>> {
+        const UNROLL: usize = 4;
+        let mut s = Asm::new(self.level)?;
+        let (dh, page_len, span) = (self.spec.head_dim, self.spec.page_len, self.spec.span);
+        let lanes = self.level.lanes();
+        let biased = self.level.dot != Dot::Maddubs;
+        let flip = if self.level.is_512() { V(31) } else { V(14) };
+        // Four times the bias as unsigned bytes, or ones as 16-bit integers.
+        let constant = s.constant(if biased { 0x8080_8080 } else { 0x0001_0001 });
+        s.broadcast(flip, constant)?;
+        s.a.push(rbx)?;
+        s.a.push(rbp)?;
+        // From a page's keys in the list to its values.
+        s.a.lea(rbp, ptr(rdx * 8))?;
+        s.repeat(rdx, 1, |s| {
+            let mut first = true;
+            s.a.mov(rax, qword_ptr(rsi + rbp))?;
+            for line in (0..4 * page_len).step_by(64) {
+                s.a.prefetcht0(ptr(rax + (dh * page_len + line) as i32))?;
+            }
+            for (start, count) in self.pieces_of_bytes(rows, page_len / lanes) {
+                let sum = |r: usize, v: usize| V((r * count + v) as u8);
+                let key = |v: usize| V((rows * count + v) as u8);
+                let size = |v: usize| V((rows * count + count + v) as u8);
+                for r in 0..rows {
+                    for v in 0..count {
+                        if biased {
+                            s.broadcast(sum(r, v), Mem::at(r9, 4 * r))?;
+                        } else {
+                            s.zero(sum(r, v))?;
+                        }
+                    }
+                }
+                s.a.mov(r10, qword_ptr(rsi))?;
+                s.a.mov(rbx, qword_ptr(rsi + 8 * self.ahead() as i32))?;
+                s.a.sub(rbx, r10)?;
+                s.a.mov(rax, (dh / 4 / UNROLL) as i64)?;
+                s.repeat(rax, 1, |s| {
+                    if first {
+                        self.prefetch(s, r10, rbx, 0, UNROLL * 4 * page_len)?;
+                    }
+                    for i in 0..UNROLL {
+                        for v in 0..count {
+                            s.vmovups(key(v), Mem::at(r10, 4 * (i * page_len + (start + v) * lanes)))?;
+                            if biased {
+                                s.vpxor(key(v), key(v), flip)?;
+                            } else {
+                                s.vpabsb(size(v), key(v))?;
+                            }
+                        }
+                        for r in 0..rows {
+                            let query = Mem::at(rdi, r * dh + 4 * i);
+                            if self.level.is_512() {
+                                for v in 0..count {
+                                    s.vpdpbusd(sum(r, v), key(v), Src::Bcst(query))?;
+                                }
+                                continue;
+                            }
+                            s.broadcast(BROADCAST, query)?;
+                            for v in 0..count {
+                                if biased {
+                                    s.vpdpbusd(sum(r, v), key(v), BROADCAST)?;
+                                    continue;
+                                }
+                                let product = V(13);
+                                s.vpsignb(product, BROADCAST, key(v))?;
+                                s.vpmaddubsw(product, size(v), product)?;
+                                s.vpmaddwd(product, product, flip)?;
+                                s.vpaddd(sum(r, v), sum(r, v), product)?;
+                            }
+                        }
+                    }
+                    s.a.add(rdi, 4 * UNROLL as i32)?;
+                    s.a.add(r10, (4 * UNROLL * page_len) as i32)
+                })?;
+                s.a.sub(rdi, dh as i32)?;
+                if first {
+                    self.prefetch(s, r10, rbx, 0, 4 * page_len)?;
+                }
+                first = false;
+                for v in 0..count {
+                    let at = (start + v) * self.level.bytes();
+                    // r10 has come to the end of the block's codes, where its scales begin.
+                    s.vmovups(key(v), Mem::at(r10, at))?;
+                    for r in 0..rows {
+                        s.vcvtdq2ps(sum(r, v), sum(r, v))?;
+                        s.vmulps(sum(r, v), sum(r, v), key(v))?;
+                        s.vmulps(sum(r, v), sum(r, v), Src::Bcst(Mem::at(r8, 4 * r)))?;
+                        s.store(Mem::at(rcx, r * span * 4 + at), sum(r, v))?;
+                    }
+                }
+            }
+            s.a.add(rcx, 4 * page_len as i32)?;
+            s.a.add(rsi, 8)
+        })?;
+        s.a.pop(rbp)?;
+        s.a.pop(rbx)?;
+        s.finish()
+    }
+
+    /// Adds four positions' values at `b` (vectors from `start` on) times the weights at `a`.
+    pub(super) fn step_of_bytes(
+        &self,
+        s: &mut Asm,
+        rows: usize,
+        (start, count): (usize, usize),
+        b: AsmRegister64,
+        a: AsmRegister64,
+    ) -> AsmResult<()> {
+        let stride = 4 * self.spec.span;
+        let first = rows * count;
+        let pair = |v: usize, odd: usize| V((first + 2 * v + odd) as u8);
+        for v in 0..count {
+            let (even, odd) = (pair(v, 0), pair(v, 1));
+            s.vmovups(odd, Mem::at(b, (start + v) * self.level.bytes()))?;
+            s.vpsllw(even, odd, 8)?;
+            s.vpsraw(even, even, 8)?;
+            s.vpsraw(odd, odd, 8)?;
+        }
+        for r in 0..rows {
+            for odd in 0..2 {
+                let weights = Mem::at(a, r * stride + 4 * odd);
+                if self.level.is_512() {
+                    for v in 0..count {
+                        s.vpdpwssd(V((r * count + v) as u8), pair(v, odd), Src::Bcst(weights))?;
+                    }
+                    continue;
+                }
+                s.broadcast(BROADCAST, weights)?;
+                for v in 0..count {
+                    let (sum, product) = (V((r * count + v) as u8), V(14));
+                    s.vpmaddwd(product, pair(v, odd), BROADCAST)?;
+                    s.vpaddd(sum, sum, product)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers of [`AttentionKernel::scale_weights`]: the largest, something not finite, zeros.
+    const LARGEST: V = V(7);
+    const POISON: V = V(8);
+    const ZERO: V = V(9);
+
+    pub(super) fn begin_scaling(&self, s: &mut Asm) -> AsmResult<()> {
+        [Self::LARGEST, Self::POISON, Self::ZERO].into_iter().try_for_each(|v| s.zero(v))
+    }
+
+    /// Multiplies weights by the scales of their values, and keeps the largest product. Where there is no weight the scale may
+    /// be anything. Uses `t`.
+    pub(super) fn scale_weights(&self, s: &mut Asm, x: V, scales: Mem, t: V) -> AsmResult<()> {
+        s.vmulps(t, x, scales)?;
+        s.zero_where_zero(t, x)?;
+        s.vmaxps(Self::LARGEST, t, Self::LARGEST)?;
+        s.vfmadd231ps(Self::POISON, t, Self::ZERO)?;
+        s.vmovups(x, t)
+    }
+
+    /// Rounds the products at `rax`, `r10` strides of them, to 16 bits relative to the largest, and stores them where the
+    /// address at `r9 + 8` says. What an integer stands for goes to `r9`: a number, or NaN where a product was not finite.
+    pub(super) fn round_weights(&self, s: &mut Asm) -> AsmResult<()> {
+        let parts = self.level.parts();
+        s.vmovups(V(0), Self::POISON)?;
+        s.reduce_add()?;
+        s.a.vmovss(dword_ptr(r9), xmm0)?;
+        s.vmovups(V(0), Self::LARGEST)?;
+        s.reduce_max()?;
+        // Small enough not to matter, and large enough to divide by.
+        let least = s.constant(1e-30f32.to_bits());
+        s.a.vmaxss(xmm0, xmm0, least.dword())?;
+        let most = s.constant(MOST.to_bits());
+        s.a.vmovss(xmm1, most.dword())?;
+        s.a.vdivss(xmm1, xmm1, xmm0)?;
+        s.splat(V(2), V(1))?;
+        s.a.vdivss(xmm0, xmm0, most.dword())?;
+        s.a.vaddss(xmm0, xmm0, dword_ptr(r9))?;
+        s.a.vmovss(dword_ptr(r9), xmm0)?;
+        s.a.mov(r9, qword_ptr(r9 + 8))?;
+        s.repeat(r10, 1, |s| {
+            for p in 0..parts {
+                let x = V(4 + p as u8);
+                s.vmovups(x, Mem::at(rax, p * self.level.bytes()))?;
+                s.vmulps(x, x, V(2))?;
+                s.vcvtps2dq(x, x)?;
+                s.pick_within_fours(x, x, MIDDLE)?;
+            }
+            s.store_words(Mem::at(r9, 0), V(4))?;
+            s.a.add(r9, 2 * STRIDE as i32)?;
+            s.a.add(rax, 4 * STRIDE as i32)
+        })
+    }
+}
