@@ -117,7 +117,7 @@ impl Call {
 /// Where the weights are.
 #[derive(Debug)]
 pub(crate) enum WeightMemory {
-    Copied(Region),
+    Copied(Arc<Region>),
     /// The artifact holds the map.
     Mapped(Box<Artifact>),
 }
@@ -211,7 +211,11 @@ impl Model {
         let ((tokenizer, template), texts) = texts?;
         opening.texts = texts;
         let weights = match weights? {
-            Some(region) => WeightMemory::Copied(region),
+            Some(region) => {
+                let region = Arc::new(region);
+                Region::collapse(&region);
+                WeightMemory::Copied(region)
+            }
             None => WeightMemory::Mapped(Box::new(artifact)),
         };
         Model::assemble(Parts {

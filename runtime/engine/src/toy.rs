@@ -146,7 +146,7 @@ pub(crate) fn model(threads: usize) -> Model {
             program(ProgramKind::SmallBatch, 16),
             program(ProgramKind::Prefill, MOST_TOKENS as u32),
         ],
-        weights: WeightMemory::Copied(Region::zeroed(0, "the weights", "").unwrap()),
+        weights: WeightMemory::Copied(Region::zeroed(0, "the weights", "").unwrap().into()),
         code: Code::of(&[
             ("embed", Kernel::of(embed)),
             ("store", Kernel::of(store)),
