@@ -7,8 +7,8 @@
 
 use attar_cli::fetch::download::hash_file;
 use attar_cli::home::Home;
-use attar_cli::perplexity::{self, Windows};
 use attar_cli::terminal::Terminal;
+use attar_compiler::evaluate::{self, Windows};
 use attar_compiler::{CompileOptions, Session, registry, resolve_targets};
 use attar_ir::Tensor;
 use attar_ir::interp::{self, KvState, Precision};
@@ -462,7 +462,7 @@ fn smollm2_perplexity_agrees_with_llama_cpp() {
     let (_, hash) = hash_file(file.path()).expect("a hash");
     assert_eq!(Some(hash.as_str()), golden["tokens"]["sha256_u32le"].as_str(), "the text's tokens");
 
-    let result = perplexity::measure(&model, &windows, |_, _| ()).expect("a perplexity");
+    let result = evaluate::perplexity(&model, &windows, |_, _| ()).expect("a perplexity");
     let expected = golden["ppl"][WINDOWS.to_string()].as_f64().expect("a value");
     let ratio = result.perplexity / expected;
     report(&format!("smollm2 f32: perplexity {:.4}, llama.cpp {expected:.4}", result.perplexity));

@@ -99,6 +99,12 @@ fn family_of(error: &(dyn std::error::Error + 'static)) -> Family {
     if let Some(e) = error.downcast_ref::<attar_compiler::Error>() {
         return of_pass(e.family());
     }
+    if let Some(e) = error.downcast_ref::<attar_compiler::evaluate::Error>() {
+        return match e {
+            attar_compiler::evaluate::Error::Runtime(e) => family_of(e),
+            _ => Family::Input,
+        };
+    }
     if let Some(e) = error.downcast_ref::<attar_pass::Error>() {
         return of_pass(e.family());
     }

@@ -2,7 +2,8 @@
 
 use crate::failure::{Failure, Result};
 use attar_runtime::{
-    CancelToken, ContextOverflow, GenerateOptions, Generation, Model, OpenOptions, SamplingOptions, Timings,
+    CancelToken, ContextOverflow, ErrorKind, GenerateOptions, Generation, Model, OpenOptions, Requirement,
+    SamplingOptions, Timings,
 };
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -24,6 +25,9 @@ pub struct OpenArgs {
     /// The same logits, bit by bit, for any number of threads, batch and cut of the prompt (slower only with AMX)
     #[arg(long)]
     pub deterministic: bool,
+    /// Refuse an artifact whose certificate does not say this, e.g. 'kld<=0.05,top1>=90%'
+    #[arg(long, value_name = "CONDITIONS", value_delimiter = ',')]
+    pub require: Vec<Requirement>,
 }
 
 impl OpenArgs {
@@ -32,14 +36,31 @@ impl OpenArgs {
     /// # Errors
     /// Those of [`Model::open`].
     pub fn open(&self, file: &Path) -> Result<Model> {
-        let options = OpenOptions {
+        let options =
+            OpenOptions { target: self.target.clone(), require: self.require.clone(), ..self.options() };
+        Model::open(file, &options).map_err(|e| match *e.kind {
+            ErrorKind::Requirement { .. } | ErrorKind::Uncertified { .. } => {
+                Failure::from(e).context(format!("{}: --require", file.display()))
+            }
+            _ => e.into(),
+        })
+    }
+
+    /// Opens an artifact to compare with. Target and requirements concern the other one.
+    ///
+    /// # Errors
+    /// Those of [`Model::open`].
+    pub fn open_reference(&self, file: &Path) -> Result<Model> {
+        Ok(Model::open(file, &self.options())?)
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions {
             threads: self.threads,
-            target: self.target.clone(),
             mmap: self.mmap,
             deterministic: self.deterministic,
             ..OpenOptions::default()
-        };
-        Ok(Model::open(file, &options)?)
+        }
     }
 }
 

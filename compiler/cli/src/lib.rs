@@ -10,8 +10,8 @@ pub mod fetch;
 pub mod generation;
 pub mod home;
 pub mod model;
-pub mod perplexity;
 pub mod profile;
+pub mod quality;
 pub mod speed;
 pub mod terminal;
 
@@ -22,6 +22,7 @@ use commands::bench::Bench;
 use commands::chat::Chat;
 use commands::compile::Compile;
 use commands::completions::Completions;
+use commands::diff::Diff;
 use commands::doctor::Doctor;
 use commands::eval::Eval;
 use commands::inspect::Inspect;
@@ -64,8 +65,10 @@ pub enum Command {
     Chat(Chat),
     /// Show what is inside an artifact
     Inspect(Inspect),
-    /// Measure perplexity on a text
+    /// Measure perplexity on a text, and divergence from a reference
     Eval(Eval),
+    /// Compare two artifacts
+    Diff(Diff),
     /// Measure prompt and generation speed
     Bench(Bench),
     /// List the passes a recipe may name
@@ -118,6 +121,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Chat(c) => c.run(terminal),
         Command::Inspect(c) => c.run(terminal),
         Command::Eval(c) => c.run(terminal),
+        Command::Diff(c) => c.run(terminal),
         Command::Bench(c) => c.run(terminal),
         Command::Passes(c) => c.run(terminal),
         Command::Doctor(c) => c.run(terminal),

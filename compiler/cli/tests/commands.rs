@@ -71,7 +71,7 @@ fn compile_reports_phases_formats_and_sections() {
     assert_eq!(c.report["artifact_bytes"], fs::metadata(&c.artifact).expect("the artifact").len());
     let phases: Vec<&str> =
         c.report["phases"].as_array().expect("phases").iter().filter_map(|p| p["phase"].as_str()).collect();
-    assert_eq!(phases, ["import", "canonicalize", "compress", "fuse", "lower", "emit", "package"]);
+    assert_eq!(phases, ["import", "canonicalize", "compress", "fuse", "lower", "emit", "package", "certify"]);
     let formats: Vec<&str> = c.report["formats"]
         .as_array()
         .expect("formats")
@@ -207,6 +207,134 @@ fn eval_follows_the_protocol() {
     assert!((mean.exp() / r["perplexity"].as_f64().expect("a perplexity") - 1.0).abs() < 1e-9);
     let long = failure(2, &["eval", &c.artifact, "--text", utf8(&file), "--context", "256"]);
     assert!(long.contains("a window alone takes 256"), "{long}");
+}
+
+#[test]
+fn eval_against_a_reference_measures_what_was_lost() {
+    let (c, reference) = (compiled("n4"), compiled("f32"));
+    let file = c.folder.path().join("text.txt");
+    fs::write(&file, "the other there then here ".repeat(20)).expect("a file");
+    let base = ["eval", &c.artifact, "--text", utf8(&file), "--context", "32"];
+    let against = [&base[..], &["--against", &reference.artifact, "--windows", "3"]].concat();
+    let r = json(&[&against[..], &["--json"]].concat());
+    assert_eq!((r["windows"].as_u64(), r["scores"].as_u64()), (Some(3), Some(3 * 15)));
+    let number = |name: &str| r[name].as_f64().unwrap_or_else(|| panic!("no {name}"));
+    assert!(number("kld") > 0.0 && number("kld_max") >= number("kld_p99"));
+    assert!((number("ln_ppl_ratio").exp() / number("ppl_ratio") - 1.0).abs() < 1e-9);
+    assert!((number("ppl") / number("ppl_reference") / number("ppl_ratio") - 1.0).abs() < 1e-9);
+    assert_eq!(r["reference"]["file"], Value::from(reference.artifact.as_str()));
+    // Both figures agree with those of either model alone.
+    let alone = |file: &str| {
+        let r = json(&["eval", file, "--text", base[3], "--context", "32", "--windows", "3", "--json"]);
+        r["perplexity"].as_f64().expect("a perplexity")
+    };
+    assert!((alone(&c.artifact) / number("ppl") - 1.0).abs() < 1e-6);
+    assert!((alone(&reference.artifact) / number("ppl_reference") - 1.0).abs() < 1e-6);
+    let shown = text(&against);
+    assert!(shown.contains("KLD, 99.9 %") && shown.contains("same top token"), "{shown}");
+
+    let itself = [&base[..], &["--against", &c.artifact, "--json"]].concat();
+    let r = json(&itself);
+    assert_eq!((r["kld"].as_f64(), r["top1"].as_f64()), (Some(0.0), Some(1.0)));
+}
+
+#[test]
+fn eval_refuses_models_that_read_other_tokens() {
+    let c = compiled("n4");
+    let other = utf8(&c.folder.path().join("other.attar")).to_owned();
+    let file = c.folder.path().join("text.txt");
+    fs::write(&file, "the other there then here ".repeat(20)).expect("a file");
+    text(&["compile", utf8(&tiny("llama2")), "--quantize", "w8", "--no-certify", "-o", &other]);
+    let arguments = [
+        "eval",
+        &c.artifact,
+        "--against",
+        &other,
+        "--text",
+        utf8(&file),
+        "--context",
+        "32",
+        "--windows",
+        "2",
+    ];
+    let said = failure(2, &arguments);
+    assert!(said.contains("--against") && said.contains("same tokenizer"), "{said}");
+    let absent = failure(2, &["eval", &c.artifact, "--against", "absent.attar", "--text", utf8(&file)]);
+    assert!(absent.contains("absent.attar"), "{absent}");
+}
+
+#[test]
+fn certificates_are_shown_and_required() {
+    let c = compiled("n4");
+    let certificate = &c.report["certificate"];
+    let kld = certificate["quality"]["kld"].as_f64().expect("a divergence");
+    assert!(kld > 0.0 && c.report["uncertified"].is_null());
+    let inspected = json(&["inspect", &c.artifact, "--json"]);
+    assert_eq!(&inspected["certificate"], certificate);
+    let shown = text(&["inspect", &c.artifact]);
+    assert!(shown.contains("certificate: measured with") && shown.contains("KLD, mean"), "{shown}");
+
+    let run = |require: &str| -> Vec<String> {
+        ["run", &c.artifact, "--prompt", "the other", "--max-tokens", "1", "--require", require]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    let borrowed =
+        |arguments: &[String]| -> Output { attar(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) };
+    assert!(borrowed(&run(&format!("kld<={kld},top1>=1%"))).status.success());
+    let refused = borrowed(&run("top1>=1%,kld<1e-9"));
+    assert_eq!(refused.status.code(), Some(2));
+    let said = stderr(&refused);
+    for part in ["--require", "kld<0.000000001", &format!("says kld {kld}"), "require less"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let nonsense = stderr(&borrowed(&run("klb<=1")));
+    assert!(nonsense.contains("--require") && nonsense.contains("known: kld"), "{nonsense}");
+    for command in [["bench", "--prompt=4"], ["eval", "--text=absent"]] {
+        let said = failure(2, &[command[0], &c.artifact, command[1], "--require", "kld<0"]);
+        assert!(said.contains("kld<0 is required") || command[0] == "eval", "{said}");
+    }
+
+    let bare = utf8(&c.folder.path().join("bare.attar")).to_owned();
+    let base = ["compile", utf8(&tiny("smollm2")), "--quantize", "n4", "-o", &bare];
+    let made = text(&[&base[..], &["--no-certify"]].concat());
+    assert!(made.contains("no certificate: none was asked for"), "{made}");
+    assert!(text(&["inspect", &bare]).contains("no certificate: none was asked for"));
+    let said = failure(2, &["run", &bare, "--prompt", "x", "--require", "kld<=1"]);
+    assert!(said.contains("--require") && said.contains("no certificate (none was asked for)"), "{said}");
+
+    let file = c.folder.path().join("mine.txt");
+    fs::write(&file, "the other there then here ".repeat(60)).expect("a file");
+    let own = [&base[..], &["--certify", utf8(&file), "--certify-windows", "1", "--json"]].concat();
+    let r = json(&own);
+    assert_eq!(r["certificate"]["text"]["name"], "mine.txt");
+    assert_eq!(r["certificate"]["windows"], 1);
+    fs::write(&file, "short").expect("a file");
+    let said = failure(2, &[&base[..], &["--certify", utf8(&file)]].concat());
+    assert!(said.contains("mine.txt") && said.contains("a window alone takes"), "{said}");
+    fs::write(&file, [0xff, 0xfe]).expect("a file");
+    assert!(failure(2, &[&base[..], &["--certify", utf8(&file)]].concat()).contains("not UTF-8"));
+}
+
+#[test]
+fn diff_puts_two_artifacts_side_by_side() {
+    let (a, b) = (compiled("n4"), compiled("w8"));
+    let r = json(&["diff", &a.artifact, &b.artifact, "--json"]);
+    assert_eq!(r["a"]["bytes"], fs::metadata(&a.artifact).expect("a file").len());
+    assert_eq!(r["b"]["certificate"], b.report["certificate"]);
+    assert!(r["a"]["bits_per_weight"].as_f64() < r["b"]["bits_per_weight"].as_f64());
+    assert_eq!(r["same_content"], false);
+    let tensors = r["tensors"].as_array().expect("tensors");
+    assert_eq!(tensors.len(), a.report["tensors"].as_array().expect("tensors").len());
+    assert!(tensors.iter().any(|t| t["a"]["format"] == "n4" && t["b"]["format"] == "w8"));
+    let shown = text(&["diff", &a.artifact, &b.artifact]);
+    for part in ["bits per weight", "CERTIFICATE", "KLD, mean", "TENSOR", "error 0.", "same format and size"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let same = text(&["diff", &a.artifact, &a.artifact]);
+    assert!(same.contains("equal, byte by byte") && !same.contains("TENSOR"), "{same}");
+    assert!(failure(2, &["diff", &a.artifact, "absent.attar"]).contains("absent.attar"));
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Weights(attar_ir::Error),
     /// The artifact cannot be written.
     Artifact(attar_artifact::Error),
+    /// The artifact cannot be measured.
+    Evaluate(crate::evaluate::Error),
     /// The operating system refused a file.
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     /// The operating system gave no threads.
@@ -69,6 +71,8 @@ impl Error {
                 _ => Family::Input,
             },
             ErrorKind::Weights(_) => Family::Input,
+            ErrorKind::Evaluate(e) if e.is_environment() => Family::Environment,
+            ErrorKind::Evaluate(_) => Family::Input,
             ErrorKind::Artifact(e) => match &*e.kind {
                 ArtifactError::Io { .. } => Family::Environment,
                 _ => Family::Bug,
@@ -98,6 +102,7 @@ impl fmt::Display for Error {
             ErrorKind::Codegen(e) => write!(f, "{e}"),
             ErrorKind::Weights(e) => write!(f, "{}: {e}", self.phase),
             ErrorKind::Artifact(e) => write!(f, "{e}"),
+            ErrorKind::Evaluate(e) => write!(f, "measuring the certificate: {e}"),
             ErrorKind::Io { action, path, source } => {
                 write!(f, "{}: cannot {action}: {source}", path.display())
             }

@@ -1,12 +1,14 @@
 //! The compiler: a checkpoint goes in, one artifact comes out.
 //!
-//! [`Session`] runs the phases `import → canonicalize → compress → fuse → lower → emit → package` and reports what each
+//! [`Session`] runs the phases `import → canonicalize → compress → fuse → lower → emit → package → certify` and reports what each
 //! took and made. [`pipeline`] lists the passes that always run. The same inputs give the same bytes: neither time,
-//! nor paths, nor the number of threads reach the artifact.
+//! nor paths, nor the number of threads reach the artifact; a certificate depends on the target that was measured.
 //!
 //! API boundary: the command line and other programs that compile models build on this crate.
 
+mod certify;
 mod error;
+pub mod evaluate;
 mod events;
 mod inputs;
 mod memory;
@@ -16,8 +18,10 @@ mod report;
 mod session;
 mod targets;
 
+pub use attar_artifact::certificate::Certificate;
 pub use attar_codegen_cpu::Target;
 pub use attar_pass::{Family, Phase};
+pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};
 pub use events::Event;
 pub use inputs::InputFile;

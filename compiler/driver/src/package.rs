@@ -4,7 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use attar_artifact::Writer;
-use attar_artifact::manifest::{Manifest, Model, SectionKind};
+use attar_artifact::manifest::{Model, SectionKind};
 use attar_artifact::program::Program;
 use attar_codegen_cpu::CodeBlob;
 use attar_codegen_cpu::lower::Lowered;
@@ -30,7 +30,7 @@ pub(crate) struct Contents<'a> {
     pub(crate) recipe: &'a str,
 }
 
-/// Writes the artifact; nothing appears at `out` before it is complete. Returns its manifest and length.
+/// Writes all sections but the certificate; nothing appears at `out` before the writer is told to finish.
 ///
 /// # Errors
 /// When a weight cannot be read or packed, or the file cannot be written.
@@ -38,7 +38,7 @@ pub(crate) fn write(
     out: &Path,
     contents: &Contents<'_>,
     progress: &mut dyn FnMut(&str, u64, u64),
-) -> Result<(Manifest, u64)> {
+) -> Result<Writer> {
     let mut writer = Writer::create(out).map_err(artifact)?;
     write_weights(&mut writer, contents, progress)?;
     for blob in contents.code {
@@ -65,7 +65,7 @@ pub(crate) fn write(
             writer.add_section(kind, text.as_bytes()).map_err(artifact)?;
         }
     }
-    writer.finish(crate::GENERATOR, contents.model.clone()).map_err(artifact)
+    Ok(writer)
 }
 
 fn write_weights(

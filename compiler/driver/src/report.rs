@@ -1,6 +1,7 @@
 //! What a compile did, for people and, as JSON, for programs.
 
 use crate::inputs::InputFile;
+use attar_artifact::certificate::Certificate;
 use attar_pass::{Metric, PassReport, Phase};
 use serde::Serialize;
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub struct CompileReport {
     pub artifact_bytes: u64,
     /// BLAKE3 of the manifest, which holds the hashes of all sections: equal exactly when the artifacts are.
     pub artifact_hash: Option<String>,
+    /// What was measured of the artifact.
+    pub certificate: Option<Certificate>,
+    /// Why nothing was.
+    pub uncertified: Option<String>,
     /// The phase after which the compile was asked to stop.
     pub stopped_after: Option<String>,
     pub seconds: f64,

@@ -1,5 +1,6 @@
 //! A compile session: options in, phases in order, report out.
 
+use crate::certify::{self, Certify, DEFAULT_WINDOWS, Subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::inputs::{InputFile, hash_files};
@@ -53,6 +54,10 @@ pub struct CompileOptions {
     pub fuel: Fuel,
     /// Threads to compile with; by default one per core. Never changes the artifact.
     pub threads: Option<usize>,
+    /// Whether the artifact's quality is measured and written into it.
+    pub certify: Certify,
+    /// Most windows of the text to measure.
+    pub certify_windows: usize,
 }
 
 impl CompileOptions {
@@ -70,6 +75,8 @@ impl CompileOptions {
             stop_after: None,
             fuel: Fuel::UNLIMITED,
             threads: None,
+            certify: Certify::No,
+            certify_windows: DEFAULT_WINDOWS,
         }
     }
 }
@@ -107,6 +114,7 @@ impl Session {
         if options.threads == Some(0) {
             return Err(Error::option("--threads", "must be 1 or more"));
         }
+        certify::check(&options)?;
         Ok(Session { options, pipeline, stop })
     }
 
@@ -179,7 +187,24 @@ impl Session {
         let mut progress = |what: &str, done, total| {
             clock.tell(Event::Progress { phase: Phase::Package, what, done, total })
         };
-        let (manifest, bytes) = package::write(&self.options.out, &contents, &mut progress)?;
+        let mut writer = package::write(&self.options.out, &contents, &mut progress)?;
+
+        clock.advance(Phase::Certify);
+        let artifact = |e| Error::new(Phase::Certify, ErrorKind::Artifact(e));
+        let preview = writer.preview(crate::GENERATOR, contents.model.clone()).map_err(artifact)?;
+        let subject =
+            Subject { options: &self.options, path: &preview, kv: lower_options.kv, report: &report };
+        match certify::certify(&subject, &mut clock)? {
+            Ok(certificate) => {
+                writer.add_certificate(&certificate).map_err(artifact)?;
+                report.certificate = Some(certificate);
+            }
+            Err(reason) => {
+                writer.set_uncertified(&reason);
+                report.uncertified = Some(reason);
+            }
+        }
+        let (manifest, bytes) = writer.finish(crate::GENERATOR, contents.model).map_err(artifact)?;
         report.artifact_bytes = bytes;
         report.artifact_hash = Some(manifest_hash(&self.options.out)?);
         let section =
@@ -320,6 +345,8 @@ impl Session {
             decode_launches: 0,
             artifact_bytes: 0,
             artifact_hash: None,
+            certificate: None,
+            uncertified: None,
             stopped_after: None,
             seconds: 0.0,
             peak_memory_bytes: None,
@@ -328,7 +355,7 @@ impl Session {
 }
 
 /// Measures phases, and tells the listener about them.
-struct Clock<'a, 'b> {
+pub(crate) struct Clock<'a, 'b> {
     phase: Phase,
     since: Instant,
     done: Vec<PhaseReport>,
@@ -341,7 +368,7 @@ impl<'a, 'b> Clock<'a, 'b> {
         Clock { phase, since: Instant::now(), done: Vec::new(), listener }
     }
 
-    fn tell(&mut self, event: Event<'_>) {
+    pub(crate) fn tell(&mut self, event: Event<'_>) {
         (self.listener)(event);
     }
 

@@ -2,7 +2,9 @@
 
 use attar_artifact::manifest::{KvType, SectionKind};
 use attar_artifact::{Artifact, Verify};
-use attar_compiler::{CompileOptions, CompileReport, Error, Family, Phase, Session, Target, registry};
+use attar_compiler::{
+    Certify, CompileOptions, CompileReport, Error, Family, HELD_OUT_TEXT, Phase, Session, Target, registry,
+};
 use attar_pass::{Preset, Recipe};
 use std::path::{Path, PathBuf};
 
@@ -202,6 +204,116 @@ fn errors_belong_to_families_and_leave_nothing_behind() {
     let error = compile(glob).expect_err("matches nothing").to_string();
     assert!(error.contains("model.layerz.*"), "{error}");
     assert!(!out.exists());
+}
+
+/// A compile with a certificate, for the targets given.
+fn certified(
+    model: &str,
+    preset: Preset,
+    certify: Certify,
+    targets: &[Target],
+    out: &Path,
+) -> CompileOptions {
+    CompileOptions { certify, targets: targets.to_vec(), ..options(data(model), preset, out) }
+}
+
+fn native() -> Target {
+    Target::native().expect("a target for this machine")
+}
+
+#[test]
+fn a_certificate_says_how_much_was_lost() {
+    let dir = folder();
+    let out = dir.path().join("m.attar");
+    for (model, preset, reference) in [
+        ("tiny/llama2", Preset::F32, "f32"),
+        ("tiny/llama2", Preset::W8, "f32"),
+        ("tiny/llama2", Preset::N4, "f32"),
+        ("tiny/llama3", Preset::N4, "bf16"),
+        ("gguf/qwen3.gguf", Preset::N4, "f32"),
+    ] {
+        let compiled = compile(certified(model, preset, Certify::BuiltIn, &[native()], &out));
+        let report = compiled.unwrap_or_else(|e| panic!("{model}: {e}"));
+        let artifact = Artifact::open(&out, Verify::Full).expect("opens");
+        let c = artifact.certificate().expect("reads").unwrap_or_else(|| panic!("{model}: no certificate"));
+        assert_eq!((report.certificate.as_ref(), report.uncertified.as_ref()), (Some(&c), None));
+        assert_eq!(artifact.manifest().uncertified, None);
+        assert_eq!((c.target.as_str(), c.reference.as_str()), (native().name(), reference), "{model}");
+        assert_eq!(c.text.blake3, blake3::hash(HELD_OUT_TEXT.as_bytes()).to_hex().to_string());
+        let q = &c.quality;
+        assert_eq!(q.scores as usize, c.windows * (c.context / 2 - 1));
+        let weights = report.formats.iter().map(|f| f.bytes).sum::<u64>();
+        assert_eq!(c.weight_bytes, weights);
+        match preset {
+            Preset::F32 => assert!(q.kld == 0.0 && q.top1 == 1.0 && q.ppl == q.ppl_reference, "{q:?}"),
+            _ => assert!(q.kld > 0.0 && q.kld_p999 <= q.kld_max && q.kld_median <= q.kld_p99, "{q:?}"),
+        }
+        assert_eq!(c.tensors.is_empty(), preset == Preset::F32, "{model}");
+        assert!(c.tensors.iter().all(|t| t.relative_error < 0.2), "{:?}", c.tensors);
+        // Neither the reference nor the preview stays.
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);
+    }
+}
+
+#[test]
+fn certificates_do_not_depend_on_threads_or_places() {
+    let (here, elsewhere) = (folder(), folder());
+    let (a, b) = (here.path().join("a.attar"), elsewhere.path().join("b.attar"));
+    let build = |out: &Path, threads| {
+        let one = certified("tiny/qwen3", Preset::N4, Certify::BuiltIn, &[native()], out);
+        compile(CompileOptions { threads: Some(threads), ..one }).expect("compiles");
+        std::fs::read(out).expect("reads")
+    };
+    assert!(build(&a, 1) == build(&b, 3), "two compiles of one checkpoint differ");
+}
+
+#[test]
+fn artifacts_without_a_certificate_say_why() {
+    let dir = folder();
+    let out = dir.path().join("m.attar");
+    let foreign = if cfg!(target_arch = "riscv64") { Target::X86_64V2 } else { Target::Riscv64 };
+    let untold = dir.path().join("untold");
+    copy(&tiny("llama2"), &untold);
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::remove_file(untold.join(file)).expect("a file");
+    }
+    for (source, certify, target, reason) in [
+        (tiny("llama2"), Certify::No, native(), "none was asked for"),
+        (tiny("llama2"), Certify::BuiltIn, foreign, "no code of the artifact runs on the machine"),
+        (untold, Certify::BuiltIn, native(), "no tokenizer"),
+    ] {
+        let options = CompileOptions { certify, targets: vec![target], ..options(source, Preset::W8, &out) };
+        let report = compile(options).expect("compiles");
+        let artifact = Artifact::open(&out, Verify::Full).expect("opens");
+        assert!(artifact.certificate().expect("reads").is_none());
+        let said = artifact.manifest().uncertified.clone().expect("a reason");
+        assert!(said.contains(reason), "{said}");
+        assert_eq!(report.uncertified, Some(said));
+    }
+}
+
+#[test]
+fn a_text_that_cannot_be_measured_is_an_error_and_leaves_nothing() {
+    let dir = folder();
+    let out = dir.path().join("m.attar");
+    let text = |text: &str| Certify::Text { name: "mine.txt".to_owned(), text: text.to_owned() };
+    let fails = |certify: Certify, target: Target| {
+        let error = certified("tiny/llama2", Preset::W8, certify, &[target], &out);
+        let error = compile(error).expect_err("nothing to measure");
+        assert_eq!(error.family(), Family::Input, "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 0);
+        error.to_string()
+    };
+    let short = fails(text("too short"), native());
+    assert!(short.contains("a window alone takes 256"), "{short}");
+    assert!(fails(text(""), native()).contains("the text has"));
+    let foreign = if cfg!(target_arch = "riscv64") { Target::X86_64V2 } else { Target::Riscv64 };
+    assert!(fails(text("any"), foreign).contains("--certify: no code for"));
+
+    let own = certified("tiny/llama2", Preset::W8, text(&"of my own ".repeat(200)), &[native()], &out);
+    let report = compile(CompileOptions { certify_windows: 2, ..own }).expect("compiles");
+    let c = report.certificate.expect("a certificate");
+    assert_eq!((c.text.name.as_str(), c.windows, c.context), ("mine.txt", 2, 256));
 }
 
 #[test]

@@ -22,11 +22,13 @@ pub enum Phase {
     Emit,
     /// Everything into one file.
     Package,
+    /// Measuring how good the result is.
+    Certify,
 }
 
 impl Phase {
     /// All phases, in the order they run.
-    pub const ALL: [Phase; 7] = [
+    pub const ALL: [Phase; 8] = [
         Phase::Import,
         Phase::Canonicalize,
         Phase::Compress,
@@ -34,6 +36,7 @@ impl Phase {
         Phase::Lower,
         Phase::Emit,
         Phase::Package,
+        Phase::Certify,
     ];
 
     /// Name as `--stop-after` takes it.
@@ -46,6 +49,7 @@ impl Phase {
             Phase::Lower => "lower",
             Phase::Emit => "emit",
             Phase::Package => "package",
+            Phase::Certify => "certify",
         }
     }
 

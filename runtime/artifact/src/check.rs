@@ -5,6 +5,7 @@
 //! linear on it, and for any T and R they are linear in S, so an inequality between extents holds everywhere when it
 //! holds at the four corners of the polygon for the least and the largest S.
 
+use crate::certificate;
 use crate::error::{ErrorKind, ProgramFault, SectionFault, TensorFault};
 use crate::header::PAGE;
 use crate::manifest::{Manifest, Model, Section, SectionKind, TensorEntry, device_of_target};
@@ -98,6 +99,9 @@ fn sections(list: &[Section], manifest_offset: u64) -> Result<(), ErrorKind> {
         }
         if s.kind != SectionKind::Weights && s.kind != SectionKind::Unknown && len > MAX_WHOLE {
             return fail(SectionFault::TooLong { len, most: MAX_WHOLE });
+        }
+        if s.kind == SectionKind::Certificate && len > certificate::MOST_BYTES {
+            return fail(SectionFault::TooLong { len, most: certificate::MOST_BYTES });
         }
         if hash_of(&s.hash).is_none() {
             return fail(SectionFault::HashText { index: None });

@@ -116,6 +116,12 @@ pub enum ErrorKind {
     /// Two programs of one kind.
     #[error("{device} has two programs of kind {program:?}")]
     DuplicateProgram { device: String, program: ProgramKind },
+    /// The certificate is not the JSON it should be.
+    #[error("the certificate cannot be read: {source}")]
+    CertificateJson { source: serde_json::Error },
+    /// A number of the certificate makes no sense.
+    #[error("certificate field {field} is {value}, expected {expected}")]
+    Certificate { field: String, value: String, expected: &'static str },
     /// A section that the caller needs is absent.
     #[error("the artifact has no {what} section")]
     Missing { what: String },

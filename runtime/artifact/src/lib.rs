@@ -5,6 +5,7 @@
 //!
 //! API boundary: the runtime, the compiler's driver and other readers build on this crate.
 
+pub mod certificate;
 mod check;
 pub mod cpu;
 mod error;

@@ -12,6 +12,9 @@ pub struct Manifest {
     pub sections: Vec<Section>,
     /// Weight tensors as packed, in file order.
     pub tensors: Vec<TensorEntry>,
+    /// Why there is no certificate section; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncertified: Option<String>,
     /// Names of abilities beyond this version's that a reader must have; it refuses the file when it lacks one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<String>,

@@ -5,6 +5,7 @@
 //! weights are used from the mapping, and only when the caller asks for that.
 
 use crate::CHUNK;
+use crate::certificate::Certificate;
 use crate::check;
 use crate::error::{Error, ErrorKind, Result, SectionFault, Site};
 use crate::header::{HEADER_BYTES, Header, PAGE};
@@ -130,7 +131,8 @@ impl Artifact {
                 SectionKind::Tokenizer
                 | SectionKind::ChatTemplate
                 | SectionKind::Graph
-                | SectionKind::Recipe => self.verify_stream(section, true)?,
+                | SectionKind::Recipe
+                | SectionKind::Certificate => self.verify_stream(section, true)?,
                 _ => self.verify_stream(section, false)?,
             }
         }
@@ -224,6 +226,16 @@ impl Artifact {
         String::from_utf8(bytes)
             .map(Some)
             .map_err(|e| self.error(ErrorKind::Text { section: kind.name(), source: e.utf8_error() }))
+    }
+
+    /// The certificate; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CertificateJson`], [`ErrorKind::Certificate`], and as [`Artifact::read`].
+    pub fn certificate(&self) -> Result<Option<Certificate>> {
+        let Some(section) = self.section(|k| *k == SectionKind::Certificate) else { return Ok(None) };
+        let bytes = self.read(section)?;
+        Certificate::parse(&bytes).map(Some).map_err(|k| self.error(k))
     }
 
     /// The mapped weights.

@@ -3,6 +3,7 @@
 //! Nothing appears under the target name before the file is complete. The bytes depend on what is written and in
 //! which order, and on nothing else.
 
+use crate::certificate::Certificate;
 use crate::check;
 use crate::error::{Error, ErrorKind, Result, Site};
 use crate::header::{HEADER_BYTES, Header, PAGE, VERSION};
@@ -32,6 +33,7 @@ pub struct Writer {
     programs: Vec<(String, Vec<Program>)>,
     /// Name of the section being written.
     open: Option<String>,
+    uncertified: Option<String>,
 }
 
 impl Writer {
@@ -64,6 +66,7 @@ impl Writer {
             tensors: Vec::new(),
             programs: Vec::new(),
             open: None,
+            uncertified: None,
         })
     }
 
@@ -126,6 +129,20 @@ impl Writer {
         }
     }
 
+    /// Writes the certificate.
+    ///
+    /// # Errors
+    /// As [`Writer::section`]; [`ErrorKind::Certificate`] when a number makes no sense.
+    pub fn add_certificate(&mut self, certificate: &Certificate) -> Result<()> {
+        let json = certificate.to_json().map_err(|k| self.error(k))?;
+        self.add_section(SectionKind::Certificate, &json)
+    }
+
+    /// Says in the manifest why there is no certificate.
+    pub fn set_uncertified(&mut self, reason: &str) {
+        self.uncertified = Some(reason.to_owned());
+    }
+
     /// Begins the weights section.
     ///
     /// # Errors
@@ -140,6 +157,39 @@ impl Writer {
     /// # Errors
     /// [`ErrorKind::Io`], or the first check that a reader would refuse the file by.
     pub fn finish(mut self, generator: &str, model: Model) -> Result<(Manifest, u64)> {
+        let (manifest, len) = self.close(generator, model)?;
+        let site = self.site.clone();
+        let io = |source| write_error(source, &site);
+        let file = self.out.into_inner().map_err(|e| io(e.into_error()))?;
+        file.as_file().sync_all().map_err(io)?;
+        file.persist(&self.path).map_err(|e| {
+            Error::new(ErrorKind::Io { action: "put the finished file in its place", source: e.error }, &site)
+        })?;
+        // The rename itself must survive a crash; folders cannot be opened everywhere, and there it is best effort.
+        if let Ok(dir) = File::open(folder(&self.path)) {
+            let _ = dir.sync_all();
+        }
+        Ok((manifest, len))
+    }
+
+    /// Makes the temporary file an artifact of what was written so far and returns its path, so that it can be opened and
+    /// tried. Sections may be added afterwards; what was opened must be closed before.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn preview(&mut self, generator: &str, model: Model) -> Result<PathBuf> {
+        let end = self.position;
+        self.close(generator, model)?;
+        let site = self.site.clone();
+        let io = |source| write_error(source, &site);
+        self.out.flush().map_err(io)?;
+        self.out.seek(SeekFrom::Start(end)).map_err(io)?;
+        self.position = end;
+        Ok(self.out.get_ref().path().to_path_buf())
+    }
+
+    /// Writes manifest and header, the file ending where the manifest does.
+    fn close(&mut self, generator: &str, model: Model) -> Result<(Manifest, u64)> {
         if let Some(section) = self.open.take() {
             return Err(self.error(ErrorKind::Unfinished { section }));
         }
@@ -147,8 +197,9 @@ impl Writer {
         let manifest = Manifest {
             generator: generator.to_owned(),
             model,
-            sections: std::mem::take(&mut self.sections),
-            tensors: std::mem::take(&mut self.tensors),
+            sections: self.sections.clone(),
+            tensors: self.tensors.clone(),
+            uncertified: self.uncertified.clone(),
             requires: Vec::new(),
         };
         let manifest_offset = self.position;
@@ -173,15 +224,9 @@ impl Writer {
         const { assert!(HEADER_BYTES as u64 <= PAGE) };
         self.out.seek(SeekFrom::Start(0)).map_err(io)?;
         self.out.write_all(&header.to_bytes()).map_err(io)?;
-        let file = self.out.into_inner().map_err(|e| io(e.into_error()))?;
-        file.as_file().sync_all().map_err(io)?;
-        file.persist(&self.path).map_err(|e| {
-            Error::new(ErrorKind::Io { action: "put the finished file in its place", source: e.error }, &site)
-        })?;
-        // The rename itself must survive a crash; folders cannot be opened everywhere, and there it is best effort.
-        if let Ok(dir) = File::open(folder(&self.path)) {
-            let _ = dir.sync_all();
-        }
+        self.out.flush().map_err(io)?;
+        // A preview before may have been longer.
+        self.out.get_ref().as_file().set_len(header.file_len).map_err(io)?;
         Ok((manifest, header.file_len))
     }
 

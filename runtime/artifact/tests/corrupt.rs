@@ -382,8 +382,65 @@ fn corners_decide_as_every_step_would() {
     });
 }
 
+#[test]
+fn hostile_certificates_are_refused_when_they_are_read() {
+    let good = serde_json::to_value(sample::certificate()).unwrap();
+    let read = |bytes: &[u8]| {
+        let file = sample::with_section(&GOOD, "certificate", bytes);
+        Artifact::from_bytes(file, Verify::Full).and_then(|a| a.certificate())
+    };
+    let edited = |pointer: &str, value: serde_json::Value| {
+        let mut json = good.clone();
+        *json.pointer_mut(pointer).unwrap() = value;
+        read(&serde_json::to_vec(&json).unwrap()).unwrap_err().to_string()
+    };
+    let said = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
+    for bytes in [b"".as_slice(), b"{}", b"[1]", b"not JSON", b"{\"version\": 1}", b"{\"version\": NaN}"] {
+        assert!(said(bytes).contains("the certificate cannot be read"), "{}", said(bytes));
+    }
+    assert!(said(b"\xff\xfe").contains("not UTF-8"));
+    assert!(said(&[b"[".repeat(2000), b"]".repeat(2000)].concat()).contains("cannot be read"));
+    assert!(
+        edited("/version", json!(2)).contains("certificate field version is 2, expected 1; update attar")
+    );
+    assert!(edited("/quality/kld", json!(null)).contains("cannot be read"));
+    assert!(edited("/quality/kld", json!("0.01")).contains("cannot be read"));
+    assert!(edited("/quality/kld", json!(-1)).contains("kld is -1, expected 0 or more"));
+    assert!(edited("/quality/top1", json!(90)).contains("top1 is 90, expected 0 to 1"));
+    assert!(edited("/quality/scores", json!(0)).contains("scores is 0, expected 1 or more"));
+    assert!(edited("/tensors", json!([{"name": "a"}])).contains("cannot be read"));
+    let text = serde_json::to_string(&good).unwrap();
+    assert!(said(text.replace("0.04", "1e999").as_bytes()).contains("cannot be read"));
+    // What a later writer adds is no reason to refuse.
+    let mut more = good.clone();
+    more["mood"] = json!("good");
+    more["quality"]["elegance"] = json!(1);
+    let kept = read(&serde_json::to_vec(&more).unwrap()).unwrap();
+    assert_eq!(kept, Some(sample::certificate()));
+    let long = sample::edit(&GOOD, |m| {
+        let i = sample::section(m, "certificate");
+        m["sections"][i]["len"] = (17 << 20).into();
+        m["sections"][i]["offset"] = 4096.into();
+    });
+    let e = Artifact::from_bytes(long, Verify::None).unwrap_err().to_string();
+    assert!(e.contains("section certificate"), "{e}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn mutated_certificates_never_panic(edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let mut bytes = sample::certificate().to_json().unwrap();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let file = sample::with_section(&GOOD, "certificate", &bytes);
+        if let Ok(Some(c)) = Artifact::from_bytes(file, Verify::Code).and_then(|a| a.certificate()) {
+            prop_assert!(c.quality.numbers().iter().all(|(_, v)| v.is_finite()));
+        }
+    }
 
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

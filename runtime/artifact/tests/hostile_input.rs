@@ -1,8 +1,9 @@
 //! The body of the fuzz target `artifact_load`, and the replay of what it was given: its seeds and its findings.
 //!
 //! The first byte of an input says what the rest is: a whole file, or (so that hashes do not keep the fuzzer out) the
-//! manifest or the programs of a file that is otherwise in order.
+//! manifest or the programs of a file that is otherwise in order, or a certificate.
 
+use attar_artifact::certificate::Certificate;
 use attar_artifact::header::{HEADER_BYTES, Header, PAGE, VERSION};
 use attar_artifact::program::{Arg, StepSize};
 use attar_artifact::{Artifact, Verify};
@@ -10,6 +11,12 @@ use attar_artifact::{Artifact, Verify};
 /// Opens whatever it is given in every way there is; anything but a panic is fine.
 pub fn artifact_load(input: &[u8]) {
     let Some((mode, rest)) = input.split_first() else { return };
+    if *mode == b'c' {
+        if let Ok(certificate) = Certificate::parse(rest) {
+            assert!(certificate.to_json().is_ok(), "what was read can be written");
+        }
+        return;
+    }
     let file = match mode {
         b'm' => with_manifest(&[0; 4096], rest),
         b'p' => with_manifest(rest, manifest_for(rest).as_bytes()),
@@ -22,6 +29,7 @@ pub fn artifact_load(input: &[u8]) {
             let _ = a.read(section);
             let _ = a.text(&section.kind);
         }
+        let _ = a.certificate();
         for tensor in &a.manifest().tensors {
             let _ = a.weights().map(|w| w.tensor(&tensor.name).map(<[u8]>::len));
         }

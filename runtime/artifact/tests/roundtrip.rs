@@ -21,6 +21,7 @@ fn reads_what_was_written() {
         let code =
             a.section(|k| matches!(k, SectionKind::Code { target, .. } if target == "aarch64")).unwrap();
         assert_eq!(a.read(code).unwrap(), [0xd6; 100]);
+        assert_eq!(a.certificate().unwrap(), Some(sample::certificate()));
         let weights = a.weights().unwrap();
         assert_eq!(weights.tensor("gain").unwrap()[4..8], 1f32.to_le_bytes());
         assert!(matches!(*weights.tensor("none").unwrap_err().kind, ErrorKind::NoTensor { .. }));
@@ -45,6 +46,31 @@ fn tensors_and_sections_are_aligned() {
     assert!(manifest.sections.iter().all(|s| s.offset.is_multiple_of(4096)));
     let [gain, matrix] = manifest.tensors.as_slice() else { panic!("two tensors") };
     assert_eq!(matrix.offset, place_tensor(gain.offset + gain.len));
+}
+
+#[test]
+fn a_preview_opens_and_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, preview: bool| {
+        let path = dir.path().join(name);
+        let mut w = Writer::create(&path).unwrap();
+        w.add_section(SectionKind::Recipe, b"recipe").unwrap();
+        if preview {
+            // A note in the manifest makes the preview longer than what comes after it.
+            w.set_uncertified(&"not yet ".repeat(1000));
+            let shown = w.preview("attar test", sample::model()).unwrap();
+            let a = Artifact::open(&shown, Verify::Full).unwrap();
+            assert_eq!(a.text(&SectionKind::Recipe).unwrap().unwrap(), "recipe");
+            assert!(a.certificate().unwrap().is_none() && !path.exists());
+        }
+        w.add_certificate(&sample::certificate()).unwrap();
+        w.set_uncertified("for a test");
+        w.finish("attar test", sample::model()).unwrap();
+        assert!(Artifact::open(&path, Verify::Full).unwrap().certificate().unwrap().is_some());
+        std::fs::read(path).unwrap()
+    };
+    assert!(write("a", true) == write("b", false));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 #[test]

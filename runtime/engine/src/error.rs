@@ -56,6 +56,16 @@ pub enum ErrorKind {
     /// The target asked for does not run on this CPU.
     #[error("target {target} cannot run on this CPU ({cpu}): {reason}")]
     TargetUnsupported { target: String, cpu: String, reason: String },
+    /// The certificate does not say what the caller requires.
+    #[error(
+        "{requirement} is required, but the artifact's certificate says {metric} {value}; compile the model with more \
+             bits, or require less"
+    )]
+    Requirement { requirement: String, metric: &'static str, value: f64 },
+    /// There is no certificate, but the caller requires something of it.
+    #[error("{requirement} is required, but the artifact has no certificate{}; compile the model again with one",
+            reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
+    Uncertified { requirement: String, reason: Option<String> },
     /// A section needed for this is absent.
     #[error("the artifact has no {what}; compile the model again{hint}")]
     Missing { what: &'static str, hint: &'static str },

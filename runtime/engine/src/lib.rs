@@ -41,6 +41,7 @@ mod text;
 mod toy;
 
 pub use attar_artifact::Verify;
+pub use attar_artifact::certificate::{Certificate, Requirement};
 pub use attar_artifact::manifest::Manifest;
 pub use attar_artifact::program::ProgramKind;
 pub use chat::{ChatTemplate, Message};

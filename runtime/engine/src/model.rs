@@ -9,6 +9,7 @@ use crate::memory::Region;
 use crate::prefetch;
 use crate::session::{Session, SessionOptions};
 use crate::text::Tokenizer;
+use attar_artifact::certificate::Requirement;
 use attar_artifact::manifest::{Manifest, SectionKind};
 use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepSize};
 use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
@@ -36,6 +37,8 @@ pub struct OpenOptions {
     /// steps. On most targets they always are; where a prompt's kernels have arithmetic of their own (AMX), prompts are
     /// read by the slower kernels of small batches.
     pub deterministic: bool,
+    /// What the artifact's certificate must say; a model that does not meet all of it is not opened.
+    pub require: Vec<Requirement>,
 }
 
 /// Where the time of opening went. Weights and texts are read at the same time, on different threads.
@@ -152,7 +155,8 @@ impl Model {
     ///
     /// # Errors
     /// [`ErrorKind::Artifact`] when the file is damaged, [`ErrorKind::NoCode`] and its kin when it has no code for
-    /// this CPU, [`ErrorKind::Memory`] when the weights do not fit.
+    /// this CPU, [`ErrorKind::Memory`] when the weights do not fit, [`ErrorKind::Requirement`] and
+    /// [`ErrorKind::Uncertified`] when its certificate is not what was asked for.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Model> {
         let started = Instant::now();
         let artifact = Artifact::open(path, options.verify)?;
@@ -168,6 +172,7 @@ impl Model {
     }
 
     fn prepare(artifact: Artifact, options: &OpenOptions, started: Instant, file: Duration) -> Result<Model> {
+        meets(&artifact, &options.require)?;
         let mut opening = OpenTimings { file, ..OpenTimings::default() };
         let threads = match options.threads {
             Some(n @ 1..=1024) => n,
@@ -356,6 +361,23 @@ pub fn chosen_target(manifest: &Manifest) -> Option<String> {
 /// Why this CPU cannot run code for `target` that needs `features` (named as in artifacts); `None` when it can.
 pub fn target_refusal(target: &str, features: &[&str]) -> Option<String> {
     refusal(target, features)
+}
+
+/// Refuses an artifact whose certificate does not meet every requirement.
+fn meets(artifact: &Artifact, requirements: &[Requirement]) -> Result<()> {
+    let Some(first) = requirements.first() else { return Ok(()) };
+    let Some(certificate) = artifact.certificate()? else {
+        let (requirement, reason) = (first.to_string(), artifact.manifest().uncertified.clone());
+        return Err(ErrorKind::Uncertified { requirement, reason }.into());
+    };
+    for requirement in requirements {
+        let (value, met) = requirement.judge(&certificate);
+        if !met {
+            let (requirement, metric) = (requirement.to_string(), requirement.metric);
+            return Err(ErrorKind::Requirement { requirement, metric, value }.into());
+        }
+    }
+    Ok(())
 }
 
 fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {

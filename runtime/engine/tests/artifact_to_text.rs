@@ -5,8 +5,11 @@
 
 mod successor;
 
-use attar_runtime::{Control, ErrorKind, GenerateOptions, Model, OpenOptions, SessionOptions, Verify};
-use successor::{VOCAB, X86, write};
+use attar_artifact::certificate::{Certificate, Quality, Text};
+use attar_runtime::{
+    Control, ErrorKind, GenerateOptions, Model, OpenOptions, Requirement, SessionOptions, Verify,
+};
+use successor::{VOCAB, X86, write, write_certified};
 
 fn run(model: &Model, first: u32, n: usize) -> Vec<u32> {
     let mut session = model.session(&SessionOptions::default()).unwrap();
@@ -23,11 +26,15 @@ fn every_way_of_opening_gives_the_same() {
     for threads in [Some(1), Some(2), Some(5), None] {
         for verify in [Verify::None, Verify::Code, Verify::Full] {
             for (mmap, target) in [(false, None), (true, Some("x86-64-v2".to_owned()))] {
-                let model = Model::open(
-                    &path,
-                    &OpenOptions { threads, verify, target, mmap, prefetch_bytes: None, deterministic: true },
-                )
-                .unwrap();
+                let options = OpenOptions {
+                    threads,
+                    verify,
+                    target,
+                    mmap,
+                    deterministic: true,
+                    ..OpenOptions::default()
+                };
+                let model = Model::open(&path, &options).unwrap();
                 assert_eq!(model.target(), "x86-64-v2");
                 assert_eq!(run(&model, 97, 10), expected);
                 assert_eq!(run(&model, VOCAB - 1, 1), [0]);
@@ -98,6 +105,44 @@ fn damage_is_found_before_anything_runs() {
     }
     let options = OpenOptions { threads: Some(0), ..OpenOptions::default() };
     assert!(Model::open(&path, &options).unwrap_err().to_string().contains("option threads is 0"));
+}
+
+#[test]
+fn what_the_certificate_does_not_say_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.attar");
+    let open = |require: &str| {
+        let require = Requirement::parse_list(require).unwrap();
+        Model::open(&path, &OpenOptions { require, ..OpenOptions::default() })
+    };
+    let code: &[(&str, &[&str], &[u8])] = &[("x86-64-v2", &["sse2"], X86)];
+    write(&path, code);
+    let e = open("kld<=0.05").unwrap_err();
+    assert!(matches!(*e.kind, ErrorKind::Uncertified { .. }), "{e}");
+    assert!(e.to_string().contains("kld<=0.05 is required, but the artifact has no certificate"), "{e}");
+    Model::open(&path, &OpenOptions::default()).unwrap();
+
+    let quality = Quality { scores: 255, kld: 0.04, top1: 0.9, ..Quality::default() };
+    let certificate = Certificate {
+        version: 1,
+        reference: "f32".to_owned(),
+        target: "x86-64-v2".to_owned(),
+        text: Text { name: "t".to_owned(), blake3: "0".repeat(64), bytes: 1, tokens: 1 },
+        context: 512,
+        windows: 1,
+        quality,
+        weight_bytes: 8,
+        bits_per_weight: 32.0,
+        tensors: Vec::new(),
+    };
+    write_certified(&path, code, &[0; 8], Some(&certificate));
+    open("kld<=0.05,top1>=90%").unwrap();
+    let e = open("kld<=0.05,kld<0.04").unwrap_err();
+    assert!(matches!(*e.kind, ErrorKind::Requirement { .. }), "{e}");
+    assert!(
+        e.to_string().contains("kld<0.04 is required, but the artifact's certificate says kld 0.04"),
+        "{e}"
+    );
 }
 
 #[test]

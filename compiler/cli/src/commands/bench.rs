@@ -6,6 +6,7 @@ use crate::profile::{self, ProfilePlan, StepProfile};
 use crate::speed::{self, Plan, Speed};
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::SectionKind;
+use attar_runtime::Requirement;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -58,6 +59,9 @@ pub struct Bench {
     /// The same logits, bit by bit, for any number of threads, batch and cut of the prompt (slower only with AMX)
     #[arg(long)]
     deterministic: bool,
+    /// Refuse an artifact whose certificate does not say this, e.g. 'kld<=0.05,top1>=90%'
+    #[arg(long, value_name = "CONDITIONS", value_delimiter = ',')]
+    require: Vec<Requirement>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -151,6 +155,7 @@ impl Bench {
                 target: self.target.clone(),
                 mmap: self.mmap,
                 deterministic: self.deterministic,
+                require: self.require.clone(),
             };
             let start = Instant::now();
             let model = open.open(&self.file)?;

@@ -1,11 +1,14 @@
 //! `attar compile MODEL`: a checkpoint becomes one artifact.
 
+use crate::commands::run::read_text;
 use crate::failure::{Failure, Result};
 use crate::model::find_checkpoint;
+use crate::quality;
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
-    CompileOptions, CompileReport, Event, Family, Phase, Session, registry, resolve_targets,
+    Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase, Session, registry,
+    resolve_targets,
 };
 use attar_pass::{Fuel, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
@@ -21,12 +24,18 @@ use std::sync::Mutex;
 --quantize: f32 and bf16 keep the weights; w8 takes 8.5 bits per weight; n4 takes 4.25 for the layers, with embedding
 and head at w8. A recipe (TOML) says it tensor by tensor; `attar passes` lists what it may name.
 
-Phases: import, canonicalize, compress, fuse, lower, emit, package.
+The artifact just made is compared with the uncompressed model on a text that comes with Attar, or on another one
+(--certify); the result goes into the artifact as its certificate, which `attar inspect` shows and --require of other
+commands checks. That takes seconds for a small model and needs disk for the uncompressed one beside the artifact.
+
+Phases: import, canonicalize, compress, fuse, lower, emit, package, certify.
 
 Examples:
   attar compile smollm2-135m --quantize n4 -o smollm2.attar
   attar compile ./Qwen3-0.6B --quantize w8 --target native,aarch64+dotprod -o qwen3.attar
   attar compile model.gguf --recipe recipe.toml -o model.attar --json
+  attar compile smollm2-135m --quantize n4 --certify wiki.valid.txt --certify-windows 40 -o smollm2.attar
+  attar compile smollm2-135m --quantize n4 --no-certify -o smollm2.attar
   attar compile smollm2-135m --quantize n4 --stop-after fuse --emit-ir ir/"
 )]
 pub struct Compile {
@@ -53,6 +62,15 @@ pub struct Compile {
     /// Threads to compile with; never changes the artifact
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Measure the certificate on this text instead of the built-in one
+    #[arg(long, value_name = "FILE", conflicts_with = "no_certify")]
+    certify: Option<PathBuf>,
+    /// Most windows of 512 tokens that the certificate is measured on
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_WINDOWS)]
+    certify_windows: usize,
+    /// Make no certificate; the artifact says so
+    #[arg(long)]
+    no_certify: bool,
     /// Write the graph's text after every pass, and the programs, into this folder
     #[arg(long, value_name = "DIR")]
     emit_ir: Option<PathBuf>,
@@ -125,6 +143,8 @@ impl Compile {
             Kv::Int8 => KvType::Int8,
         });
         options.threads = self.threads;
+        options.certify = self.certify()?;
+        options.certify_windows = self.certify_windows;
         options.emit_ir.clone_from(&self.emit_ir);
         options.stop_after.clone_from(&self.stop_after);
         options.fuel = self.fuel.map_or(Fuel::UNLIMITED, Fuel::limited);
@@ -146,10 +166,21 @@ impl Compile {
         }
     }
 
+    fn certify(&self) -> Result<Certify> {
+        match &self.certify {
+            _ if self.no_certify || self.stop_after.is_some() => Ok(Certify::No),
+            None => Ok(Certify::BuiltIn),
+            Some(file) => {
+                let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
+                Ok(Certify::Text { name, text: read_text(file)? })
+            }
+        }
+    }
+
     fn recipe(&self) -> Result<Recipe> {
         match (&self.recipe, self.quantize) {
             (Some(file), _) => {
-                let text = crate::commands::run::read_text(file)?;
+                let text = read_text(file)?;
                 Ok(Recipe::parse(&text, &file.display().to_string(), &registry()?)?)
             }
             (None, Some(q)) => preset_recipe(q.preset()),
@@ -263,6 +294,11 @@ pub fn render(r: &CompileReport) -> String {
     if r.artifact_bytes > 0 {
         let (from, to) = (bytes_text(before), bytes_text(r.artifact_bytes));
         out.push_str(&format!("checkpoint {from}, artifact {to}\n"));
+    }
+    match (&r.certificate, &r.uncertified) {
+        (Some(c), _) => out.push_str(&format!("{}\n", quality::summary(c))),
+        (None, Some(reason)) => out.push_str(&format!("no certificate: {reason}\n")),
+        (None, None) => {}
     }
     out.truncate(out.trim_end().len());
     out

@@ -1,7 +1,9 @@
 //! `attar inspect FILE`: what is inside an artifact.
 
 use crate::failure::Result;
+use crate::quality;
 use crate::terminal::{Terminal, bytes_text, table};
+use attar_artifact::certificate::Certificate;
 use attar_artifact::manifest::{Model, SectionKind};
 use attar_artifact::program::{ProgramKind, StepSize};
 use attar_artifact::{Artifact, Verify};
@@ -50,7 +52,9 @@ struct Report {
     tensors: Vec<TensorRow>,
     graph: Option<GraphSummary>,
     recipe: Option<String>,
-    certificate: Option<serde_json::Value>,
+    certificate: Option<Certificate>,
+    /// Why there is no certificate, where the compiler says.
+    uncertified: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -176,8 +180,6 @@ fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
             required: s.required,
         })
         .collect();
-    let certificate =
-        artifact.section(|k| *k == SectionKind::Certificate).map(|s| artifact.read(s)).transpose()?;
     Ok(Report {
         file: options.file.clone(),
         bytes: artifact.file_len(),
@@ -194,7 +196,8 @@ fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
         tensors,
         graph: artifact.text(&SectionKind::Graph)?.map(|text| summarize(&text)),
         recipe: artifact.text(&SectionKind::Recipe)?,
-        certificate: certificate.map(|bytes| serde_json::from_slice(&bytes)).transpose()?,
+        certificate: artifact.certificate()?,
+        uncertified: manifest.uncertified.clone(),
     })
 }
 
@@ -299,6 +302,11 @@ fn render(r: &Report, tensors: bool) -> String {
         rows.push(vec![s.name.clone(), s.offset.to_string(), s.bytes.to_string(), hash]);
     }
     out.push_str(&format!("\n{}\n", table(&rows)));
+    match (&r.certificate, &r.uncertified) {
+        (Some(c), _) => out.push_str(&format!("\n{}\n", certificate(c))),
+        (None, Some(reason)) => out.push_str(&format!("\nno certificate: {reason}\n")),
+        (None, None) => out.push_str("\nno certificate\n"),
+    }
     if tensors {
         let mut rows = vec![["TENSOR", "FORMAT", "SHAPE", "BYTES", "BITS"].map(str::to_owned).to_vec()];
         for t in &r.tensors {
@@ -312,6 +320,23 @@ fn render(r: &Report, tensors: bool) -> String {
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+fn certificate(c: &Certificate) -> String {
+    format!(
+        "certificate: measured with {} against {} weights, in {} windows of {} tokens\n\
+         of {} ({} tokens, blake3 {})\n{}\n{:<17} {}",
+        c.target,
+        c.reference,
+        c.windows,
+        c.context,
+        c.text.name,
+        c.text.tokens,
+        c.text.blake3.get(..16).unwrap_or(&c.text.blake3),
+        quality::table(&c.quality),
+        "scored tokens",
+        c.quality.scores
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 pub mod compile;
 pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod eval;
 pub mod inspect;

@@ -5,21 +5,16 @@ use crate::commands::pull::pull;
 use crate::failure::{Failure, Result};
 use crate::generation::{OpenArgs, cancel_on_ctrl_c, generation_ended, summary};
 use crate::home::{Home, make_folder};
-use crate::perplexity::{Perplexity, Windows, measure};
+use crate::quality;
 use crate::speed::{self, Plan};
-use crate::terminal::{Terminal, table};
-use attar_compiler::{CompileOptions, CompileReport, resolve_targets};
+use crate::terminal::Terminal;
+use attar_compiler::{Certify, CompileOptions, CompileReport, resolve_targets};
 use attar_pass::Preset;
 use attar_runtime::{Control, FinishReason, GenerateOptions, Message, Model, SessionOptions};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Prose of our own, so that quality can be shown without a download.
-const TEXT: &str = include_str!("quickstart_text.txt");
-/// Windows small enough that the f32 reference takes seconds.
-const CONTEXT: usize = 256;
-const WINDOWS: usize = 4;
 const MODEL: &str = "smollm2-135m";
 
 #[derive(Args, Debug)]
@@ -61,18 +56,33 @@ impl Quickstart {
         let folder = home.root.join("quickstart");
         make_folder(&folder)?;
         let output = self.output.clone().unwrap_or_else(|| folder.join("smollm2-135m-n4.attar"));
+        let open = OpenArgs {
+            threads: self.threads,
+            target: None,
+            mmap: false,
+            deterministic: false,
+            require: Vec::new(),
+        };
         terminal.line("\n2. Compiling it with 4-bit weights (--quantize n4 --target native)")?;
         let report = compiled(&checkpoint, &output, Preset::N4, terminal)?;
         terminal.line(indented(&render(&report)))?;
 
         terminal.line("\n3. How good it is")?;
-        let open = OpenArgs { threads: self.threads, target: None, mmap: false, deterministic: false };
-        let model = open.open(&output)?;
-        let reference = f32_reference(&checkpoint, &folder, &open, terminal)?;
-        let ours = perplexity(&model, "n4", terminal)?;
-        terminal.line(indented(&quality(&reference, &ours)))?;
+        match (&report.certificate, &report.uncertified) {
+            (Some(c), _) => terminal.line(indented(&format!(
+                "{}\n\nThe compiler measured this on {} tokens of a built-in text, against {} weights, and wrote it into\n\
+                 the artifact as its certificate. `attar eval FILE --against REFERENCE --text F` measures on a text of yours.",
+                quality::table(&c.quality),
+                c.quality.scores,
+                c.reference
+            )))?,
+            (None, reason) => {
+                terminal.line(format_args!("   not measured: {}", reason.as_deref().unwrap_or("no reason")))?;
+            }
+        }
 
         terminal.line("\n4. How fast it is")?;
+        let model = open.open(&output)?;
         let spinner = terminal.spinner("measuring");
         let plan = Plan { prompt: 128, generate: 32, context: 0, batch: 1, repetitions: 3 };
         let speeds = speed::measure(&model, plan, |test| spinner.set_message(test.to_owned()))?;
@@ -121,48 +131,8 @@ impl Quickstart {
 fn compiled(checkpoint: &Path, output: &Path, preset: Preset, terminal: Terminal) -> Result<CompileReport> {
     let targets = resolve_targets(&["native"])?;
     let recipe = preset_recipe(preset)?;
-    compile(CompileOptions::new(checkpoint.to_owned(), recipe, targets, output.to_owned()), terminal, false)
-}
-
-/// Perplexity of the same checkpoint with uncompressed weights. Its artifact is only needed for this.
-fn f32_reference(
-    checkpoint: &Path,
-    folder: &Path,
-    open: &OpenArgs,
-    terminal: Terminal,
-) -> Result<Perplexity> {
-    let path = folder.join("reference-f32.attar");
-    compiled(checkpoint, &path, Preset::F32, terminal)?;
-    let result = open.open(&path).and_then(|model| perplexity(&model, "f32", terminal));
-    // Half a gigabyte that nobody needs again; when it cannot be removed, the next run will write over it.
-    let _ = std::fs::remove_file(&path);
-    result
-}
-
-fn perplexity(model: &Model, name: &str, terminal: Terminal) -> Result<Perplexity> {
-    let windows = Windows::new(model, TEXT, CONTEXT, Some(WINDOWS))?;
-    let bar = terminal.steps(windows.count() as u64, &format!("perplexity of {name}"));
-    let result = measure(model, &windows, |done, so_far| {
-        bar.set_position(done as u64);
-        bar.set_prefix(format!("{so_far:.3}"));
-    })?;
-    bar.finish_and_clear();
-    Ok(result)
-}
-
-fn quality(reference: &Perplexity, ours: &Perplexity) -> String {
-    let row = |name: &str, p: &Perplexity| {
-        vec![name.to_owned(), format!("{:.3} +/- {:.3}", p.perplexity, p.standard_error)]
-    };
-    let rows =
-        vec![vec!["WEIGHTS".to_owned(), "PERPLEXITY".to_owned()], row("f32", reference), row("n4", ours)];
-    format!(
-        "{}\nratio {:.4}, on {} scored tokens of a built-in text: a small sample, both models on the same\n\
-         tokens. `attar eval FILE --text F` measures on a text of yours.",
-        table(&rows),
-        ours.perplexity / reference.perplexity,
-        ours.scores
-    )
+    let options = CompileOptions::new(checkpoint.to_owned(), recipe, targets, output.to_owned());
+    compile(CompileOptions { certify: Certify::BuiltIn, ..options }, terminal, false)
 }
 
 fn indented(text: &str) -> String {

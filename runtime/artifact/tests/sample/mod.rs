@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its share")]
 
 use attar_artifact::Writer;
+use attar_artifact::certificate::{Certificate, Quality, Text};
 use attar_artifact::header::{HEADER_BYTES, Header};
 use attar_artifact::manifest::{KvSpec, KvType, Manifest, Model, RopeTable, SectionKind};
 use attar_artifact::program::{Arg, Entry, Extent, Launch, Program, ProgramKind, StepBuffer};
@@ -96,10 +97,28 @@ pub fn write(path: &Path) -> Manifest {
     w.add_section(SectionKind::ChatTemplate, b"{{ messages }}").unwrap();
     w.add_section(SectionKind::Graph, b"func @main() {}").unwrap();
     w.add_section(SectionKind::Recipe, b"[recipe]").unwrap();
-    w.add_section(SectionKind::Certificate, b"{}").unwrap();
+    w.add_certificate(&certificate()).unwrap();
     let (manifest, len) = w.finish("attar test", model()).unwrap();
     assert_eq!(len, std::fs::metadata(path).unwrap().len());
     manifest
+}
+
+pub fn certificate() -> Certificate {
+    let text = Text { name: "a text".to_owned(), blake3: "0".repeat(64), bytes: 9, tokens: 4 };
+    let quality =
+        Quality { scores: 3, ppl: 8.0, ppl_ratio: 1.25, kld: 0.04, top1: 0.9, ..Quality::default() };
+    Certificate {
+        version: 1,
+        reference: "f32".to_owned(),
+        target: "x86-64-v3".to_owned(),
+        text,
+        context: 4,
+        windows: 1,
+        quality,
+        weight_bytes: 100,
+        bits_per_weight: 4.25,
+        tensors: Vec::new(),
+    }
 }
 
 pub fn bytes() -> Vec<u8> {

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "shared by test programs")]
 
 use attar_artifact::Writer;
+use attar_artifact::certificate::Certificate;
 use attar_artifact::manifest::{KvSpec, KvType, Model, SectionKind};
 use attar_artifact::program::{Arg, Entry, Extent, Launch, Program, ProgramKind, StepBuffer};
 use std::path::Path;
@@ -39,6 +40,15 @@ pub fn write(path: &Path, code: &[CodeSection<'_>]) {
 
 /// With these bytes, a multiple of four, as weights that nothing reads.
 pub fn write_with(path: &Path, code: &[CodeSection<'_>], unused: &[u8]) {
+    write_certified(path, code, unused, None);
+}
+
+pub fn write_certified(
+    path: &Path,
+    code: &[CodeSection<'_>],
+    unused: &[u8],
+    certificate: Option<&Certificate>,
+) {
     let mut w = Writer::create(path).unwrap();
     let mut weights = w.weights().unwrap();
     weights.add("unused", "f32", &[unused.len() as u64 / 4], unused).unwrap();
@@ -76,6 +86,9 @@ pub fn write_with(path: &Path, code: &[CodeSection<'_>], unused: &[u8]) {
     let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/tiny/smollm2/tokenizer.json");
     w.add_tokenizer(&std::fs::read_to_string(tokenizer).unwrap()).unwrap();
     w.add_section(SectionKind::ChatTemplate, b"{{ bos_token }}{{ messages[0].content }}").unwrap();
+    if let Some(certificate) = certificate {
+        w.add_certificate(certificate).unwrap();
+    }
     let model = Model {
         name: "successor".to_owned(),
         architecture: "none".to_owned(),
