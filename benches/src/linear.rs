@@ -118,8 +118,6 @@ fn packed(format: FormatRef, n: usize, k: usize) -> Result<Vec<u8>> {
         _ => Encoded::zeros(format, CHANNELS, k)?,
     };
     if format.scale != Scale::None {
-        block.table = formats::N4_TABLE;
-        block.shift = formats::N4_SHIFT;
         let codes = if format.value == Value::Int8 { 255 } else { 1 << format.code_bits() };
         block.codes.fill_with(|| (random.bits() % codes) as u8);
         // Scales must be numbers of ordinary size: others would take other paths through the processor.

@@ -1,6 +1,6 @@
 //! `quantize-rtn`: error against plain rounding, determinism, extreme and damaged weights, what is left alone.
 
-use attar_format::{Encoded, formats};
+use attar_format::{Encoded, FormatRef, formats};
 use attar_ir::ops::{Embed, Linear, RmsNorm};
 use attar_ir::{Dim, Elem, Graph, TensorType, WeightStore};
 use attar_pass::{
@@ -58,21 +58,31 @@ fn square_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
 }
 
-/// A row as `n4`, decoded.
-fn n4_with(row: &[f32], search: &TableSearch) -> Vec<f32> {
-    let mut e = Encoded::zeros(&formats::N4, 1, row.len()).unwrap();
-    (e.table, e.shift) = (formats::N4_TABLE, formats::N4_SHIFT);
+/// A row in a table format, decoded.
+fn coded_with(format: FormatRef, row: &[f32], search: &TableSearch) -> Vec<f32> {
+    let mut e = Encoded::zeros(format, 1, row.len()).unwrap();
     e.row_scale[0] = search.encode_row(row, &mut e.codes, &mut e.field);
     e.decode()
 }
 
+fn coded(format: FormatRef, row: &[f32]) -> Vec<f32> {
+    coded_with(format, row, &TableSearch::for_format(format).unwrap())
+}
+
+fn coded_plain(format: FormatRef, row: &[f32]) -> Vec<f32> {
+    coded_with(format, row, &TableSearch::for_format(format).unwrap().plain())
+}
+
 fn n4(row: &[f32]) -> Vec<f32> {
-    n4_with(row, &TableSearch::for_format(&formats::N4).unwrap())
+    coded(&formats::N4, row)
 }
 
 fn n4_plain(row: &[f32]) -> Vec<f32> {
-    n4_with(row, &TableSearch::for_format(&formats::N4).unwrap().plain())
+    coded_plain(&formats::N4, row)
 }
+
+/// Formats with tables, the largest first.
+const TABLES: [FormatRef; 5] = [&formats::N6, &formats::N5, &formats::N4, &formats::N3, &formats::N2];
 
 fn w8(row: &[f32]) -> Vec<f32> {
     let mut e = Encoded::zeros(&formats::W8, 1, row.len()).unwrap();
@@ -94,8 +104,11 @@ proptest! {
     #[test]
     fn searching_is_never_worse_than_plain_rounding(row in rows()) {
         let square: f64 = row.iter().map(|w| f64::from(*w).powi(2)).sum();
-        let (plain, searched) = (square_error(&row, &n4_plain(&row)), square_error(&row, &n4(&row)));
-        prop_assert!(searched <= plain + 1e-6 * square, "{searched} > {plain}");
+        for format in TABLES {
+            let plain = square_error(&row, &coded_plain(format, &row));
+            let searched = square_error(&row, &coded(format, &row));
+            prop_assert!(searched <= plain + 1e-6 * square, "{}: {searched} > {plain}", format.name);
+        }
     }
 
     #[test]
@@ -128,11 +141,16 @@ fn the_search_pays_on_normal_weights() {
     let (plain, searched) = (relative(n4_plain(&row)), relative(n4(&row)));
     assert!(searched < 0.0705 && searched < 0.97 * plain, "{searched} against {plain}");
     assert!(relative(w8(&row)) < 0.0056);
+    for (format, most) in TABLES.into_iter().zip([0.0187, 0.036, 0.0705, 0.1435, 0.30]) {
+        let (plain, searched) = (relative(coded_plain(format, &row)), relative(coded(format, &row)));
+        assert!(searched < most && searched < 0.97 * plain, "{}: {searched} against {plain}", format.name);
+    }
 }
 
 #[test]
 fn values_on_the_grid_come_back() {
-    let grid: Vec<f32> = (0..64).map(|i| f32::from(formats::N4_TABLE[i % 16]) * 0.25).collect();
+    let grid: Vec<f32> =
+        (0..64).map(|i| f32::from(formats::N4.table().unwrap().entries[i % 16]) * 0.25).collect();
     assert!(square_error(&grid, &n4(&grid)) < 1e-6);
     let grid: Vec<f32> = (0..64).map(|i| ((i % 32) as f32 * 8.0 - 127.0) * 0.5).collect();
     assert_eq!(w8(&grid), grid);

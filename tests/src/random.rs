@@ -70,12 +70,9 @@ pub fn encoded(format: FormatRef, n: usize, k: usize, rng: &mut impl Rng) -> Res
         return Ok(Encoded::from_f32(format, n, k, &values)?);
     }
     let mut out = Encoded::zeros(format, n, k)?;
-    if format.value == Value::Table4 {
-        (out.table, out.shift) = (formats::N4_TABLE, formats::N4_SHIFT);
-    }
     for code in &mut out.codes {
         *code = match format.value {
-            Value::Table4 => rng.random_range(0..16),
+            Value::Table(table) => rng.random_range(0..1 << table.bits),
             _ => rng.random_range(-127i8..=127) as u8,
         };
     }

@@ -64,7 +64,9 @@ fn counts(functions: &[Function], mnemonic: &str) -> Vec<usize> {
 
 fn specs() -> Vec<LinearSpec> {
     let mut specs = Vec::new();
-    for format in formats::ALL {
+    // Other tables have portable kernels yet.
+    let assembled = |f: &&FormatRef| f.table().is_none_or(|t| t.bits == 4);
+    for format in formats::ALL.iter().filter(assembled) {
         for rows in ROW_TILES {
             for (epilogue, n) in [
                 (Epilogue::Store, 64),

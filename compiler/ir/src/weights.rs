@@ -288,7 +288,7 @@ mod spill {
         format: FormatRef,
         n: usize,
         k: usize,
-        table: [i8; 16],
+        table: [i8; attar_format::MOST_ENTRIES],
         shift: i8,
         row_scales: usize,
         fields: usize,

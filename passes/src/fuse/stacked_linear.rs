@@ -1,7 +1,6 @@
 //! Several linears of one input as one linear on stacked rows, shared by `fuse-qkv` and `fuse-gate-up`.
 
 use crate::pattern::{LinearAt, fresh_name, replace, weight_name};
-use attar_format::Value;
 use attar_ir::ops::{Linear, Slice};
 use attar_ir::{Elem, Graph, TensorType, WeightName, WeightStore};
 use attar_pass::{PassCx, Result};
@@ -74,7 +73,7 @@ fn misfit(
         return Ok(Some("a weight has other uses and would be stored twice".to_owned()));
     }
     if let Elem::Coded(format) = elem
-        && format.value == Value::Table4
+        && format.table().is_some()
     {
         let first = weights.read_encoded(&names[0])?;
         for name in &names[1..] {

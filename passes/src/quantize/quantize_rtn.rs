@@ -1,16 +1,18 @@
 //! `quantize-rtn`: stores weight matrices in a format, rounding each weight to the nearest code.
 //!
 //! Before: `%w = weight @m : f32[N,K]`.   After: `%w = weight @m : n4[N,K]` (or another format).
-//! `n4` scales are searched so that the squared error of a row is small, without knowledge of activations; see
-//! `scale_search.rs`. `w8` scales come from the largest magnitude of a group: its error is far below what matters.
+//! Scales of the table formats, `n2` to `n6`, are searched so that the squared error of a row is small, without knowledge
+//! of activations; see `scale_search.rs`. `w8` scales come from the largest magnitude of a group: its error is far below
+//! what matters.
 //! Preconditions: weights are finite. Vectors (norm gains, biases) stay f32. A matrix whose K is no multiple of the
 //! format's group gets bf16 instead and the metrics say so; when it is named without a wildcard that is an error.
 //! Matrices an earlier step has encoded stay as they are.
-//! Numerics: lossy (`f32`: exact).   Cost: up to 80 table lookups per weight for `n4`, one division for `w8`.
+//! Numerics: lossy (`f32`: exact).   Cost: up to 80 table lookups per weight for `n4` (136 for `n2`), one division for
+//! `w8`.
 //! Reference: Nagel et al. 2021, arXiv:2106.08295, section 3 (range setting by mean squared error).
 
 use super::scale_search::{TableSearch, encode_w8_group};
-use attar_format::formats::{BF16, F32, N4_SHIFT, N4_TABLE};
+use attar_format::formats::{BF16, F32};
 use attar_format::{Encoded, FormatRef, PackedLayout, Value};
 use attar_ir::{Elem, Graph, TensorType};
 use attar_pass::{
@@ -33,13 +35,16 @@ static DECL: PassDecl = PassDecl {
     options: &[
         OptionDecl {
             name: "format",
-            kind: OptionKind::Choice { default: None, of: &["f32", "bf16", "w8", "n4"] },
+            kind: OptionKind::Choice {
+                default: None,
+                of: &["f32", "bf16", "w8", "n6", "n5", "n4", "n3", "n2"],
+            },
             doc: "weight format the matrices get",
         },
         OptionDecl {
             name: "search",
             kind: OptionKind::Bool { default: true },
-            doc: "search scales with a small squared error (`n4`); else take those that clip nothing",
+            doc: "search scales with a small squared error (`n2` to `n6`); else take those that clip nothing",
         },
     ],
     file: file!(),
@@ -172,14 +177,13 @@ fn encode(format: FormatRef, n: usize, k: usize, search: bool, weights: &[f32]) 
             })?;
             out
         }
-        Value::Table4 => {
+        Value::Table(_) => {
             let Some(table_search) = TableSearch::for_format(format) else {
                 let problem = "its scales are of a kind this pass does not know".to_owned();
                 return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
             };
             let table_search = if search { table_search } else { table_search.plain() };
             let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
-            (out.table, out.shift) = (N4_TABLE, N4_SHIFT);
             let groups = out.groups();
             let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
             rows.zip(out.row_scale.par_iter_mut()).zip(weights.par_chunks(k)).for_each(

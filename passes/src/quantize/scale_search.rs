@@ -7,7 +7,6 @@
 //! in the sums of squares.
 //! Reference: docs/formats.md, which has what each part of the search is worth, and what was left out.
 
-use attar_format::formats::{N4_SHIFT, N4_TABLE};
 use attar_format::{FormatRef, Scale};
 use half::bf16;
 use std::sync::Arc;
@@ -48,7 +47,7 @@ struct Way {
     /// −1 when the scale is negative.
     sign: f32,
     /// Moved to where the choice puts it, ascending.
-    table: [f32; 16],
+    table: Vec<f32>,
     /// For every half-integer interval the nearest entry, as code and as value.
     codes: Arc<[u8; CELLS]>,
     values: Arc<[f32; CELLS]>,
@@ -68,28 +67,29 @@ struct Chosen {
 impl TableSearch {
     /// The search for a format with that kind of scale, by the default table; `None` for other formats.
     pub fn for_format(format: FormatRef) -> Option<TableSearch> {
-        match format.scale {
-            Scale::RowF32Field8 { bias, choice_bits } => {
-                Some(TableSearch::new(N4_TABLE, N4_SHIFT, bias, choice_bits))
+        match (format.table(), format.scale) {
+            (Some(table), Scale::RowF32Field8 { bias, choice_bits }) => {
+                Some(TableSearch::new(table.entries, table.shift, bias, choice_bits))
             }
-            Scale::None | Scale::Bf16 => None,
+            _ => None,
         }
     }
 
     /// The search for an ascending table with entries on both sides of zero, and a format's bias and choice bits.
-    pub fn new(table: [i8; 16], shift: i8, bias: i32, choice_bits: u32) -> TableSearch {
+    pub fn new(table: &[i8], shift: i8, bias: i32, choice_bits: u32) -> TableSearch {
         let stored = (1 << (8 - choice_bits)) - 1;
         let signs: &[f32] = if bias > 0 { &[1.0, -1.0] } else { &[1.0] };
         let mut ways = Vec::with_capacity(signs.len() << choice_bits);
         for choice in 0..1u16 << choice_bits {
-            let table = table.map(|t| f32::from(t) + f32::from(choice) * f32::from(shift));
+            let moved = f32::from(choice) * f32::from(shift);
+            let table: Vec<f32> = table.iter().map(|t| f32::from(*t) + moved).collect();
             let codes: [u8; CELLS] = std::array::from_fn(|cell| nearest_code(&table, cell));
             let values = Arc::new(codes.map(|c| table[usize::from(c)]));
             let codes = Arc::new(codes);
             ways.extend(signs.iter().map(|sign| Way {
                 choice,
                 sign: *sign,
-                table,
+                table: table.clone(),
                 codes: codes.clone(),
                 values: values.clone(),
             }));
@@ -99,7 +99,7 @@ impl TableSearch {
             bias,
             max_scale: if bias > 0 { bias.min(stored - bias + 1) - 1 } else { stored },
             ways,
-            fractions: FRACTIONS.to_vec(),
+            fractions: fractions(table.len()).to_vec(),
             window: 1,
         }
     }
@@ -162,7 +162,8 @@ impl TableSearch {
         let mut scales = Vec::with_capacity(self.ways.len());
         for (i, way) in self.ways.iter().enumerate() {
             let (low, high) = if way.sign < 0.0 { (-high, -low) } else { (low, high) };
-            let unclipped = (high / way.table[15]).max(low / way.table[0]);
+            let (first, last) = (way.table[0], way.table[way.table.len() - 1]);
+            let unclipped = (high / last).max(low / first);
             let (mut least_here, mut scale) = (f32::INFINITY, 0.0);
             if unclipped > 0.0 {
                 for fraction in &self.fractions {
@@ -252,8 +253,15 @@ fn lane_sum(lanes: [f32; LANES]) -> f32 {
     (four[0] + four[1]) + (four[2] + four[3])
 }
 
-/// Fractions tried of the scale that clips nothing.
-const FRACTIONS: [f32; 7] = [0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05];
+/// Fractions tried of the scale that clips nothing. The fewer entries a table has, the more is won by clipping.
+fn fractions(entries: usize) -> &'static [f32] {
+    const ALL: [f32; 14] = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05];
+    match entries {
+        0..=4 => &ALL,
+        5..=8 => &ALL[4..],
+        _ => &ALL[7..],
+    }
+}
 
 /// The half-integer interval of a value in table units. On a border between two intervals either may come out.
 #[inline(always)]
@@ -266,9 +274,9 @@ fn cell_of(y: f32) -> usize {
 }
 
 /// The entry nearest to the middle of an interval.
-fn nearest_code(table: &[f32; 16], cell: usize) -> u8 {
+fn nearest_code(table: &[f32], cell: usize) -> u8 {
     let y = (cell as f32 + 0.5) / 2.0 - HALF_RANGE;
-    (1..16).fold(0, |code, i| if y > (table[i - 1] + table[i]) / 2.0 { i as u8 } else { code })
+    (1..table.len()).fold(0, |code, i| if y > (table[i - 1] + table[i]) / 2.0 { i as u8 } else { code })
 }
 
 /// Encodes one group as `w8`: the largest magnitude over 127 as bf16, and integers in −127..=127. Returns the
@@ -303,7 +311,8 @@ mod tests {
 
     #[test]
     fn the_lookup_finds_the_nearest_entry() {
-        for way in &TableSearch::for_format(&attar_format::formats::N4).unwrap().ways {
+        let searches = attar_format::formats::ALL.iter().filter_map(|f| TableSearch::for_format(f));
+        for way in searches.flat_map(|s| s.ways) {
             for i in -3000..3000 {
                 let y = i as f32 / 10.0 + 0.013;
                 let code = usize::from(way.codes[cell_of(y)]);
@@ -315,10 +324,12 @@ mod tests {
     }
 
     #[test]
-    fn n4_has_eight_ways_and_scales_up_to_31() {
-        let search = TableSearch::for_format(&attar_format::formats::N4).unwrap();
-        assert_eq!((search.ways.len(), search.max_scale), (8, 31));
-        assert_eq!(TableSearch::new(N4_TABLE, 6, 0, 1).max_scale, 127);
+    fn tables_have_eight_ways_and_scales_up_to_31() {
+        for format in attar_format::formats::ALL.iter().filter(|f| f.table().is_some()) {
+            let search = TableSearch::for_format(format).unwrap();
+            assert_eq!((search.ways.len(), search.max_scale), (8, 31), "{}", format.name);
+        }
+        assert_eq!(TableSearch::new(&[-127, 0, 1, 90], 6, 0, 1).max_scale, 127);
     }
 
     #[test]

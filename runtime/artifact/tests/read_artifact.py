@@ -12,8 +12,10 @@ import struct
 import sys
 
 PAGE, HEADER, CHANNELS = 4096, 128, 16
-# name: (weights along K per group, bytes of a scale field, weights per lane)
-FORMATS = {"f32": (1, 0, 1), "bf16": (1, 0, 2), "w8": (32, 2, 4), "n4": (32, 1, 8)}
+# name: (weights along K per group, bytes of a scale field, bits of a weight)
+FORMATS = {"f32": (1, 0, 32), "bf16": (1, 0, 16), "w8": (32, 2, 8), **{f"n{b}": (32, 1, b) for b in range(2, 7)}}
+# Bits of a code: widths of its planes, the lowest bits first
+PLANES = {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2]}
 
 
 def up(n, align):
@@ -50,18 +52,19 @@ def decode(tensor, data):
         return [list(struct.unpack(f"<{tensor['shape'][0]}f", data))]
     n, k = tensor["shape"]
     name = tensor["format"]
-    group, field, per_lane = FORMATS[name]
-    groups = k // group if field else 0
-    start = 64 if name == "n4" else 0
-    fields = 64 if name == "n4" else 0
+    group, field, bits = FORMATS[name]
+    coded = field == 1
+    groups, per_lane = k // group if field else 0, 32 // bits
+    start = up((1 << bits) + 1, 64) if coded else 0
+    fields = 64 if coded else 0
     codes = fields + up(CHANNELS * groups * field, 64)
-    block = codes + 64 * -(-k // per_lane)
+    block = codes + 64 * (groups * bits if coded else -(-k // per_lane))
     assert len(data) == start + -(-n // CHANNELS) * block, tensor["name"]
-    *table, shift = struct.unpack("<17b", data[:17]) if start else (0,)
+    *table, shift = struct.unpack_from(f"<{(1 << bits) + 1}b", data) if coded else (0,)
     rows = []
     for channel in range(n):
         base, c = start + channel // CHANNELS * block, channel % CHANNELS
-        row_scale = struct.unpack_from("<f", data, base + 4 * c)[0] if name == "n4" else 0.0
+        row_scale = struct.unpack_from("<f", data, base + 4 * c)[0] if coded else 0.0
         row = []
         for i in range(k):
             lane, within = base + codes + i // per_lane * 64 + c * 4, i % per_lane
@@ -74,8 +77,12 @@ def decode(tensor, data):
                 scale = bf16(struct.unpack_from("<H", data, at)[0])
                 row.append(f32(scale * struct.unpack_from("<b", data, lane + within)[0]))
             else:
-                byte = data[lane + within % 4]
-                code = byte >> 4 if within >= 4 else byte & 15
+                code, low, plane = 0, 0, base + codes + i // group * bits * 64 + c * 4 + i % 4
+                pair, odd = i % group // 8, i % 8 // 4
+                for width in PLANES[bits]:
+                    byte = data[plane + pair * width // 4 * 64]
+                    code |= (byte >> 4 * odd + pair * width % 4 & (1 << width) - 1) << low
+                    low, plane = low + width, plane + 64 * width
                 scale = f32(row_scale * ((data[at] >> 2) - 32))
                 row.append(f32(scale * (table[code] + (data[at] & 3) * shift)))
         rows.append(row)

@@ -5,7 +5,7 @@ mod sample;
 use attar_artifact::manifest::SectionKind;
 use attar_artifact::{Artifact, Verify, Writer};
 use attar_format::Encoded;
-use attar_format::formats::{ALL, N4_SHIFT, N4_TABLE};
+use attar_format::formats::ALL;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,13 +17,11 @@ fn matrix(format: attar_format::FormatRef, n: usize, k: usize) -> Encoded {
         return Encoded::from_f32(format, n, k, &values).unwrap();
     }
     let mut m = Encoded::zeros(format, n, k).unwrap();
-    m.table = N4_TABLE;
-    m.shift = N4_SHIFT;
-    let table = !m.row_scale.is_empty();
+    let table = format.table().is_some();
     m.row_scale.iter_mut().enumerate().for_each(|(i, s)| *s = 0.01 * (i + 1) as f32);
     let narrow = |i: usize| if table { noise(i) & 255 } else { 0x3c00 + (noise(i) & 0x1ff) };
     m.field.iter_mut().enumerate().for_each(|(i, f)| *f = narrow(i) as u16);
-    m.codes.iter_mut().enumerate().for_each(|(i, c)| *c = (noise(i) & if table { 15 } else { 255 }) as u8);
+    m.codes.iter_mut().enumerate().for_each(|(i, c)| *c = (noise(i) & ((1 << format.code_bits()) - 1)) as u8);
     m
 }
 

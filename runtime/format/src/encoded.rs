@@ -1,7 +1,7 @@
 //! A weight matrix in a format's codes, before packing: what quantization algorithms produce.
 
 use crate::DType;
-use crate::formats::{FormatRef, Scale, Value};
+use crate::formats::{FormatRef, MOST_ENTRIES, Scale, Value};
 use crate::packed::{CHANNELS, PackedLayout};
 use half::{bf16, f16};
 
@@ -42,8 +42,8 @@ pub struct Encoded {
     pub format: FormatRef,
     pub n: usize,
     pub k: usize,
-    /// Table formats: the 16 table entries; unused otherwise.
-    pub table: [i8; 16],
+    /// Table formats: the table's entries, and zeros behind the last; zeros otherwise.
+    pub table: [i8; MOST_ENTRIES],
     /// Table formats: added to each entry as often as the group's choice says.
     pub shift: i8,
     /// `[N]`, only with [`Scale::RowF32Field8`]; empty otherwise.
@@ -55,7 +55,7 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// A zero matrix with room for every code.
+    /// A zero matrix with room for every code, and the format's default table.
     ///
     /// # Errors
     /// [`FormatError::Shape`] when the format cannot hold the shape.
@@ -67,8 +67,8 @@ impl Encoded {
             format,
             n,
             k,
-            table: [0; 16],
-            shift: 0,
+            table: format.table().map_or([0; MOST_ENTRIES], |t| t.padded()),
+            shift: format.table().map_or(0, |t| t.shift),
             row_scale: vec![0.0; if has_rows { n } else { 0 }],
             field: vec![0; n * layout.groups],
             codes: vec![0; n * k * code_bytes],
@@ -124,6 +124,14 @@ impl Encoded {
         }
     }
 
+    /// What a code of an integer format stands for, before the group's shift and scale.
+    pub fn integer(&self, code: u8) -> i32 {
+        match self.format.value {
+            Value::Table(table) => i32::from(self.table[usize::from(code) % (1 << table.bits)]),
+            Value::Int8 | Value::Float(_) => i32::from(code as i8),
+        }
+    }
+
     /// Decodes row `n` into `out` of length K. The meaning of the format.
     pub fn decode_row(&self, n: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.k);
@@ -143,17 +151,13 @@ impl Encoded {
                     };
                 }
             }
-            Value::Int8 | Value::Table4 => {
+            Value::Int8 | Value::Table(_) => {
                 let codes = &self.codes[n * k..(n + 1) * k];
                 for g in 0..self.groups() {
                     let (scale, shift) = self.scale(n, g);
                     let span = g * self.format.group..(g + 1) * self.format.group;
                     for (o, &c) in out[span.clone()].iter_mut().zip(&codes[span]) {
-                        let integer = match self.format.value {
-                            Value::Int8 => i32::from(c as i8),
-                            _ => i32::from(self.table[usize::from(c & 15)]) + shift,
-                        };
-                        *o = scale * integer as f32;
+                        *o = scale * (self.integer(c) + shift) as f32;
                     }
                 }
             }
@@ -230,10 +234,11 @@ impl Encoded {
         self.check(&layout)?;
         let mut out = vec![0u8; layout.total_bytes()];
         if layout.header_bytes > 0 {
-            for (o, t) in out.iter_mut().zip(self.table) {
+            let shift_position = layout.shift_position();
+            for (o, t) in out[..shift_position].iter_mut().zip(self.table) {
                 *o = t as u8;
             }
-            out[16] = self.shift as u8;
+            out[shift_position] = self.shift as u8;
         }
         for n in 0..self.n {
             if !self.row_scale.is_empty() {
@@ -257,10 +262,12 @@ impl Encoded {
         let unit = (self.format.code_bits() / 8).max(1);
         let row = &self.codes[n * self.k * unit..(n + 1) * self.k * unit];
         for (k, code) in row.chunks_exact(unit).enumerate() {
-            let (at, shift) = layout.code_position(n, k);
-            if self.format.value == Value::Table4 {
-                out[at] |= (code[0] & 15) << shift;
+            if self.format.table().is_some() {
+                for part in layout.code_parts(n, k) {
+                    out[part.at] |= (code[0] >> part.low & part.mask) << part.shift;
+                }
             } else {
+                let at = layout.code_position(n, k);
                 out[at..at + unit].copy_from_slice(code);
             }
         }
@@ -275,10 +282,11 @@ impl Encoded {
         check_len("packed tensor", layout.total_bytes(), bytes.len())?;
         let mut out = Encoded::zeros(format, n, k)?;
         if layout.header_bytes > 0 {
-            for (t, b) in out.table.iter_mut().zip(bytes) {
+            let shift_position = layout.shift_position();
+            for (t, b) in out.table.iter_mut().zip(&bytes[..shift_position]) {
                 *t = *b as i8;
             }
-            out.shift = bytes[16] as i8;
+            out.shift = bytes[shift_position] as i8;
         }
         let unit = (format.code_bits() / 8).max(1);
         for row in 0..n {
@@ -295,11 +303,13 @@ impl Encoded {
                 };
             }
             for col in 0..k {
-                let (at, shift) = layout.code_position(row, col);
                 let dst = (row * k + col) * unit;
-                if format.value == Value::Table4 {
-                    out.codes[dst] = (bytes[at] >> shift) & 15;
+                if format.table().is_some() {
+                    for part in layout.code_parts(row, col) {
+                        out.codes[dst] |= (bytes[part.at] >> part.shift & part.mask) << part.low;
+                    }
                 } else {
+                    let at = layout.code_position(row, col);
                     out.codes[dst..dst + unit].copy_from_slice(&bytes[at..at + unit]);
                 }
             }

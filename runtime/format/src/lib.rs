@@ -10,8 +10,10 @@ mod dtype;
 mod encoded;
 pub mod formats;
 mod packed;
+pub mod planes;
 
 pub use dtype::DType;
 pub use encoded::{Encoded, FormatError};
-pub use formats::{Format, FormatRef, Scale, Value, by_name};
-pub use packed::{CHANNELS, PackedLayout};
+pub use formats::{Format, FormatRef, MOST_ENTRIES, Scale, Table, Value, by_name};
+pub use packed::{CHANNELS, CodePart, PackedLayout};
+pub use planes::Plane;

@@ -5,16 +5,17 @@
 //!
 //! | part | bytes | contents |
 //! |---|---|---|
-//! | header | 64 | table formats: 16 table entries (i8), the shift (i8), zeros; other formats have no header |
+//! | header | `ceil64(entries + 1)` | table formats: the table's entries (i8), the shift (i8), zeros; other formats have no header |
 //! | row scales | 64 | f32 per channel; only with [`Scale::RowF32Field8`](crate::Scale::RowF32Field8) |
 //! | group fields | `ceil64(16 · groups · field_bytes)` | group-major: the 16 channels' fields of group 0, then of group 1, … |
 //! | codes | `64 · rows` | rows of 64 bytes, one 32-bit lane per channel |
 //!
-//! One row of codes covers, per channel: 1 weight (f32), 2 (bf16: k in the low half, k+1 in the high half),
-//! 4 (int8: ascending k from the lowest byte), 8 (4-bit codes: byte j holds `k+j` in its low nibble and `k+4+j`
-//! in its high nibble). Missing channels and a missing odd k are zero. All numbers are little-endian.
+//! One row of codes covers, per channel: 1 weight (f32), 2 (bf16: k in the low half, k+1 in the high half), or
+//! 4 (int8: ascending k from the lowest byte). Codes of tables stand in planes of bits, group by group, see
+//! [`planes`](crate::planes). Missing channels and a missing odd k are zero. All numbers are little-endian.
 
-use crate::formats::{FormatRef, Scale, Value};
+use crate::formats::{FormatRef, Scale};
+use crate::planes::{QUAD, planes};
 
 /// Output channels of one block.
 pub const CHANNELS: usize = 16;
@@ -40,10 +41,23 @@ pub struct PackedLayout {
     pub fields_offset: usize,
     /// Offset of the codes within a block.
     pub codes_offset: usize,
-    /// Weights along K covered by one 64-byte row of codes.
+    /// Weights along K covered by one 64-byte row of codes; 0 in table formats, whose codes take several rows.
     pub k_per_row: usize,
     /// 64-byte rows of codes in a block.
     pub code_rows: usize,
+}
+
+/// Some bits of a code: `((byte[at] >> shift) & mask) << low`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodePart {
+    /// Offset of the byte from the start of the tensor.
+    pub at: usize,
+    /// First bit within the byte.
+    pub shift: u32,
+    /// First bit within the code.
+    pub low: u32,
+    /// As many ones as there are bits.
+    pub mask: u8,
 }
 
 impl PackedLayout {
@@ -55,12 +69,15 @@ impl PackedLayout {
         let grouped = format.scale != Scale::None;
         let groups = if grouped { k / format.group } else { 0 };
         let row_scales = matches!(format.scale, Scale::RowF32Field8 { .. });
-        let header_bytes = if format.value == Value::Table4 { ROW_BYTES } else { 0 };
+        let header_bytes = format.table().map_or(0, |t| ((1 << t.bits) + 1usize).next_multiple_of(ROW_BYTES));
         let fields_offset = if row_scales { CHANNELS * 4 } else { 0 };
         let field_bytes =
             groups.checked_mul(CHANNELS * format.field_bytes())?.checked_next_multiple_of(ROW_BYTES)?;
-        let k_per_row = 32 / format.code_bits();
-        let code_rows = k.div_ceil(k_per_row);
+        let k_per_row = if format.table().is_some() { 0 } else { 32 / format.code_bits() };
+        let code_rows = match k_per_row {
+            0 => groups.checked_mul(format.group_rows())?,
+            _ => k.div_ceil(k_per_row),
+        };
         let codes_offset = fields_offset.checked_add(field_bytes)?;
         let block_bytes = code_rows.checked_mul(ROW_BYTES)?.checked_add(codes_offset)?;
         let blocks = n.div_ceil(CHANNELS);
@@ -90,15 +107,31 @@ impl PackedLayout {
         self.header_bytes + b * self.block_bytes
     }
 
-    /// Offset of the byte holding the code of channel `n`, input `k`, from the start of the tensor, and how far
-    /// that byte must be shifted right (4 for a high nibble).
-    pub fn code_position(&self, n: usize, k: usize) -> (usize, u32) {
+    /// Offset of the shift in the header of a table format; the table's entries stand before it.
+    pub fn shift_position(&self) -> usize {
+        self.format.table().map_or(0, |t| 1 << t.bits)
+    }
+
+    /// Offset of the code of channel `n`, input `k`, from the start of the tensor; for formats whose codes are whole
+    /// bytes.
+    pub fn code_position(&self, n: usize, k: usize) -> usize {
         let (row, within) = (k / self.k_per_row, k % self.k_per_row);
-        let lane = self.block_offset(n / CHANNELS) + self.codes_offset + row * ROW_BYTES + (n % CHANNELS) * 4;
-        match self.format.value {
-            Value::Table4 => (lane + within % 4, if within >= 4 { 4 } else { 0 }),
-            _ => (lane + within * self.format.code_bits() / 8, 0),
-        }
+        self.lane(n) + row * ROW_BYTES + within * self.format.code_bits() / 8
+    }
+
+    /// Where the bits of the code of channel `n`, input `k` stand; for table formats.
+    pub fn code_parts(&self, n: usize, k: usize) -> impl Iterator<Item = CodePart> {
+        let (group, within) = (k / self.format.group, k % self.format.group);
+        let lane = self.lane(n) + group * self.format.group_rows() * ROW_BYTES;
+        planes(self.format.code_bits()).iter().map(move |plane| {
+            let (row, shift) = plane.place(within / QUAD);
+            CodePart { at: lane + row * ROW_BYTES + within % QUAD, shift, low: plane.low, mask: plane.mask() }
+        })
+    }
+
+    /// Offset of channel `n`'s lane in the first row of codes of its block, from the start of the tensor.
+    fn lane(&self, n: usize) -> usize {
+        self.block_offset(n / CHANNELS) + self.codes_offset + (n % CHANNELS) * 4
     }
 
     /// Offset of the scale field of channel `n`, group `g`, from the start of the tensor.

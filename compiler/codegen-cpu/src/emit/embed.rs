@@ -1,5 +1,6 @@
 //! `embed`: one row of a packed table per token.
 
+use super::codes;
 use crate::lanes::{Lanes, Scalar};
 use attar_format::{CHANNELS, DType, FormatRef, PackedLayout, Scale, Value};
 
@@ -33,7 +34,7 @@ pub(super) fn embed(format: FormatRef, vocab: usize, dim: usize, cx: &mut Lanes<
                 });
             }
             Value::Float(_) => bf16_row(cx, dim, lane, to),
-            Value::Int8 | Value::Table4 => coded_row(cx, &layout, table, block, channel, lane, to),
+            Value::Int8 | Value::Table(_) => coded_row(cx, &layout, table, block, channel, lane, to),
         }
     });
     Ok(())
@@ -67,7 +68,7 @@ fn coded_row(
     to: Scalar,
 ) {
     let format = layout.format;
-    let rows_per_group = format.group / layout.k_per_row;
+    let group_bytes = format.group_rows() * ROW as usize;
     let fields = cx.iadd_imm(block, layout.fields_offset as i64);
     let field = cx.offset(fields, channel, format.field_bytes());
     cx.for_const(layout.groups, 1, |cx, g| {
@@ -81,32 +82,33 @@ fn coded_row(
                 let row = cx.offset(block, channel, 4);
                 let row = cx.load_f32(row, 0);
                 let choice = cx.iand_imm(byte, (1 << choice_bits) - 1);
-                let step = cx.load_i8(table, 16);
+                let step = cx.load_i8(table, layout.shift_position() as i32);
                 (cx.fmul(row, s), cx.imul(choice, step))
             }
             _ => (cx.load_bf16(at, 0), cx.int32(0)),
         };
-        let rows = cx.offset(lane, g, rows_per_group * ROW as usize);
+        let lane = cx.offset(lane, g, group_bytes);
         let to = cx.offset(to, g, format.group * 4);
-        cx.for_const(rows_per_group, 1, |cx, r| {
-            let from = cx.offset(rows, r, ROW as usize);
-            let to = cx.offset(to, r, layout.k_per_row * 4);
-            for j in 0..4 {
-                if format.value == Value::Int8 {
+        let Some(coding) = format.table() else {
+            cx.for_const(format.group_rows(), 1, |cx, quad| {
+                let from = cx.offset(lane, quad, ROW as usize);
+                let to = cx.offset(to, quad, 16);
+                for j in 0..4 {
                     let code = cx.load_i8(from, j);
                     store_scaled(cx, code, scale, to, 4 * j);
-                    continue;
                 }
-                let byte = cx.load_u8(from, j);
-                let low = cx.iand_imm(byte, 15);
-                let high = cx.ushr_imm(byte, 4);
-                for (code, offset) in [(low, 4 * j), (high, 16 + 4 * j)] {
-                    let index = cx.widen_unsigned(code);
-                    let entry = cx.iadd(table, index);
-                    let entry = cx.load_i8(entry, 0);
-                    let value = cx.iadd(entry, shift);
-                    store_scaled(cx, value, scale, to, offset);
-                }
+            });
+            return;
+        };
+        cx.for_const(4, 1, |cx, j| {
+            let from = cx.iadd(lane, j);
+            let to = cx.offset(to, j, 4);
+            for (quad, code) in codes::scalar_codes(cx, coding.bits, from).into_iter().enumerate() {
+                let index = cx.widen_unsigned(code);
+                let entry = cx.iadd(table, index);
+                let entry = cx.load_i8(entry, 0);
+                let value = cx.iadd(entry, shift);
+                store_scaled(cx, value, scale, to, 16 * quad as i32);
             }
         });
     });

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cache;
+mod codes;
 mod elementwise;
 mod embed;
 mod linear;

@@ -370,49 +370,83 @@ impl Lanes<'_> {
         }
     }
 
-    /// The low nibble of every byte, and the high one.
-    pub(crate) fn nibbles(&mut self, bytes: I8x16) -> (I8x16, I8x16) {
+    /// The bits of every byte that `mask` selects from bit `from` on, moved to bit `to`; no others.
+    pub(crate) fn byte_bits(&mut self, bytes: I8x16, from: u32, to: u32, mask: u8) -> I8x16 {
+        let kept = mask << to;
         match bytes.0 {
             Wide::Vector(v) => {
-                let mask = self.vector_const(I8X16, &[15; 16]);
-                let low = self.b.ins().band(v, mask);
                 // Shifting 16-bit lanes and masking is what byte shifts become where they do not exist.
-                let shifted = if self.target.arch() == Arch::X86_64 {
-                    let wide = self.bitcast(I16X8, v);
-                    let wide = self.b.ins().ushr_imm_u(wide, 4);
-                    let bytes = self.bitcast(I8X16, wide);
-                    self.b.ins().band(bytes, mask)
-                } else {
-                    self.b.ins().ushr_imm_u(v, 4)
+                let wide = self.target.arch() == Arch::X86_64;
+                let v = if from == to || !wide { v } else { self.bitcast(I16X8, v) };
+                let v = match (from, to) {
+                    _ if from > to => self.b.ins().ushr_imm_u(v, i64::from(from - to)),
+                    _ if from < to => self.b.ins().ishl_imm_u(v, i64::from(to - from)),
+                    _ => v,
                 };
-                (I8x16(Wide::Vector(low)), I8x16(Wide::Vector(shifted)))
+                let v = if from == to || !wide { v } else { self.bitcast(I8X16, v) };
+                if !wide && to == 0 && from + mask.count_ones() == 8 {
+                    return I8x16(Wide::Vector(v));
+                }
+                let mask = self.vector_const(I8X16, &[kept; 16]);
+                I8x16(Wide::Vector(self.b.ins().band(v, mask)))
             }
-            Wide::Scalars(s) => {
-                let low = s.map(|v| self.iand_imm(v, 15));
-                let high = s.map(|v| {
-                    let v = self.ushr_imm(v, 4);
-                    self.iand_imm(v, 15)
-                });
-                (I8x16(Wide::Scalars(low)), I8x16(Wide::Scalars(high)))
-            }
+            Wide::Scalars(s) => I8x16(Wide::Scalars(s.map(|v| {
+                let v = if from > to { self.ushr_imm(v, from - to) } else { self.ishl_imm(v, to - from) };
+                self.iand_imm(v, i64::from(kept))
+            }))),
         }
     }
 
-    /// `table[code]` for codes in 0..16; `table` is the address of 16 signed bytes and `loaded` their load.
-    pub(crate) fn lookup(&mut self, table: Scalar, loaded: I8x16, codes: I8x16) -> I8x16 {
-        match (loaded.0, codes.0) {
-            (Wide::Vector(t), Wide::Vector(c)) => {
-                let x86 = self.target.arch() == Arch::X86_64;
-                let v = if x86 { self.b.ins().x86_pshufb(t, c) } else { self.b.ins().swizzle(t, c) };
-                I8x16(Wide::Vector(v))
+    /// `a | b`, bit by bit.
+    pub(crate) fn byte_or(&mut self, a: I8x16, b: I8x16) -> I8x16 {
+        match (a.0, b.0) {
+            (Wide::Vector(a), Wide::Vector(b)) => I8x16(Wide::Vector(self.b.ins().bor(a, b))),
+            (Wide::Scalars(a), Wide::Scalars(b)) => {
+                I8x16(Wide::Scalars(std::array::from_fn(|i| self.ior(a[i], b[i]))))
             }
-            (_, Wide::Scalars(codes)) => I8x16(Wide::Scalars(codes.map(|c| {
-                let c = self.widen_unsigned(c);
-                let at = self.iadd(table, c);
-                self.load_i8(at, 0)
-            }))),
-            (_, codes) => unreachable!("codes are vectors where the table is: {codes:?}"),
+            (a, b) => unreachable!("one is of vectors: {a:?} {b:?}"),
         }
+    }
+
+    /// `table[code]` for codes within the table; `table` is the address of its signed bytes and `loaded` their loads, by
+    /// sixteens.
+    pub(crate) fn lookup(&mut self, table: Scalar, loaded: &[I8x16], codes: I8x16) -> I8x16 {
+        let codes = match codes.0 {
+            Wide::Vector(codes) => codes,
+            Wide::Scalars(codes) => {
+                return I8x16(Wide::Scalars(codes.map(|c| {
+                    let c = self.widen_unsigned(c);
+                    let at = self.iadd(table, c);
+                    self.load_i8(at, 0)
+                })));
+            }
+        };
+        let x86 = self.target.arch() == Arch::X86_64;
+        let mut found = None;
+        for (i, part) in loaded.iter().enumerate() {
+            let Wide::Vector(part) = part.0 else { unreachable!("codes are vectors where the table is") };
+            let mut index = codes;
+            if i > 0 {
+                let start = self.vector_const(I8X16, &[16 * i as u8; 16]);
+                index = self.b.ins().isub(index, start);
+            }
+            // Indices outside a part must give zero: `pshufb` has it so when their highest bit is set.
+            let entries = if x86 {
+                if loaded.len() > 1 {
+                    let most = self.vector_const(I8X16, &[0x70; 16]);
+                    index = self.b.ins().uadd_sat(index, most);
+                }
+                self.b.ins().x86_pshufb(part, index)
+            } else {
+                self.b.ins().swizzle(part, index)
+            };
+            found = Some(match found {
+                Some(others) => self.b.ins().bor(others, entries),
+                None => entries,
+            });
+        }
+        let Some(found) = found else { unreachable!("a table has entries") };
+        I8x16(Wide::Vector(found))
     }
 }
 

@@ -217,9 +217,9 @@ fn parts_bytes_and_reductions() {
             cx.store_f32(most, number, 4);
             let loaded = cx.load16_i8(table, 0);
             let packed = cx.load16_i8(codes, 0);
-            let (low, high) = cx.nibbles(packed);
+            let (low, high) = (cx.byte_bits(packed, 0, 0, 15), cx.byte_bits(packed, 4, 0, 15));
             for (i, codes) in [low, high].into_iter().enumerate() {
-                let found = cx.lookup(table, loaded, codes);
+                let found = cx.lookup(table, &[loaded], codes);
                 let at = cx.scratch(16);
                 cx.store16_bytes(found, at, 0);
                 for quad in 0..4 {
@@ -287,8 +287,8 @@ fn bodies_compile_on_every_target() {
                 cx.store_f32(root, out, 12);
                 let table = cx.load16_i8(x, 0);
                 let codes = cx.load16_i8(at, 16);
-                let (low, _) = cx.nibbles(codes);
-                let found = cx.lookup(x, table, low);
+                let low = cx.byte_bits(codes, 0, 0, 15);
+                let found = cx.lookup(x, &[table], low);
                 cx.store16_bytes(found, out, 0);
             });
         })

@@ -56,13 +56,13 @@ impl TileKernel<'_> {
     pub(crate) fn exists(layout: &PackedLayout) -> bool {
         layout.k.is_multiple_of(GROUP)
             && match layout.format.value {
-                Value::Int8 | Value::Table4 => true,
+                Value::Int8 | Value::Table(_) => true,
                 Value::Float(dtype) => dtype == DType::BF16,
             }
     }
 
     fn table_format(&self) -> bool {
-        self.layout.format.value == Value::Table4
+        self.layout.format.table().is_some()
     }
 
     /// Whether weights are tiles already.
@@ -220,7 +220,7 @@ impl TileKernel<'_> {
 
     /// Bytes of codes of one group of a block.
     pub(crate) fn group_bytes(&self) -> usize {
-        GROUP * self.layout.format.code_bits() / 32 * 64
+        self.layout.format.code_bits() * GROUP / 32 * 64
     }
 
     fn row_scaled(&self) -> bool {
@@ -232,7 +232,7 @@ impl TileKernel<'_> {
         if self.table_format() {
             s.vpmovsxbd(d.table, Mem::at(header, 0))?;
             s.vcvtdq2ps(d.table, d.table)?;
-            s.a.movsx(eax, byte_ptr(header + CHANNELS as i32))?;
+            s.a.movsx(eax, byte_ptr(header + self.layout.shift_position() as i32))?;
             s.a.vpbroadcastd(zmm1, eax)?;
             s.vcvtdq2ps(d.shift, d.shift)?;
         }
@@ -283,15 +283,16 @@ impl TileKernel<'_> {
         to: Mem,
     ) -> AsmResult<()> {
         let row = V(8);
+        let per_row = if self.table_format() { 8 } else { self.layout.k_per_row };
         for tile_row in 0..TILE_ROWS {
             let first = 2 * tile_row;
-            if first % self.layout.k_per_row == 0 {
-                s.vmovups(row, codes.plus(first / self.layout.k_per_row * 64))?;
+            if first % per_row == 0 {
+                s.vmovups(row, codes.plus(first / per_row * 64))?;
             }
             // Pairs take turns at registers.
             let pair = [V(10 + 2 * (tile_row % 4) as u8), V(11 + 2 * (tile_row % 4) as u8)];
             for (i, w) in pair.into_iter().enumerate() {
-                let within = (first + i) % self.layout.k_per_row;
+                let within = (first + i) % per_row;
                 if self.table_format() {
                     // Four low nibbles, then the four high ones. The permutation looks at the lowest four bits only.
                     let bits = (8 * (within % 4) + 4 * (within / 4)) as u32;

@@ -9,7 +9,7 @@
 
 use super::asm::AsmResult;
 use super::{Asm, Dot, Level, Mem, Src, V};
-use attar_format::{CHANNELS, PackedLayout, Scale, Value};
+use attar_format::{CHANNELS, PackedLayout, Scale};
 use attar_kernel::ActInt8Layout;
 use iced_x86::code_asm::{
     AsmRegister64, byte_ptr, dword_ptr, eax, ptr, r8, r9, r10, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi,
@@ -47,7 +47,7 @@ struct Tables {
 
 impl IntKernel<'_> {
     fn table_format(&self) -> bool {
-        self.layout.format.value == Value::Table4
+        self.layout.format.table().is_some()
     }
 
     fn biased(&self) -> bool {
@@ -60,7 +60,7 @@ impl IntKernel<'_> {
 
     /// Bytes of codes of one group of a block.
     fn group_bytes(&self) -> usize {
-        GROUP * self.layout.format.code_bits() / 32 * 64
+        self.layout.format.group_rows() * 64
     }
 
     fn field_bytes(&self) -> usize {
@@ -442,7 +442,7 @@ impl IntKernel<'_> {
         s.broadcast(t.nibble, mask)?;
         // Four entries below the stack pointer, where the convention leaves room.
         for choice in 0..4i32 {
-            s.a.movsx(eax, byte_ptr(header + 16))?;
+            s.a.movsx(eax, byte_ptr(header + self.layout.shift_position() as i32))?;
             s.a.imul_3(eax, eax, choice)?;
             if as_floats {
                 s.a.sub(eax, bias)?;

@@ -12,13 +12,9 @@ pub(crate) fn weights(random: &mut Random, format: FormatRef, n: usize, k: usize
         return Encoded::from_f32(format, n, k, &random.f32s(n * k, 0.2)).unwrap();
     }
     let mut e = Encoded::zeros(format, n, k).unwrap();
-    if format.value == Value::Table4 {
-        e.table = formats::N4_TABLE;
-        e.shift = formats::N4_SHIFT;
-    }
     for c in &mut e.codes {
         *c = match format.value {
-            Value::Table4 => random.below(16) as u8,
+            Value::Table(table) => random.below(1 << table.bits) as u8,
             _ => (random.below(255) as i32 - 127) as i8 as u8,
         };
     }

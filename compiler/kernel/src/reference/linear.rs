@@ -4,7 +4,7 @@ use super::attention::{CacheArgs, Shape, rotate};
 use super::norm::{rms_factor, store_int8_part};
 use super::{Args, elementwise::silu};
 use crate::spec::{ActInt8Layout, Activation, Epilogue, LinearSpec};
-use attar_format::{CHANNELS, Encoded, PackedLayout, Value};
+use attar_format::{CHANNELS, Encoded, PackedLayout};
 
 /// # Safety
 /// As [`super::run`].
@@ -109,10 +109,7 @@ unsafe fn dot(spec: &LinearSpec, w: &Encoded, args: Args<'_>, m: usize, n: usize
     for (g, scale_x) in scales.iter().enumerate() {
         let (scale, shift) = w.scale(n, g);
         let span = g * ActInt8Layout::GROUP..(g + 1) * ActInt8Layout::GROUP;
-        let wide = |c: u8| match spec.format.value {
-            Value::Table4 => i32::from(w.table[usize::from(c & 15)]) + shift,
-            _ => i32::from(c as i8),
-        };
+        let wide = |c: u8| w.integer(c) + shift;
         let weights = &w.codes[n * spec.k..(n + 1) * spec.k][span.clone()];
         let sum: i32 = weights.iter().zip(&codes[span]).map(|(w, x)| wide(*w) * i32::from(*x)).sum();
         total += f64::from(scale) * f64::from(*scale_x) * f64::from(sum);

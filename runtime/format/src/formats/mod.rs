@@ -2,18 +2,26 @@
 
 mod bf16;
 mod f32;
+mod n2;
+mod n3;
 mod n4;
+mod n5;
+mod n6;
 mod w8;
 
 pub use bf16::BF16;
 pub use f32::F32;
-pub use n4::{N4, N4_SHIFT, N4_TABLE};
+pub use n2::N2;
+pub use n3::N3;
+pub use n4::N4;
+pub use n5::N5;
+pub use n6::N6;
 pub use w8::W8;
 
 use crate::DType;
 
-/// Every weight format, uncompressed ones first.
-pub const ALL: &[FormatRef] = &[&F32, &BF16, &W8, &N4];
+/// Every weight format, uncompressed ones first, then by size.
+pub const ALL: &[FormatRef] = &[&F32, &BF16, &W8, &N6, &N5, &N4, &N3, &N2];
 
 /// A weight format by reference; formats are compared by name.
 pub type FormatRef = &'static Format;
@@ -40,8 +48,54 @@ pub enum Value {
     Float(DType),
     /// A signed 8-bit integer in −127..=127.
     Int8,
-    /// An index of 4 bits into a table of 16 signed 8-bit integers, stored with the tensor.
-    Table4,
+    /// An index into a table of signed 8-bit integers, stored with the tensor.
+    Table(Table),
+}
+
+/// How codes index a table: their size, and the table tensors get unless a pass makes one for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Bits of a code, 2 to 6. The table has `1 << bits` entries.
+    pub bits: usize,
+    /// Default entries, ascending.
+    pub entries: &'static [i8],
+    /// Default of what each step of a group's choice adds to every entry.
+    pub shift: i8,
+}
+
+/// Entries of the largest table.
+pub const MOST_ENTRIES: usize = 64;
+
+impl Table {
+    /// The default entries; those that codes do not reach are 0.
+    pub const fn padded(&self) -> [i8; MOST_ENTRIES] {
+        let mut all = [0; MOST_ENTRIES];
+        let mut i = 0;
+        while i < self.entries.len() {
+            all[i] = self.entries[i];
+            i += 1;
+        }
+        all
+    }
+
+    /// Whether there is an entry for every code, in ascending order and on both sides of zero, and every entry fits a
+    /// signed byte wherever the choice moves it.
+    const fn is_sound(&self, choice_bits: u32) -> bool {
+        let most = (1 << choice_bits) - 1;
+        let entries = self.entries;
+        let mut i = 1;
+        while i < entries.len() {
+            if entries[i - 1] >= entries[i] {
+                return false;
+            }
+            i += 1;
+        }
+        let last = entries[entries.len() - 1] as i32;
+        entries.len() == 1 << self.bits
+            && entries[0] < 0
+            && last > 0
+            && last + most * self.shift as i32 <= 127
+    }
 }
 
 /// How the scales of a format are stored.
@@ -75,8 +129,21 @@ impl Format {
             Value::Float(DType::F32 | DType::I32) => 32,
             Value::Float(DType::F16 | DType::BF16) => 16,
             Value::Int8 => 8,
-            Value::Table4 => 4,
+            Value::Table(table) => table.bits,
         }
+    }
+
+    /// The table, for formats whose codes are indices.
+    pub const fn table(&self) -> Option<Table> {
+        match self.value {
+            Value::Table(table) => Some(table),
+            Value::Float(_) | Value::Int8 => None,
+        }
+    }
+
+    /// 64-byte rows of codes that a group of 16 channels takes, in formats with groups of 32.
+    pub const fn group_rows(&self) -> usize {
+        self.group * self.code_bits() / 32
     }
 
     /// Bytes of one group's scale field.
@@ -95,7 +162,7 @@ impl Format {
 
     /// Whether activations are quantized to int8 before they meet these weights.
     pub const fn wants_int8_activations(&self) -> bool {
-        matches!(self.value, Value::Int8 | Value::Table4)
+        matches!(self.value, Value::Int8 | Value::Table(_))
     }
 
     /// Whether the format stores weights as they are.

@@ -4,24 +4,22 @@
 //! `(s << 2) | choice`: a signed scale of magnitude up to 31, whose sign turns the table over, and one of four
 //! places of the table. Table and shift (the 4) are stored with each tensor. docs/formats.md has the measurements.
 
-use super::{Format, Scale, Value};
+use super::{Format, Scale, Table, Value};
 
 /// 4-bit weights, the default for linear layers.
 pub const N4: Format = Format {
     name: "n4",
-    value: Value::Table4,
+    value: Value::Table(TABLE),
     group: 32,
     scale: Scale::RowF32Field8 { bias: 32, choice_bits: 2 },
     source: "non-linear 4-bit grids: Dettmers et al. 2023, arXiv:2305.14314; measured in docs/formats.md",
 };
 
-const _: () = assert!(N4.bits_per_weight() == 4.25);
+const _: () = assert!(N4.bits_per_weight() == 4.25 && TABLE.is_sound(2));
 
-/// The default table, ascending: fitted to normally distributed weights by Lloyd's algorithm.
-pub const N4_TABLE: [i8; 16] = [-127, -101, -79, -62, -47, -34, -22, -10, 1, 13, 25, 37, 51, 66, 82, 110];
-
-/// What each step of a group's choice adds to every table entry.
-pub const N4_SHIFT: i8 = 4;
-
-/// With the largest choice an entry still fits a signed byte.
-const _: () = assert!(N4_TABLE[15] as i32 + 3 * N4_SHIFT as i32 <= 127);
+/// Fitted to normally distributed weights by Lloyd's algorithm.
+const TABLE: Table = Table {
+    bits: 4,
+    entries: &[-127, -101, -79, -62, -47, -34, -22, -10, 1, 13, 25, 37, 51, 66, 82, 110],
+    shift: 4,
+};

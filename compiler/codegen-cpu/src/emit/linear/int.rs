@@ -7,8 +7,9 @@
 use super::{Contraction, TILE};
 use crate::Target;
 use crate::aarch64;
+use crate::emit::codes;
 use crate::lanes::{DotActivation, DotWeights, F32x4, I8x16, I32x4, Lanes, Scalar};
-use attar_format::{CHANNELS, Format, Scale, Value};
+use attar_format::{CHANNELS, Format, Scale};
 use attar_kernel::{ActInt8Layout, RowTile};
 
 const GROUP: usize = ActInt8Layout::GROUP;
@@ -63,7 +64,7 @@ pub(super) fn emit(c: &Contraction<'_>, workspace: &Workspace, cx: &mut Lanes<'_
 
 /// Bytes of codes of one group of a block.
 fn group_bytes(format: &Format) -> usize {
-    GROUP * format.code_bits() / 32 * 64
+    format.group_rows() * 64
 }
 
 fn has_choice(format: &Format) -> bool {
@@ -71,14 +72,14 @@ fn has_choice(format: &Format) -> bool {
 }
 
 /// The table, for formats that have one: loaded once, outside the loops.
-fn table(c: &Contraction<'_>, cx: &mut Lanes<'_>) -> Option<I8x16> {
-    (c.layout.format.value == Value::Table4).then(|| cx.load16_i8(c.header, 0))
+fn table(c: &Contraction<'_>, cx: &mut Lanes<'_>) -> Option<Vec<I8x16>> {
+    c.layout.format.table().map(|t| codes::load_table(cx, c.header, t.bits))
 }
 
 /// The table's shift as an i32; 0 without a choice.
 fn shift(c: &Contraction<'_>, cx: &mut Lanes<'_>) -> Scalar {
     if has_choice(c.layout.format) && c.layout.header_bytes > 0 {
-        cx.load_i8(c.header, 16)
+        cx.load_i8(c.header, c.layout.shift_position() as i32)
     } else {
         cx.int32(0)
     }
@@ -107,22 +108,18 @@ fn fields(format: &Format, cx: &mut Lanes<'_>, fields: Scalar, slab: usize) -> (
 fn decode_slab(
     c: &Contraction<'_>,
     cx: &mut Lanes<'_>,
-    table: Option<I8x16>,
+    table: Option<&[I8x16]>,
     codes: Scalar,
     offset: usize,
     mut each: impl FnMut(&mut Lanes<'_>, usize, DotWeights),
 ) {
     match table {
         Some(table) => {
-            for row in 0..QUADS / 2 {
-                let bytes = cx.load16_i8(codes, (offset + row * 64) as i32);
-                let (low, high) = cx.nibbles(bytes);
-                for (half, codes) in [low, high].into_iter().enumerate() {
-                    let weights = cx.lookup(c.header, table, codes);
-                    let weights = cx.dot_weights(weights);
-                    each(cx, 2 * row + half, weights);
-                }
-            }
+            codes::each_quad(cx, c.layout.format.code_bits(), codes, offset, |cx, quad, codes| {
+                let weights = cx.lookup(c.header, table, codes);
+                let weights = cx.dot_weights(weights);
+                each(cx, quad, weights);
+            });
         }
         None => {
             for quad in 0..QUADS {
@@ -160,7 +157,7 @@ fn one(c: &Contraction<'_>, cx: &mut Lanes<'_>) {
         });
         for slab in 0..SLABS {
             let mut acc = cx.dot_zero();
-            decode_slab(c, cx, table, codes, slab * 16, |cx, quad, weights| {
+            decode_slab(c, cx, table.as_deref(), codes, slab * 16, |cx, quad, weights| {
                 acc = cx.dot(acc, weights, quads[quad]);
             });
             let dot = cx.dot_finish(acc);
@@ -196,7 +193,7 @@ fn several(c: &Contraction<'_>, ws: &Workspace, cx: &mut Lanes<'_>) {
         let group_fields = cx.offset(all_fields, g, CHANNELS * format.field_bytes());
         let table = table(c, cx);
         for slab in 0..SLABS {
-            decode_slab(c, cx, table, codes, slab * 16, |cx, quad, weights| {
+            decode_slab(c, cx, table.as_deref(), codes, slab * 16, |cx, quad, weights| {
                 cx.store_dot_weights(weights, ws.weights, ((slab * QUADS + quad) * weight_bytes) as i32);
             });
             let (scale, choice) = fields(format, cx, group_fields, slab);
@@ -384,34 +381,34 @@ fn scalar(c: &Contraction<'_>, cx: &mut Lanes<'_>) {
 
 /// The dot product of one channel's group; `codes` is its first lane.
 fn scalar_dot(c: &Contraction<'_>, cx: &mut Lanes<'_>, codes: Scalar, x: Scalar) -> Scalar {
-    let table = c.layout.format.value == Value::Table4;
     let start = cx.int32(0);
     let total = cx.var(start);
-    cx.for_const(GROUP / c.layout.k_per_row, 1, |cx, row| {
-        let lane = cx.offset(codes, row, 64);
-        let x = cx.offset(x, row, c.layout.k_per_row);
-        for j in 0..4 {
-            let pairs: Vec<(Scalar, i32)> = if table {
-                let byte = cx.load_u8(lane, j);
-                let (low, high) = (cx.iand_imm(byte, 15), cx.ushr_imm(byte, 4));
-                vec![(low, j), (high, j + 4)]
-            } else {
-                vec![(cx.load_i8(lane, j), j)]
-            };
-            for (code, k) in pairs {
-                let weight = if table {
-                    let code = cx.widen_unsigned(code);
-                    let entry = cx.iadd(c.header, code);
-                    cx.load_i8(entry, 0)
-                } else {
-                    code
-                };
-                let x = cx.load_i8(x, k);
-                let product = cx.imul(weight, x);
-                let sum = cx.get(&total);
-                let sum = cx.iadd(sum, product);
-                cx.set(&total, sum);
+    let add = |cx: &mut Lanes<'_>, weight: Scalar, x: Scalar| {
+        let product = cx.imul(weight, x);
+        let sum = cx.get(&total);
+        let sum = cx.iadd(sum, product);
+        cx.set(&total, sum);
+    };
+    let Some(table) = c.layout.format.table() else {
+        cx.for_const(QUADS, 1, |cx, quad| {
+            let lane = cx.offset(codes, quad, 64);
+            let x = cx.offset(x, quad, 4);
+            for j in 0..4 {
+                let (weight, x) = (cx.load_i8(lane, j), cx.load_i8(x, j));
+                add(cx, weight, x);
             }
+        });
+        return cx.get(&total);
+    };
+    cx.for_const(4, 1, |cx, j| {
+        let lane = cx.iadd(codes, j);
+        let x = cx.iadd(x, j);
+        for (quad, code) in codes::scalar_codes(cx, table.bits, lane).into_iter().enumerate() {
+            let code = cx.widen_unsigned(code);
+            let entry = cx.iadd(c.header, code);
+            let weight = cx.load_i8(entry, 0);
+            let x = cx.load_i8(x, 4 * quad as i32);
+            add(cx, weight, x);
         }
     });
     cx.get(&total)
