@@ -40,7 +40,11 @@ const CRATES: [(&str, &str, &[&str]); 13] = [
             "attar-runtime",
         ],
     ),
-    ("compiler/cli", "attar", &["attar-artifact", "attar-compiler", "attar-pass", "attar-runtime"]),
+    (
+        "compiler/cli",
+        "attar",
+        &["attar-artifact", "attar-compiler", "attar-format", "attar-pass", "attar-runtime"],
+    ),
     (
         "tests",
         "attar-tests",

@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod generation;
 pub mod home;
 pub mod model;
+pub mod plan;
 pub mod profile;
 pub mod quality;
 pub mod speed;
@@ -27,6 +28,7 @@ use commands::doctor::Doctor;
 use commands::eval::Eval;
 use commands::inspect::Inspect;
 use commands::passes::Passes;
+use commands::plan::Plan;
 use commands::pull::Pull;
 use commands::quickstart::Quickstart;
 use commands::run::Run;
@@ -71,6 +73,8 @@ pub enum Command {
     Diff(Diff),
     /// Measure prompt and generation speed
     Bench(Bench),
+    /// Say what a model would weigh and how fast it would be, before compiling it
+    Plan(Plan),
     /// List the passes a recipe may name
     Passes(Passes),
     /// Show what this machine supports
@@ -123,6 +127,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Eval(c) => c.run(terminal),
         Command::Diff(c) => c.run(terminal),
         Command::Bench(c) => c.run(terminal),
+        Command::Plan(c) => c.run(terminal),
         Command::Passes(c) => c.run(terminal),
         Command::Doctor(c) => c.run(terminal),
         Command::Completions(c) => c.run(),

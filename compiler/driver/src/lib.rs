@@ -20,6 +20,7 @@ mod targets;
 
 pub use attar_artifact::certificate::Certificate;
 pub use attar_codegen_cpu::Target;
+pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
 pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};
@@ -28,7 +29,7 @@ pub use inputs::InputFile;
 pub use report::{
     CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
 };
-pub use session::{CompileOptions, Session, registry};
+pub use session::{CompileOptions, Session, describe, registry};
 pub use targets::resolve_targets;
 
 /// What artifacts name as their maker.

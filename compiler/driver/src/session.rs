@@ -29,6 +29,15 @@ pub fn registry() -> Result<Registry> {
     Ok(Registry::new()?)
 }
 
+/// What a checkpoint says of its model; no tensor is read.
+///
+/// # Errors
+/// Those of importing it.
+pub fn describe(source: &Path) -> Result<ModelInfo> {
+    let imported = attar_import::open(source);
+    Ok(imported.map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?.model)
+}
+
 /// What to compile, how, and where to.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
@@ -52,6 +61,8 @@ pub struct CompileOptions {
     pub stop_after: Option<String>,
     /// Rewrites allowed over all passes, to bisect.
     pub fuel: Fuel,
+    /// Compile a model of this many layers and of the same shapes with made-up weights: what plans are measured on.
+    pub sketch: Option<usize>,
     /// Threads to compile with; by default one per core. Never changes the artifact.
     pub threads: Option<usize>,
     /// Whether the artifact's quality is measured and written into it.
@@ -74,6 +85,7 @@ impl CompileOptions {
             print_after: PrintAfter::Nothing,
             stop_after: None,
             fuel: Fuel::UNLIMITED,
+            sketch: None,
             threads: None,
             certify: Certify::No,
             certify_windows: DEFAULT_WINDOWS,
@@ -111,6 +123,9 @@ impl Session {
         if options.targets.is_empty() {
             return Err(Error::option("--target", "name at least one target"));
         }
+        if options.sketch == Some(0) {
+            return Err(Error::option("layers of a sketch", "must be 1 or more"));
+        }
         if options.threads == Some(0) {
             return Err(Error::option("--threads", "must be 1 or more"));
         }
@@ -133,11 +148,14 @@ impl Session {
     fn compile(&self, listener: &mut Listener<'_>) -> Result<CompileReport> {
         let started = Instant::now();
         let mut clock = Clock::start(Phase::Import, listener);
-        let Imported { mut graph, mut weights, model, tokenizer_json, chat_template, source } =
-            attar_import::open(&self.options.source)
-                .map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
+        let imported = attar_import::open(&self.options.source).and_then(|model| match self.options.sketch {
+            Some(layers) => model.into_sketch(layers),
+            None => Ok(model),
+        });
+        let Imported { mut graph, mut weights, model, tokenizer_json, chat_template, source, .. } =
+            imported.map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
         self.keep_inputs(&source.files)?;
-        let inputs = hash_files(&source.files)?;
+        let inputs = if self.options.sketch.is_some() { Vec::new() } else { hash_files(&source.files)? };
         let context_length = self.context_length(&model)?;
         self.options.recipe.check_tensors(&graph)?;
 

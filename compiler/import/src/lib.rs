@@ -11,6 +11,7 @@ mod folder;
 mod gguf_file;
 mod model;
 pub mod rope;
+mod sketch;
 pub mod tokenizer;
 
 pub use error::{Error, ErrorKind, Problems, Result, Site};

@@ -6,6 +6,7 @@ use crate::config::ModelConfig;
 use crate::container::{RowOrder, TensorReader};
 use crate::error::{Error, ErrorKind, Problems, Result};
 use crate::rope::RopeTable;
+use crate::sketch::Shape;
 use attar_ir::{Graph, WeightStore};
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ pub struct Imported {
     /// Jinja source.
     pub chat_template: Option<String>,
     pub source: SourceInfo,
+    pub(crate) shape: Shape,
 }
 
 /// What the runtime and reports need to know of a model.
@@ -169,7 +171,7 @@ impl Found {
             context_length: config.context_length,
             parameters,
             rope: vec![rope],
-            windows: blocks.windows,
+            windows: blocks.windows.clone(),
             tied,
             eos: specials.eos,
             bos: specials.bos,
@@ -183,6 +185,7 @@ impl Found {
             tokenizer_json: specials.tokenizer_json,
             chat_template: specials.chat_template,
             source,
+            shape: Shape { config, blocks },
         })
     }
 

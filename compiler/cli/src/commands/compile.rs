@@ -111,10 +111,21 @@ impl Quantize {
 
 /// Values of `--kv`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kv {
+pub enum Kv {
     F32,
     F16,
     Int8,
+}
+
+impl Kv {
+    /// The element behind the name.
+    pub fn element(self) -> KvType {
+        match self {
+            Kv::F32 => KvType::F32,
+            Kv::F16 => KvType::F16,
+            Kv::Int8 => KvType::Int8,
+        }
+    }
 }
 
 /// What `--json` prints.
@@ -137,11 +148,7 @@ impl Compile {
         let output = self.output.clone().unwrap_or_else(|| PathBuf::from("model.attar"));
         let mut options = CompileOptions::new(source, self.recipe()?, targets, output);
         options.context_length = self.context;
-        options.kv = self.kv.map(|kv| match kv {
-            Kv::F32 => KvType::F32,
-            Kv::F16 => KvType::F16,
-            Kv::Int8 => KvType::Int8,
-        });
+        options.kv = self.kv.map(Kv::element);
         options.threads = self.threads;
         options.certify = self.certify()?;
         options.certify_windows = self.certify_windows;

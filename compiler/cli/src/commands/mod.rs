@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod eval;
 pub mod inspect;
 pub mod passes;
+pub mod plan;
 pub mod pull;
 pub mod quickstart;
 pub mod run;
