@@ -9,7 +9,7 @@ use attar_cli::fetch::download::hash_file;
 use attar_cli::home::Home;
 use attar_cli::terminal::Terminal;
 use attar_compiler::evaluate::{self, Windows};
-use attar_compiler::{CompileOptions, Session, registry, resolve_targets};
+use attar_compiler::{Certify, CompileOptions, HELD_OUT_TEXT, Session, registry, resolve_targets};
 use attar_ir::Tensor;
 use attar_ir::interp::{self, KvState, Precision};
 use attar_pass::{Preset, Recipe};
@@ -307,6 +307,53 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder").flatten() {
         fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+    }
+}
+
+/// What a comparison says is what the logits say, position by position; the certificate says the same of the same text.
+#[test]
+fn comparisons_and_certificates_agree_with_the_logits() {
+    for name in ["tiny/smollm2", "tiny/qwen3", "gguf/llama2.gguf"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ours, exact) = (folder.path().join("n4.attar"), folder.path().join("f32.attar"));
+        let certified = CompileOptions {
+            certify: Certify::BuiltIn,
+            certify_windows: 2,
+            ..options(&data(name), Preset::N4, &ours)
+        };
+        let report = Session::new(certified).expect("options").run(&mut |_| ());
+        let report = report.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let certificate = report.certificate.unwrap_or_else(|| panic!("{name}: {:?}", report.uncertified));
+        compile(&data(name), Preset::F32, &exact);
+        let (model, reference) = (open(&ours, 2), open(&exact, 1));
+        let windows = Windows::new(&model, HELD_OUT_TEXT, certificate.context, Some(2)).expect("windows");
+        windows.check_reference(&model, &reference, HELD_OUT_TEXT).expect("the same tokens");
+        let compared =
+            evaluate::compare(&model, &reference, &windows, |_, _| ()).expect("a comparison").quality;
+        assert_eq!(compared.rounded(), certificate.quality, "{name}");
+
+        let bos = model.tokenizer().expect("a tokenizer").encode("", true).expect("ids").first().copied();
+        let context = windows.context();
+        let (mut kl, mut same, mut count) = (0.0, 0, 0);
+        for window in windows.tokens().chunks(context).take(windows.count()) {
+            let mut tokens = window.to_vec();
+            tokens[0] = bos.unwrap_or(tokens[0]);
+            let (a, b) =
+                (all_logits(&model, &tokens, &[context]), all_logits(&reference, &tokens, &[context]));
+            for (a, b) in a.iter().zip(&b).take(context - 1).skip(context / 2) {
+                kl += divergence(b, a);
+                same += usize::from(argmax(a) == argmax(b));
+                count += 1;
+            }
+        }
+        assert_eq!(count, compared.scores, "{name}");
+        let mean = kl / count as f64;
+        assert!(
+            (mean - compared.kld).abs() < 1e-6 + 1e-4 * mean,
+            "{name}: {mean}, compared {}",
+            compared.kld
+        );
+        assert_eq!(same as f64 / count as f64, compared.top1, "{name}");
     }
 }
 

@@ -296,7 +296,8 @@ fn certificates_are_shown_and_required() {
     }
 
     let bare = utf8(&c.folder.path().join("bare.attar")).to_owned();
-    let base = ["compile", utf8(&tiny("smollm2")), "--quantize", "n4", "-o", &bare];
+    let checkpoint = tiny("smollm2");
+    let base = ["compile", utf8(&checkpoint), "--quantize", "n4", "-o", &bare];
     let made = text(&[&base[..], &["--no-certify"]].concat());
     assert!(made.contains("no certificate: none was asked for"), "{made}");
     assert!(text(&["inspect", &bare]).contains("no certificate: none was asked for"));

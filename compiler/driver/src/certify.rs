@@ -12,8 +12,8 @@ use crate::session::{Clock, CompileOptions, Session, registry};
 use attar_artifact::certificate::{Certificate, TensorError, Text, VERSION, round};
 use attar_artifact::manifest::{KvType, Manifest};
 use attar_codegen_cpu::Target;
-use attar_pass::{MetricValue, Phase, Preset, Recipe};
-use attar_runtime::{Model, OpenOptions};
+use attar_pass::{Family, MetricValue, Phase, Preset, Recipe};
+use attar_runtime::{ErrorKind as RunError, Model, OpenOptions, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -47,7 +47,21 @@ pub const DEFAULT_WINDOWS: usize = 8;
 const SHORTEST: usize = 16;
 
 /// What came of it: a certificate, or why there is none.
-pub(crate) type Outcome = std::result::Result<Certificate, String>;
+pub(crate) type Outcome = std::result::Result<Certificate, Reason>;
+
+/// Why an artifact has no certificate.
+pub(crate) struct Reason {
+    /// Goes into the artifact, and so holds nothing of the machine.
+    pub(crate) reason: String,
+    /// For the report alone.
+    pub(crate) detail: Option<String>,
+}
+
+impl Reason {
+    fn plain(reason: &str) -> Reason {
+        Reason { reason: reason.to_owned(), detail: None }
+    }
+}
 
 /// What is to be certified.
 pub(crate) struct Subject<'a> {
@@ -77,6 +91,27 @@ pub(crate) fn check(options: &CompileOptions) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a text of the user's that is too short, before the work of compiling is done.
+///
+/// # Errors
+/// When the model's tokenizer makes less than a window of it, or cannot read it.
+pub(crate) fn check_text(
+    options: &CompileOptions,
+    tokenizer: Option<&str>,
+    context_length: u32,
+) -> Result<()> {
+    let Certify::Text { name, text } = &options.certify else { return Ok(()) };
+    let windows = || -> evaluate::Result<Windows> {
+        let missing = RunError::Missing { what: "tokenizer", hint: " from a folder that has one" };
+        let tokenizer = Tokenizer::from_json(tokenizer.ok_or(attar_runtime::Error::from(missing))?)?;
+        Windows::of(&tokenizer, text, window(context_length)?, Some(options.certify_windows))
+    };
+    match windows() {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error::option("--certify", format!("{name}: {e}"))),
+    }
+}
+
 /// Measures the artifact.
 ///
 /// # Errors
@@ -85,12 +120,12 @@ pub(crate) fn check(options: &CompileOptions) -> Result<()> {
 pub(crate) fn certify(subject: &Subject<'_>, clock: &mut Clock<'_, '_>) -> Result<Outcome> {
     let options = subject.options;
     let (name, text, given) = match &options.certify {
-        Certify::No => return Ok(Err("none was asked for".to_owned())),
+        Certify::No => return Ok(Err(Reason::plain("none was asked for"))),
         Certify::BuiltIn => (HELD_OUT_NAME, HELD_OUT_TEXT, false),
         Certify::Text { name, text } => (name.as_str(), text.as_str(), true),
     };
     if !options.targets.iter().any(|t| t.runs_here()) {
-        return Ok(Err("no code of the artifact runs on the machine that compiled it".to_owned()));
+        return Ok(Err(Reason::plain("no code of the artifact runs on the machine that compiled it")));
     }
     match measure(subject, text, clock) {
         Ok((tokens, target, reference, comparison)) => {
@@ -103,7 +138,12 @@ pub(crate) fn certify(subject: &Subject<'_>, clock: &mut Clock<'_, '_>) -> Resul
             Ok(Ok(certificate(subject.report, text, target, reference, &comparison)))
         }
         // A model that cannot read text at all can still be compiled.
-        Err(e) if !given && unmeasurable(&e) => Ok(Err(e.to_string())),
+        Err(e) if !given && unmeasurable(&e) => Ok(Err(Reason::plain(&e.to_string()))),
+        // Nor shall a large one be lost because the uncompressed one does not fit beside it.
+        Err(e) if !given && e.family() == Family::Environment => {
+            let reason = "the uncompressed model could not be run on the machine that compiled it".to_owned();
+            Ok(Err(Reason { reason, detail: Some(e.to_string()) }))
+        }
         Err(e) => Err(e),
     }
 }
@@ -122,11 +162,7 @@ fn measure(
     let fail = |e: evaluate::Error| Error::new(Phase::Certify, ErrorKind::Evaluate(e));
     let model = open(subject.path, options).map_err(fail)?;
     let manifest = model.manifest();
-    let most = manifest.model.context_length as usize;
-    let context = CONTEXT.min(most - most % 2);
-    if context < SHORTEST {
-        return Err(fail(evaluate::Error::Context { context }));
-    }
+    let context = window(manifest.model.context_length).map_err(fail)?;
     let windows = Windows::new(&model, text, context, Some(options.certify_windows)).map_err(fail)?;
     let (preset, reference) = if is_exact(manifest, subject.kv) {
         // Nothing was compressed: it is its own reference.
@@ -141,6 +177,13 @@ fn measure(
     progress(0, 0.0);
     let comparison = evaluate::compare(&model, &reference, &windows, progress).map_err(fail)?;
     Ok((windows.tokens().len() as u64, model.target().to_owned(), preset.name(), comparison))
+}
+
+/// Tokens of a window for a model of that context.
+fn window(context_length: u32) -> evaluate::Result<usize> {
+    let most = context_length as usize;
+    let context = CONTEXT.min(most - most % 2);
+    if context < SHORTEST { Err(evaluate::Error::Context { context }) } else { Ok(context) }
 }
 
 fn open(path: &Path, options: &CompileOptions) -> evaluate::Result<Model> {

@@ -1,6 +1,6 @@
 //! A compile session: options in, phases in order, report out.
 
-use crate::certify::{self, Certify, DEFAULT_WINDOWS, Subject};
+use crate::certify::{self, Certify, DEFAULT_WINDOWS, Reason, Subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::inputs::{InputFile, hash_files};
@@ -158,6 +158,7 @@ impl Session {
         let inputs = if self.options.sketch.is_some() { Vec::new() } else { hash_files(&source.files)? };
         let context_length = self.context_length(&model)?;
         self.options.recipe.check_tensors(&graph)?;
+        certify::check_text(&self.options, tokenizer_json.as_deref(), context_length)?;
 
         let mut report = self.report(&model, inputs, context_length);
         let passes = self.run_passes(&mut graph, &mut weights, &mut clock)?;
@@ -217,9 +218,12 @@ impl Session {
                 writer.add_certificate(&certificate).map_err(artifact)?;
                 report.certificate = Some(certificate);
             }
-            Err(reason) => {
+            Err(Reason { reason, detail }) => {
                 writer.set_uncertified(&reason);
-                report.uncertified = Some(reason);
+                report.uncertified = Some(match detail {
+                    Some(detail) => format!("{reason}: {detail}"),
+                    None => reason,
+                });
             }
         }
         let (manifest, bytes) = writer.finish(crate::GENERATOR, contents.model).map_err(artifact)?;

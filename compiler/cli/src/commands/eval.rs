@@ -80,19 +80,14 @@ impl Eval {
     pub fn run(&self, terminal: Terminal) -> Result<()> {
         let text = read_text(&self.text)?;
         let model = self.open.open(&self.file)?;
+        let reference = self.against.as_ref().map(|file| self.open.open_reference(file)).transpose()?;
         let windows = Windows::new(&model, &text, self.context, self.windows)
             .map_err(|e| Failure::from(e).context(self.text.display().to_string()))?;
-        match &self.against {
-            None => self.alone(&model, &windows, terminal),
-            Some(file) => {
-                let reference = self.open.open_reference(file)?;
-                let pair = format!("{} --against {}", self.file.display(), file.display());
-                windows
-                    .check_reference(&model, &reference, &text)
-                    .map_err(|e| Failure::from(e).context(pair))?;
-                self.compared(&model, &reference, &windows, terminal)
-            }
-        }
+        let Some(reference) = reference else { return self.alone(&model, &windows, terminal) };
+        windows
+            .check_reference(&model, &reference, &text)
+            .map_err(|e| Failure::from(e).context("--against"))?;
+        self.compared(&model, &reference, &windows, terminal)
     }
 
     fn alone(&self, model: &Model, windows: &Windows, terminal: Terminal) -> Result<()> {

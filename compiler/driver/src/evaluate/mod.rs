@@ -14,7 +14,7 @@ pub use divergence::Divergence;
 pub use error::{Error, Result};
 
 use attar_artifact::certificate::Quality;
-use attar_runtime::{Engine, Model, StepBatch};
+use attar_runtime::{Engine, Model, StepBatch, Tokenizer};
 use serde::Serialize;
 
 /// The tokens of a text, and how they are cut.
@@ -33,13 +33,21 @@ impl Windows {
     /// # Errors
     /// [`Error::TooShort`] when the text is shorter than one window; [`Error::Context`]; those of the tokenizer.
     pub fn new(model: &Model, text: &str, context: usize, most: Option<usize>) -> Result<Windows> {
+        Windows::of(model.tokenizer()?, text, context, most)
+    }
+
+    /// As [`Windows::new`], before there is a model.
+    ///
+    /// # Errors
+    /// As [`Windows::new`].
+    pub fn of(tokenizer: &Tokenizer, text: &str, context: usize, most: Option<usize>) -> Result<Windows> {
         if context < 4 || !context.is_multiple_of(2) {
             return Err(Error::Context { context });
         }
         if most == Some(0) {
             return Err(Error::NoWindows);
         }
-        let (tokens, bos) = tokenize(model, text)?;
+        let (tokens, bos) = tokenize(tokenizer, text)?;
         let count = (tokens.len() / context).min(most.unwrap_or(usize::MAX));
         if count == 0 {
             return Err(Error::TooShort { tokens: tokens.len(), context });
@@ -56,7 +64,7 @@ impl Windows {
         if vocab != reference_vocab {
             return Err(Error::Vocabulary { vocab, reference: reference_vocab });
         }
-        let (tokens, bos) = tokenize(reference, text)?;
+        let (tokens, bos) = tokenize(reference.tokenizer()?, text)?;
         if tokens != self.tokens || bos != self.bos {
             let differs = tokens.iter().zip(&self.tokens).position(|(a, b)| a != b);
             return Err(Error::Tokens { at: differs.unwrap_or(tokens.len().min(self.tokens.len())) });
@@ -89,8 +97,7 @@ impl Windows {
 }
 
 /// The tokens of the text, and the one that begins every text.
-fn tokenize(model: &Model, text: &str) -> Result<(Vec<u32>, Option<u32>)> {
-    let tokenizer = model.tokenizer()?;
+fn tokenize(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Option<u32>)> {
     let tokens = tokenizer.encode(text.strip_suffix('\n').unwrap_or(text), true)?;
     Ok((tokens, tokenizer.encode("", true)?.first().copied()))
 }
