@@ -212,7 +212,16 @@ def head(title):
 
 HALF_STEP = {2: 24, 3: 20, 4: 8, 5: 4, 6: 2}
 # Table, shift and choice bits of each format.
-FINAL = {}
+FINAL = {
+    2: ([-88, -31, 20, 91], 12, 2),
+    3: ([-97, -64, -39, -16, 7, 30, 59, 103], 8, 2),
+    5: ([-127, -107, -94, -84, -75, -66, -58, -50, -43, -36, -30, -24, -19, -13, -8, -3,
+         2, 7, 11, 16, 21, 26, 31, 37, 43, 50, 57, 65, 73, 83, 97, 107], 3, 2),
+    6: ([-127, -121, -107, -100, -94, -87, -81, -75, -70, -64, -60, -56, -52, -48, -44, -41,
+         -37, -35, -32, -29, -27, -24, -22, -19, -17, -15, -12, -10, -8, -5, -3, -1,
+         1, 3, 4, 6, 8, 11, 13, 15, 17, 19, 21, 23, 25, 28, 30, 32,
+         35, 38, 41, 44, 47, 51, 55, 59, 63, 68, 73, 79, 86, 95, 102, 106], 2, 2),
+}
 
 
 def main():
@@ -246,6 +255,11 @@ def main():
                 x.line(f"{len(steps)} steps from {first}, ± 1", How(*FINAL[bits], steps=steps))
             x.line("± 0", How(*FINAL[bits], window=0))
             x.line("± 2", How(*FINAL[bits], window=2))
+            for choice_bits in (1, 3):
+                shift = FINAL[bits][1] * 2 / (1 << choice_bits >> 1)
+                x.line(f"the same table, {7 - choice_bits}-bit scale", How(FINAL[bits][0], shift, choice_bits))
+            uniform = np.round(np.linspace(-127, 127 - 3 * FINAL[bits][1], 1 << bits)).tolist()
+            x.line("equal steps", How(uniform, FINAL[bits][1], 2))
         if bits in FINAL and args.part in ("final", "all"):
             head(f"n{bits}")
             x.line(f"n{bits}", How(*FINAL[bits]))

@@ -1,7 +1,7 @@
 //! Seeded values for whatever a graph takes: weights in any format, and inputs that make sense to their users.
 
 use anyhow::{Context, Result, bail};
-use attar_format::{DType, Encoded, FormatRef, Scale, Value, formats};
+use attar_format::{DType, Encoded, FormatRef, Scale, Value};
 use attar_ir::{Dim, Elem, Graph, OpKind, Sym, Tensor, TensorType, ValueId, WeightStore};
 use half::bf16;
 use rand::{Rng, SeedableRng};

@@ -64,9 +64,7 @@ fn counts(functions: &[Function], mnemonic: &str) -> Vec<usize> {
 
 fn specs() -> Vec<LinearSpec> {
     let mut specs = Vec::new();
-    // Other tables have portable kernels yet.
-    let assembled = |f: &&FormatRef| f.table().is_none_or(|t| t.bits == 4);
-    for format in formats::ALL.iter().filter(assembled) {
+    for format in formats::ALL {
         for rows in ROW_TILES {
             for (epilogue, n) in [
                 (Epilogue::Store, 64),

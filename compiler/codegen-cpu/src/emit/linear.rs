@@ -63,8 +63,7 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
     let x_stride = if int8 { ActInt8Layout::new(spec.k).stride } else { spec.k * 4 };
     let blocks = spec.blocks_per_item();
     let sums_stride = blocks * BLOCK_SUMS;
-    // Inner functions know no tables but those of 16 entries yet.
-    let level = Level::of(cx.target()).filter(|_| spec.format.table().is_none_or(|t| t.bits == 4));
+    let level = Level::of(cx.target());
     let tiles = tiles::Tiles::new(cx, level, &layout, spec.rows, blocks);
     // Beside tiles there are only few rows left to do.
     let rows = if tiles.is_some() { RowTile::Small } else { spec.rows };

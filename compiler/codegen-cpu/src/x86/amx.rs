@@ -15,6 +15,7 @@
 //! have not been timed themselves.
 
 use super::asm::AsmResult;
+use super::int::{IntKernel, Room, Tables};
 use super::{Asm, Level, Mem, Src, V};
 use attar_format::{CHANNELS, DType, PackedLayout, Scale, Value};
 use attar_kernel::ActInt8Layout;
@@ -41,14 +42,24 @@ pub(crate) struct TileKernel<'a> {
 
 /// What stays in registers while weights are decoded.
 struct Decoder {
-    /// The table's entries as f32.
-    table: V,
-    /// The shift of a choice in every lane, f32.
-    shift: V,
+    from: From,
     /// Half a unit of bf16.
     half: V,
     /// The upper half of every lane.
     upper: V,
+}
+
+/// How weights become f32.
+enum From {
+    /// Through a table of 16.
+    Table {
+        /// The table's entries as f32.
+        table: V,
+        /// The shift of a choice in every lane, f32.
+        shift: V,
+    },
+    /// From signed bytes, which the integer kernels' decoding makes.
+    Bytes(Tables),
 }
 
 impl TileKernel<'_> {
@@ -61,8 +72,13 @@ impl TileKernel<'_> {
             }
     }
 
-    fn table_format(&self) -> bool {
-        self.layout.format.table().is_some()
+    /// Whether a permutation of f32 is enough of a table: it takes nibbles as they are.
+    fn through_floats(&self) -> bool {
+        self.layout.format.table().is_some_and(|t| t.bits == 4)
+    }
+
+    fn int(&self) -> IntKernel<'_> {
+        IntKernel { level: self.level, layout: self.layout }
     }
 
     /// Whether weights are tiles already.
@@ -146,7 +162,7 @@ impl TileKernel<'_> {
         let mut s = Asm::new(self.level)?;
         let d = self.decoder(&mut s, rcx)?;
         let (codes, fields, block, to, left) = (rdi, rsi, rdx, r8, r9);
-        let row_scale = |b: usize| V(30 + b as u8);
+        let row_scale = |b: usize| V(22 + b as u8);
         if self.row_scaled() {
             for b in 0..blocks {
                 s.vmovups(row_scale(b), Mem::at(block, b * self.layout.block_bytes))?;
@@ -154,7 +170,7 @@ impl TileKernel<'_> {
         }
         s.repeat(left, 1, |s| {
             for b in 0..blocks {
-                let (scale, offset) = (V(4 + 2 * b as u8), V(5 + 2 * b as u8));
+                let (scale, offset) = (V(5 + 2 * b as u8), V(6 + 2 * b as u8));
                 let from = b * self.layout.block_bytes;
                 self.scales(s, &d, Mem::at(fields, from), row_scale(b), scale, offset)?;
                 self.decode(s, &d, Mem::at(codes, from), [scale, offset], Mem::at(to, b * TILE))?;
@@ -228,21 +244,25 @@ impl TileKernel<'_> {
     }
 
     fn decoder(&self, s: &mut Asm, header: AsmRegister64) -> AsmResult<Decoder> {
-        let d = Decoder { table: V(0), shift: V(1), half: V(2), upper: V(3) };
-        if self.table_format() {
-            s.vpmovsxbd(d.table, Mem::at(header, 0))?;
-            s.vcvtdq2ps(d.table, d.table)?;
+        let from = if self.through_floats() {
+            let (table, shift) = (V(0), V(1));
+            s.vpmovsxbd(table, Mem::at(header, 0))?;
+            s.vcvtdq2ps(table, table)?;
             s.a.movsx(eax, byte_ptr(header + self.layout.shift_position() as i32))?;
             s.a.vpbroadcastd(zmm1, eax)?;
-            s.vcvtdq2ps(d.shift, d.shift)?;
-        }
+            s.vcvtdq2ps(shift, shift)?;
+            From::Table { table, shift }
+        } else {
+            From::Bytes(self.int().tables(s, header, false, false)?)
+        };
+        let d = Decoder { from, half: V(20), upper: V(21) };
         let (half, upper) = (s.constant(0x8000), s.constant(0xffff_0000));
         s.broadcast(d.half, half)?;
         s.broadcast(d.upper, upper)?;
         Ok(d)
     }
 
-    /// Scales of a group's channels, and what the choice adds to every weight.
+    /// Scales of a group's channels, and what the choice adds to every weight: as an f32 with the scale in it, or as bytes.
     fn scales(
         &self,
         s: &mut Asm,
@@ -252,25 +272,25 @@ impl TileKernel<'_> {
         scale: V,
         offset: V,
     ) -> AsmResult<()> {
-        match self.layout.format.scale {
-            Scale::RowF32Field8 { bias, choice_bits } => {
-                s.vpmovzxbd(scale, fields)?;
-                let mask = s.constant((1 << choice_bits) - 1);
-                s.vpand(offset, scale, Src::Bcst(mask))?;
-                s.vcvtdq2ps(offset, offset)?;
-                s.vpsrld(scale, scale, choice_bits)?;
-                s.vcvtdq2ps(scale, scale)?;
-                let bias = s.float(bias as f32);
-                s.vsubps(scale, scale, bias)?;
-                s.vmulps(scale, scale, row_scale)?;
-                s.vmulps(offset, offset, d.shift)?;
-                s.vmulps(offset, offset, scale)
+        let shift = match &d.from {
+            From::Table { shift, .. } => *shift,
+            From::Bytes(tables) => {
+                self.int().fields(s, tables, fields, scale, Some(offset))?;
+                return if self.row_scaled() { s.vmulps(scale, scale, row_scale) } else { Ok(()) };
             }
-            Scale::Bf16 | Scale::None => {
-                s.vpmovzxwd(scale, fields)?;
-                s.vpslld(scale, scale, 16)
-            }
-        }
+        };
+        let Scale::RowF32Field8 { bias, choice_bits } = self.layout.format.scale else { return Ok(()) };
+        s.vpmovzxbd(scale, fields)?;
+        let mask = s.constant((1 << choice_bits) - 1);
+        s.vpand(offset, scale, Src::Bcst(mask))?;
+        s.vcvtdq2ps(offset, offset)?;
+        s.vpsrld(scale, scale, choice_bits)?;
+        s.vcvtdq2ps(scale, scale)?;
+        let bias = s.float(bias as f32);
+        s.vsubps(scale, scale, bias)?;
+        s.vmulps(scale, scale, row_scale)?;
+        s.vmulps(offset, offset, shift)?;
+        s.vmulps(offset, offset, scale)
     }
 
     /// One group of a block. A row of the tile holds two neighbouring inputs of every channel.
@@ -282,43 +302,63 @@ impl TileKernel<'_> {
         [scale, offset]: [V; 2],
         to: Mem,
     ) -> AsmResult<()> {
-        let row = V(8);
-        let per_row = if self.table_format() { 8 } else { self.layout.k_per_row };
+        // Pairs take turns at registers.
+        let pair = |tile_row: usize| [16, 17].map(|v| V(v + 2 * (tile_row % 2) as u8));
+        let table = match &d.from {
+            From::Table { table, .. } => *table,
+            From::Bytes(tables) => {
+                let room = Room { w: [V(9), V(10)], high: V(4), spare: [V(11), V(12)] };
+                return self.int().decode(s, tables, codes, room, |s, quad, w| {
+                    if self.layout.format.table().is_some() {
+                        s.vpaddb(w, w, offset)?;
+                    }
+                    for half in 0..2 {
+                        let pair = pair(half);
+                        for (i, f) in pair.into_iter().enumerate() {
+                            let above = 24 - 8 * (2 * half + i) as u32;
+                            if above > 0 {
+                                s.vpslld(f, w, above)?;
+                            }
+                            s.vpsrad(f, if above > 0 { f } else { w }, 24)?;
+                            s.vcvtdq2ps(f, f)?;
+                            s.vmulps(f, f, scale)?;
+                        }
+                        self.store_row(s, d, pair, to.plus((2 * quad + half) * 64))?;
+                    }
+                    Ok(())
+                });
+            }
+        };
+        let row = V(9);
         for tile_row in 0..TILE_ROWS {
             let first = 2 * tile_row;
-            if first % per_row == 0 {
-                s.vmovups(row, codes.plus(first / per_row * 64))?;
+            if first % 8 == 0 {
+                s.vmovups(row, codes.plus(first / 8 * 64))?;
             }
-            // Pairs take turns at registers.
-            let pair = [V(10 + 2 * (tile_row % 4) as u8), V(11 + 2 * (tile_row % 4) as u8)];
+            let pair = pair(tile_row);
             for (i, w) in pair.into_iter().enumerate() {
-                let within = (first + i) % per_row;
-                if self.table_format() {
-                    // Four low nibbles, then the four high ones. The permutation looks at the lowest four bits only.
-                    let bits = (8 * (within % 4) + 4 * (within / 4)) as u32;
-                    let index = if bits == 0 { row } else { w };
-                    if bits > 0 {
-                        s.vpsrld(w, row, bits)?;
-                    }
-                    s.vpermps(w, index, d.table)?;
-                    s.vfmadd213ps(w, scale, offset)?;
-                } else {
-                    let above = 24 - 8 * within as u32;
-                    if above > 0 {
-                        s.vpslld(w, row, above)?;
-                    }
-                    s.vpsrad(w, if above > 0 { w } else { row }, 24)?;
-                    s.vcvtdq2ps(w, w)?;
-                    s.vmulps(w, w, scale)?;
+                // Four low nibbles, then the four high ones. The permutation looks at the lowest four bits only.
+                let within = (first + i) % 8;
+                let bits = (8 * (within % 4) + 4 * (within / 4)) as u32;
+                let index = if bits == 0 { row } else { w };
+                if bits > 0 {
+                    s.vpsrld(w, row, bits)?;
                 }
-                // To the nearest bf16, ties away from zero.
-                s.vpaddd(w, w, d.half)?;
+                s.vpermps(w, index, table)?;
+                s.vfmadd213ps(w, scale, offset)?;
             }
-            s.vpsrld(pair[0], pair[0], 16)?;
-            s.and_or(pair[1], d.upper, pair[0])?;
-            s.store(to.plus(tile_row * 64), pair[1])?;
+            self.store_row(s, d, pair, to.plus(tile_row * 64))?;
         }
         Ok(())
+    }
+
+    /// A row of a tile from the f32 of its even and its odd inputs, to the nearest bf16, ties away from zero.
+    fn store_row(&self, s: &mut Asm, d: &Decoder, [even, odd]: [V; 2], to: Mem) -> AsmResult<()> {
+        s.vpaddd(even, even, d.half)?;
+        s.vpaddd(odd, odd, d.half)?;
+        s.vpsrld(even, even, 16)?;
+        s.and_or(odd, d.upper, even)?;
+        s.store(to, odd)
     }
 }
 

@@ -225,6 +225,7 @@ impl Asm {
         vpmaxsd VEX_Vpmaxsd_ymm_ymm_ymmm256 EVEX_Vpmaxsd_zmm_k1z_zmm_zmmm512b32;
         vpaddb VEX_Vpaddb_ymm_ymm_ymmm256 EVEX_Vpaddb_zmm_k1z_zmm_zmmm512;
         vpand VEX_Vpand_ymm_ymm_ymmm256 EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32;
+        vpor VEX_Vpor_ymm_ymm_ymmm256 EVEX_Vpord_zmm_k1z_zmm_zmmm512b32;
         vpxor VEX_Vpxor_ymm_ymm_ymmm256 EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32;
         /// Within each 128 bits: bytes of `a` picked by `b`.
         vpshufb VEX_Vpshufb_ymm_ymm_ymmm256 EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
@@ -267,6 +268,35 @@ impl Asm {
     /// Floats to bf16: those of `low` in the lower half of the register, those of `high` in the upper; only with 512 bits.
     pub(crate) fn vcvtne2ps2bf16(&mut self, to: V, high: V, low: V) -> AsmResult<()> {
         self.op3((Code::INVALID, Code::EVEX_Vcvtne2ps2bf16_zmm_k1z_zmm_zmmm512b32), to, high, low.into())
+    }
+
+    /// Bytes of `b` where the highest bit of `mask`'s byte is set, else of `a`; only with 256 bits.
+    pub(crate) fn vpblendvb(&mut self, to: V, a: V, b: V, mask: V) -> AsmResult<()> {
+        let [to, a, b, mask] = [to, a, b, mask].map(|v| self.register(v));
+        let code = Code::VEX_Vpblendvb_ymm_ymm_ymmm256_ymm;
+        self.a.add_instruction(Instruction::with4(code, to, a, b, mask)?)
+    }
+
+    /// Which bytes of `a` and `b` have a bit in common; only with 512 bits.
+    pub(crate) fn vptestmb(&mut self, to: Register, a: V, b: V) -> AsmResult<()> {
+        let (a, b) = (self.register(a), self.register(b));
+        self.a.add_instruction(Instruction::with3(Code::EVEX_Vptestmb_kr_k1_zmm_zmmm512, to, a, b)?)
+    }
+
+    /// [`Asm::vpshufb`] of the bytes that a mask selects, which leaves the others; only with 512 bits.
+    pub(crate) fn vpshufb_masked(&mut self, to: V, mask: Register, a: V, b: V) -> AsmResult<()> {
+        let [to, a, b] = [to, a, b].map(|v| self.register(v));
+        let mut i = Instruction::with3(Code::EVEX_Vpshufb_zmm_k1z_zmm_zmmm512, to, a, b)?;
+        i.set_op_mask(mask);
+        self.a.add_instruction(i)
+    }
+
+    /// The bytes that a mask selects, which leaves the others; only with 512 bits.
+    pub(crate) fn move_masked(&mut self, to: V, mask: Register, from: V) -> AsmResult<()> {
+        let (to, from) = (self.register(to), self.register(from));
+        let mut i = Instruction::with2(Code::EVEX_Vmovdqu8_zmm_k1z_zmmm512, to, from)?;
+        i.set_op_mask(mask);
+        self.a.add_instruction(i)
     }
 
     /// `to = to & mask | or`; only with 512 bits.

@@ -9,8 +9,10 @@
 
 use super::asm::AsmResult;
 use super::{Asm, Dot, Level, Mem, Src, V};
+use attar_format::planes::planes;
 use attar_format::{CHANNELS, PackedLayout, Scale};
 use attar_kernel::ActInt8Layout;
+use iced_x86::Register;
 use iced_x86::code_asm::{
     AsmRegister64, byte_ptr, dword_ptr, eax, ptr, r8, r9, r10, r12, r13, rax, rbp, rbx, rcx, rdi, rdx, rsi,
     rsp,
@@ -36,13 +38,34 @@ pub(crate) struct Span {
     pub(crate) groups: usize,
 }
 
-/// The registers an unpacked group lands in or comes from.
-struct Tables {
-    table: V,
-    nibble: V,
+/// What stays in registers while weights are decoded.
+pub(super) struct Tables {
+    /// The table's entries by sixteens, in every 128 bits, as far as there are registers for them; or what turns signed
+    /// weights into biased ones.
+    table: [V; 4],
+    /// The bits of every byte that belong to the first plane's pair of quads.
+    low: V,
+    /// The same of the second plane, where codes have 3 bits.
+    high: V,
+    /// With 512 bits and codes of more than 4: bit 0 of every byte, and in the registers behind it bits 1 to 7.
+    bits: V,
+    /// The tensor's header.
+    header: AsmRegister64,
+    /// Whether weights are to come out biased.
+    biased: bool,
     /// Per choice: what its shift and the bias contribute to a dot product per unit of the activations' sum (f32), or
     /// the shift itself as bytes.
     choices: V,
+}
+
+/// Registers that decoding may use.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    /// Weights come out here, or in `spare` with 512 bits.
+    pub(super) w: [V; 2],
+    /// A row of the second plane.
+    pub(super) high: V,
+    pub(super) spare: [V; 2],
 }
 
 impl IntKernel<'_> {
@@ -87,7 +110,7 @@ impl IntKernel<'_> {
         let mut s = Asm::new(self.level)?;
         let saved = [rbx, r12, r13];
         push(&mut s, &saved)?;
-        let t = self.tables(&mut s, rdx, true)?;
+        let t = self.tables(&mut s, rdx, self.biased(), true)?;
         let x = self.x();
         let mut next_block = s.a.create_label();
         s.a.set_label(&mut next_block)?;
@@ -106,15 +129,16 @@ impl IntKernel<'_> {
         s.repeat(r13, 1, |s| {
             self.prefetch(s, rbx, r9)?;
             for p in 0..parts {
-                let (acc, scale, correction, w) = ([V(5), V(6)], V(7), V(8), [V(9), V(10)]);
+                let (acc, scale, correction) = ([V(5), V(6)], V(7), V(8));
+                let room = self.room();
                 for a in acc {
                     s.zero(a)?;
                 }
-                self.decode(s, &t, rbx, p, w, |s, quad, w| {
+                self.decode(s, &t, self.part(rbx, p), room, |s, quad, w| {
                     self.dot(s, acc[quad % 2], w, Mem::at(rax, 4 * quad), V(11), V(12))
                 })?;
                 s.vpaddd(acc[0], acc[0], acc[1])?;
-                self.fields(s, &t, r12, p, scale, Some(correction))?;
+                self.fields(s, &t, self.field(r12, p), scale, Some(correction))?;
                 self.add_group(s, sum(p), acc[0], scale, Some(correction), r10, V(11))?;
             }
             s.a.add(rax, GROUP as i32)?;
@@ -140,7 +164,7 @@ impl IntKernel<'_> {
         let mut s = Asm::new(self.level)?;
         let saved = [rbx, rbp, r12, r13];
         push(&mut s, &saved)?;
-        let t = self.tables(&mut s, rdx, false)?;
+        let t = self.tables(&mut s, rdx, self.biased(), false)?;
         let x = self.x();
         let weight = |quad: usize| V(16 + quad as u8);
         let (acc, sum, scale, shift, none) = (V(5), V(7), V(8), V(9), V(12));
@@ -155,8 +179,9 @@ impl IntKernel<'_> {
         s.a.mov(r13, self.layout.groups as i64)?;
         s.repeat(r13, 1, |s| {
             self.prefetch(s, rbx, r9)?;
-            self.fields(s, &t, r12, 0, scale, Some(shift))?;
-            self.decode(s, &t, rbx, 0, [V(10), V(11)], |s, quad, w| {
+            self.fields(s, &t, self.field(r12, 0), scale, Some(shift))?;
+            let room = Room { w: [V(10), V(11)], high: V(3), spare: [V(4), V(6)] };
+            self.decode(s, &t, Mem::at(rbx, 0), room, |s, quad, w| {
                 if self.table_format() {
                     s.vpaddb(weight(quad), w, shift)
                 } else {
@@ -200,7 +225,7 @@ impl IntKernel<'_> {
     /// Decodes groups of `blocks` neighbouring blocks into a panel. Arguments: first block, header, panel.
     pub(crate) fn unpack(&self, blocks: usize, span: Span) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
-        let t = self.tables(&mut s, rsi, false)?;
+        let t = self.tables(&mut s, rsi, self.biased(), false)?;
         s.a.add(rdi, (span.first * self.group_bytes() + self.layout.codes_offset) as i32)?;
         // Fields are as far from the codes as from one group to the next: two pointers move together.
         s.a.lea(
@@ -220,9 +245,9 @@ impl IntKernel<'_> {
                 for p in 0..self.level.parts() {
                     let at = |slot: usize| Mem::at(rdx, (slot * blocks + b) * 64 + p * bytes);
                     let (scale, shift) = (V(7), V(8));
-                    self.fields(s, &t, r8, p, scale, Some(shift))?;
+                    self.fields(s, &t, self.field(r8, p), scale, Some(shift))?;
                     s.store(at(QUADS), scale)?;
-                    self.decode(s, &t, rdi, p, [V(9), V(10)], |s, quad, w| {
+                    self.decode(s, &t, self.part(rdi, p), self.room(), |s, quad, w| {
                         if self.table_format() {
                             s.vpaddb(w, w, shift)?;
                         }
@@ -418,28 +443,71 @@ impl IntKernel<'_> {
         matches!(self.layout.format.scale, Scale::RowF32Field8 { .. })
     }
 
-    /// Loads the table and makes the choices' from the tensor's header.
-    fn tables(&self, s: &mut Asm, header: AsmRegister64, as_floats: bool) -> AsmResult<Tables> {
-        let t = Tables { table: V(0), nibble: V(1), choices: V(2) };
-        let bias = if self.biased() { BIAS } else { 0 };
-        if !self.table_format() {
-            if self.biased() {
+    /// One part of a group's codes.
+    fn part(&self, codes: AsmRegister64, part: usize) -> Mem {
+        Mem::at(codes, part * self.level.bytes())
+    }
+
+    /// One part of a group's fields.
+    fn field(&self, fields: AsmRegister64, part: usize) -> Mem {
+        Mem::at(fields, part * self.level.lanes() * self.layout.format.field_bytes())
+    }
+
+    /// Registers for decoding beside [`IntKernel::one`]'s others; [`IntKernel::dot`] uses the spare ones too.
+    pub(super) fn room(&self) -> Room {
+        let high = if self.level.is_512() { V(4) } else { V(14) };
+        Room { w: [V(9), V(10)], high, spare: [V(11), V(12)] }
+    }
+
+    /// Loads the table and makes the choices' from the tensor's header. Uses V0 to V2 and V13 on, and with 512 bits
+    /// V24 to V31.
+    pub(super) fn tables(
+        &self,
+        s: &mut Asm,
+        header: AsmRegister64,
+        biased: bool,
+        as_floats: bool,
+    ) -> AsmResult<Tables> {
+        let t = Tables {
+            table: [V(0), V(13), V(14), V(15)],
+            low: V(1),
+            high: V(13),
+            choices: V(2),
+            bits: V(24),
+            header,
+            biased,
+        };
+        let bias = if biased { BIAS } else { 0 };
+        let Some(bits) = self.layout.format.table().map(|t| t.bits) else {
+            if biased {
                 let flip = s.constant(0x8080_8080);
-                s.broadcast(t.table, flip)?;
+                s.broadcast(t.table[0], flip)?;
                 let all = s.constant((-(bias as f32)).to_bits());
                 s.broadcast(t.choices, all)?;
             } else {
                 s.zero(t.choices)?;
             }
             return Ok(t);
+        };
+        for (i, table) in t.table.into_iter().enumerate().take(self.table_registers(bits)) {
+            s.broadcast16(table, Mem::at(header, 16 * i))?;
+            if biased && self.biased_tables(bits) {
+                let flip = s.constant(0x8080_8080);
+                s.vpxor(table, table, Src::Bcst(flip))?;
+            }
         }
-        s.broadcast16(t.table, Mem::at(header, 0))?;
-        if self.biased() {
-            let flip = s.constant(0x8080_8080);
-            s.vpxor(t.table, t.table, Src::Bcst(flip))?;
+        let low = s.constant(if bits < 4 { 0x3333_3333 } else { 0x0f0f_0f0f });
+        s.broadcast(t.low, low)?;
+        if bits == 3 {
+            let high = s.constant(0x4444_4444);
+            s.broadcast(t.high, high)?;
         }
-        let mask = s.constant(0x0f0f_0f0f);
-        s.broadcast(t.nibble, mask)?;
+        if bits > 4 && self.level.is_512() {
+            for bit in 0..8u8 {
+                let constant = s.constant(0x0101_0101 << bit);
+                s.broadcast(V(t.bits.0 + bit), constant)?;
+            }
+        }
         // Four entries below the stack pointer, where the convention leaves room.
         for choice in 0..4i32 {
             s.a.movsx(eax, byte_ptr(header + self.layout.shift_position() as i32))?;
@@ -459,54 +527,195 @@ impl IntKernel<'_> {
         Ok(t)
     }
 
+    /// Sixteens of entries that are kept in registers.
+    fn table_registers(&self, bits: usize) -> usize {
+        let all = (1usize << bits).div_ceil(16);
+        if self.level.is_512() { all } else { all.min(2) }
+    }
+
+    /// Whether tables in registers are biased, not the weights that come out of them.
+    fn biased_tables(&self, bits: usize) -> bool {
+        self.table_registers(bits) == (1usize << bits).div_ceil(16)
+    }
+
     /// Decodes one part of a group, quad after quad: signed weights, or biased ones.
-    fn decode(
+    pub(super) fn decode(
         &self,
         s: &mut Asm,
         t: &Tables,
-        codes: AsmRegister64,
-        part: usize,
-        w: [V; 2],
+        codes: Mem,
+        room: Room,
         mut each: impl FnMut(&mut Asm, usize, V) -> AsmResult<()>,
     ) -> AsmResult<()> {
-        let offset = part * self.level.bytes();
-        if !self.table_format() {
+        let w = room.w;
+        let Some(bits) = self.layout.format.table().map(|t| t.bits) else {
             for quad in 0..QUADS {
-                let from = Mem::at(codes, quad * 64 + offset);
+                let from = codes.plus(quad * 64);
                 let w = w[quad % 2];
-                if self.biased() {
-                    s.vpxor(w, t.table, from)?
+                if t.biased {
+                    s.vpxor(w, t.table[0], from)?
                 } else {
                     s.vmovups(w, from)?
                 }
                 each(s, quad, w)?;
             }
             return Ok(());
-        }
-        for row in 0..QUADS / 2 {
-            s.vmovups(w[1], Mem::at(codes, row * 64 + offset))?;
-            s.vpand(w[0], w[1], t.nibble)?;
-            s.vpshufb(w[0], t.table, w[0])?;
+        };
+        let planes = planes(bits);
+        let mut high_row = None;
+        for pair in 0..QUADS / 2 {
+            let quad = 2 * pair;
+            if let Some(plane) = planes.get(1) {
+                let (row, _) = plane.place(quad);
+                if high_row != Some(row) {
+                    s.vmovups(room.high, codes.plus(row * 64))?;
+                    high_row = Some(row);
+                }
+            }
+            let (row, bit) = planes[0].place(quad);
+            s.vmovups(w[1], codes.plus(row * 64))?;
+            if bits < 4 {
+                self.low_pair(s, t, bit, w[1])?;
+                if let Some(plane) = planes.get(1) {
+                    let (_, bit) = plane.place(quad);
+                    self.add_high_pair(s, t, bit, room, w[1])?;
+                }
+                // What is left of the other quad lies in bits that a shuffle does not look at.
+                s.vpshufb(w[0], t.table[0], w[1])?;
+                s.vpsrlw(w[1], w[1], 4)?;
+                s.vpshufb(w[1], t.table[0], w[1])?;
+                each(s, quad, w[0])?;
+                each(s, quad + 1, w[1])?;
+                continue;
+            }
+            s.vpand(w[0], w[1], t.low)?;
+            if bits == 4 {
+                s.vpshufb(w[0], t.table[0], w[0])?;
+            }
             s.vpsrlw(w[1], w[1], 4)?;
-            s.vpand(w[1], w[1], t.nibble)?;
-            s.vpshufb(w[1], t.table, w[1])?;
-            each(s, 2 * row, w[0])?;
-            each(s, 2 * row + 1, w[1])?;
+            s.vpand(w[1], w[1], t.low)?;
+            if bits == 4 {
+                s.vpshufb(w[1], t.table[0], w[1])?;
+                each(s, quad, w[0])?;
+                each(s, quad + 1, w[1])?;
+                continue;
+            }
+            for (i, nibbles) in w.into_iter().enumerate() {
+                let (_, bit) = planes[1].place(quad + i);
+                let found = if self.level.is_512() {
+                    self.pick_masked(s, t, bits, bit, room, nibbles)?
+                } else {
+                    self.pick_blended(s, t, bits, bit, room, nibbles)?
+                };
+                each(s, quad + i, found)?;
+            }
         }
         Ok(())
     }
 
-    /// A part's scales of one group, and the choices' entries.
-    fn fields(
+    /// Leaves of a plane of two bits those that belong to a pair of quads, at the bottom of each nibble.
+    fn low_pair(&self, s: &mut Asm, t: &Tables, bit: u32, w: V) -> AsmResult<()> {
+        if bit > 0 {
+            s.vpsrlw(w, w, bit)?;
+        }
+        if self.layout.format.code_bits() == 3 && self.level.is_512() {
+            // Done together with the other plane's bits.
+            return Ok(());
+        }
+        s.vpand(w, w, t.low)
+    }
+
+    /// Puts a pair's bits of a plane of one above two bits of each nibble.
+    fn add_high_pair(&self, s: &mut Asm, t: &Tables, bit: u32, room: Room, w: V) -> AsmResult<()> {
+        const TO: u32 = 2;
+        let (from, to) = (room.high, room.w[0]);
+        let from = match bit {
+            0 | 1 => {
+                s.vpslld(to, from, TO - bit)?;
+                to
+            }
+            TO => from,
+            _ => {
+                s.vpsrlw(to, from, bit - TO)?;
+                to
+            }
+        };
+        s.vpand(to, from, t.high)?;
+        if self.level.is_512() { s.and_or(w, t.low, to) } else { s.vpor(w, w, to) }
+    }
+
+    /// Entries of a table of two or four sixteens: by the nibbles within each, and by the bits from `bit` on of the second
+    /// plane among them.
+    fn pick_masked(
         &self,
         s: &mut Asm,
         t: &Tables,
-        fields: AsmRegister64,
-        part: usize,
+        bits: usize,
+        bit: u32,
+        room: Room,
+        nibbles: V,
+    ) -> AsmResult<V> {
+        let (odd, upper) = (Register::K1, Register::K2);
+        let [to, other] = room.spare;
+        let mask = |i: u32| V(t.bits.0 + (bit + i) as u8);
+        s.vptestmb(odd, room.high, mask(0))?;
+        s.vpshufb(to, t.table[0], nibbles)?;
+        s.vpshufb_masked(to, odd, t.table[1], nibbles)?;
+        if bits == 6 {
+            s.vptestmb(upper, room.high, mask(1))?;
+            s.vpshufb(other, t.table[2], nibbles)?;
+            s.vpshufb_masked(other, odd, t.table[3], nibbles)?;
+            s.move_masked(to, upper, other)?;
+        }
+        Ok(to)
+    }
+
+    /// The same with 256 bits, in place. Bits are moved to the top of their bytes, where blends look; and there is no
+    /// register left for a third and a fourth sixteen of entries.
+    fn pick_blended(
+        &self,
+        s: &mut Asm,
+        t: &Tables,
+        bits: usize,
+        bit: u32,
+        room: Room,
+        nibbles: V,
+    ) -> AsmResult<V> {
+        const TOP: u32 = 7;
+        let [a, b] = room.spare;
+        let mask = V(15);
+        s.vpshufb(a, t.table[0], nibbles)?;
+        s.vpshufb(b, t.table[1], nibbles)?;
+        s.vpslld(mask, room.high, TOP - bit)?;
+        if bits == 5 {
+            s.vpblendvb(nibbles, a, b, mask)?;
+            return Ok(nibbles);
+        }
+        s.vpblendvb(a, a, b, mask)?;
+        s.broadcast16(b, Mem::at(t.header, 32))?;
+        s.vpshufb(b, b, nibbles)?;
+        s.broadcast16(mask, Mem::at(t.header, 48))?;
+        s.vpshufb(nibbles, mask, nibbles)?;
+        s.vpslld(mask, room.high, TOP - bit)?;
+        s.vpblendvb(b, b, nibbles, mask)?;
+        s.vpslld(mask, room.high, TOP - 1 - bit)?;
+        s.vpblendvb(nibbles, a, b, mask)?;
+        if t.biased {
+            let flip = s.constant(0x8080_8080);
+            s.vpxor(nibbles, nibbles, Src::Bcst(flip))?;
+        }
+        Ok(nibbles)
+    }
+
+    /// A part's scales of one group, and the choices' entries.
+    pub(super) fn fields(
+        &self,
+        s: &mut Asm,
+        t: &Tables,
+        at: Mem,
         scale: V,
         choices: Option<V>,
     ) -> AsmResult<()> {
-        let at = Mem::at(fields, part * self.level.lanes() * self.layout.format.field_bytes());
         match self.layout.format.scale {
             Scale::RowF32Field8 { bias, choice_bits } => {
                 s.vpmovzxbd(scale, at)?;
