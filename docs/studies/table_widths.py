@@ -114,9 +114,8 @@ LIB = compile_kernel()
 F32 = np.float32
 N4 = [-127, -101, -79, -62, -47, -34, -22, -10, 1, 13, 25, 37, 51, 66, 82, 110]
 # Fractions tried of the scale that clips nothing.
-STEPS = {bits: [0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05] for bits in (4, 5, 6)}
-STEPS[3] = [0.6, 0.65, 0.7] + STEPS[4]
-STEPS[2] = [0.4, 0.45, 0.5, 0.55] + STEPS[3]
+STEPS = {bits: [0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05] for bits in (3, 4, 5, 6)}
+STEPS[2] = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7] + STEPS[3]
 
 
 class How:

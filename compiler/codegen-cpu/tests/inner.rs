@@ -128,7 +128,7 @@ fn spec(format: FormatRef, rows: RowTile) -> LinearSpec {
 /// 512 bits one.
 #[test]
 fn integer_kernels_have_the_dot_products_meant() {
-    for format in [&formats::N4, &formats::W8] {
+    for format in formats::ALL.iter().copied().filter(|f| f.wants_int8_activations()) {
         for (target, mnemonic, others) in [
             (Target::X86_64V3, "vpmaddubsw", ["vpdpbusd", "vpdpwssd"]),
             (Target::X86_64V3Avxvnni, "vpdpbusd", ["vpmaddubsw", "vpmaddwd"]),
@@ -159,6 +159,32 @@ fn integer_kernels_have_the_dot_products_meant() {
     }
 }
 
+/// A table of 16 entries is one shuffle for each quad of inputs, and one more for every further 16; what the shuffles of a
+/// larger table have found is put together under masks, or by blends.
+#[test]
+fn tables_take_the_shuffles_meant() {
+    for format in formats::ALL.iter().copied() {
+        let Some(table) = format.table() else { continue };
+        let sixteens = (1usize << table.bits).div_ceil(16);
+        // A loop decodes a group: 8 quads of one block, in two parts with 256 bits.
+        for (target, parts, joins) in [(Target::X86_64V3, 2, "vpblendvb"), (Target::X86_64V4, 1, "vptestmb")]
+        {
+            let functions = functions(target, &spec(format, RowTile::One));
+            let name = format!("{} {}", target.name(), format.name);
+            assert_eq!(counts(&functions, "vpshufb"), [8 * parts * sixteens], "{name}");
+            let per_quad = match sixteens {
+                1 => 0,
+                2 => 1,
+                // Pairs by the lower bit, of which there is one mask, and the two results by the upper.
+                _ if joins == "vpblendvb" => 3,
+                _ => 2,
+            };
+            let want: &[usize] = if per_quad == 0 { &[] } else { &[8 * parts * per_quad] };
+            assert_eq!(counts(&functions, joins), want, "{name}");
+        }
+    }
+}
+
 /// One accumulator per channel and row, four rows of codes to a turn of the loop.
 #[test]
 fn float_kernels_have_the_multiplications_meant() {
@@ -182,7 +208,7 @@ fn float_kernels_have_the_multiplications_meant() {
 /// tile's rows.
 #[test]
 fn tile_kernels_have_the_products_meant() {
-    for format in [&formats::N4, &formats::W8, &formats::BF16] {
+    for format in formats::ALL.iter().copied().filter(|f| *f != &formats::F32) {
         let functions = functions(Target::SapphireRapids, &spec(format, RowTile::Many));
         // Two tiles of rows, and one, by two blocks.
         assert_eq!(counts(&functions, "tdpbf16ps"), [2, 4], "{}", format.name);
@@ -204,8 +230,9 @@ fn tile_kernels_have_the_products_meant() {
             continue;
         }
         let unpacked = unpacked.expect("weights are decoded");
-        // 16 rows of a tile for each of two blocks.
-        assert_eq!(count(unpacked, "vpternlogd"), 2 * 16);
+        // 16 rows of a tile for each of two blocks; codes of 3 bits are put together so too, two quads at once.
+        let planes = if format.code_bits() == 3 { 2 * 4 } else { 0 };
+        assert_eq!(count(unpacked, "vpternlogd"), 2 * 16 + planes);
         let stores = unpacked.iter().filter(|(_, i)| i.starts_with("vmovups [")).count();
         assert_eq!(stores, 2 * 16);
     }

@@ -109,7 +109,7 @@ fn rows_of_tile_products_do_not_depend_on_their_number() {
     if !host_targets().contains(&target) {
         return;
     }
-    for format in [&formats::N4, &formats::W8] {
+    for format in formats::ALL.iter().copied().filter(|f| f.wants_int8_activations()) {
         let spec =
             LinearSpec { format, n: 35, k: 800, rows: RowTile::Many, bias: true, epilogue: Epilogue::Store };
         let all = linear_cases::case(9, spec.clone(), 600);

@@ -253,14 +253,10 @@ fn lane_sum(lanes: [f32; LANES]) -> f32 {
     (four[0] + four[1]) + (four[2] + four[3])
 }
 
-/// Fractions tried of the scale that clips nothing. The fewer entries a table has, the more is won by clipping.
+/// Fractions tried of the scale that clips nothing. Where a table has few entries, much is won by clipping.
 fn fractions(entries: usize) -> &'static [f32] {
     const ALL: [f32; 14] = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05];
-    match entries {
-        0..=4 => &ALL,
-        5..=8 => &ALL[4..],
-        _ => &ALL[7..],
-    }
+    if entries > 4 { &ALL[7..] } else { &ALL }
 }
 
 /// The half-integer interval of a value in table units. On a border between two intervals either may come out.

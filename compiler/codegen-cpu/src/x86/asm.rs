@@ -308,6 +308,15 @@ impl Asm {
         self.a.add_instruction(Instruction::with4(code, to, mask, or, AND_OR)?)
     }
 
+    /// `to`'s bits where `mask` has ones, `other`'s elsewhere; only with 512 bits.
+    pub(crate) fn select_bits(&mut self, to: V, mask: V, other: V) -> AsmResult<()> {
+        // Bit 4a + 2b + c of the truth table.
+        const B_OF_A_ELSE_C: u32 = 0b1110_0010;
+        let code = Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8;
+        let [to, mask, other] = [to, mask, other].map(|v| self.register(v));
+        self.a.add_instruction(Instruction::with4(code, to, mask, other, B_OF_A_ELSE_C)?)
+    }
+
     pub(crate) fn ldtilecfg(&mut self, from: Mem) -> AsmResult<()> {
         self.a.add_instruction(Instruction::with1(Code::VEX_Ldtilecfg_m512, from.operand())?)
     }

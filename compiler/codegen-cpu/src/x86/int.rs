@@ -45,7 +45,7 @@ pub(super) struct Tables {
     table: [V; 4],
     /// The bits of every byte that belong to the first plane's pair of quads.
     low: V,
-    /// The same of the second plane, where codes have 3 bits.
+    /// Where codes have 3 bits: the same of the second plane, or with 512 bits those of its even pairs.
     high: V,
     /// With 512 bits and codes of more than 4: bit 0 of every byte, and in the registers behind it bits 1 to 7.
     bits: V,
@@ -499,7 +499,7 @@ impl IntKernel<'_> {
         let low = s.constant(if bits < 4 { 0x3333_3333 } else { 0x0f0f_0f0f });
         s.broadcast(t.low, low)?;
         if bits == 3 {
-            let high = s.constant(0x4444_4444);
+            let high = s.constant(if self.level.is_512() { 0x5555_5555 } else { 0x4444_4444 });
             s.broadcast(t.high, high)?;
         }
         if bits > 4 && self.level.is_512() {
@@ -568,7 +568,15 @@ impl IntKernel<'_> {
             if let Some(plane) = planes.get(1) {
                 let (row, _) = plane.place(quad);
                 if high_row != Some(row) {
-                    s.vmovups(room.high, codes.plus(row * 64))?;
+                    let from = codes.plus(row * 64);
+                    if bits == 3 && self.level.is_512() {
+                        // Those of even pairs, and those of odd ones: moved to where a pair's bits belong, either leaves
+                        // nothing but zeros beside them.
+                        s.vpand(room.high, t.high, from)?;
+                        s.vpxor(room.spare[0], room.high, from)?;
+                    } else {
+                        s.vmovups(room.high, from)?;
+                    }
                     high_row = Some(row);
                 }
             }
@@ -628,7 +636,8 @@ impl IntKernel<'_> {
     /// Puts a pair's bits of a plane of one above two bits of each nibble.
     fn add_high_pair(&self, s: &mut Asm, t: &Tables, bit: u32, room: Room, w: V) -> AsmResult<()> {
         const TO: u32 = 2;
-        let (from, to) = (room.high, room.w[0]);
+        let wide = self.level.is_512();
+        let (from, to) = (if wide && bit % 2 == 1 { room.spare[0] } else { room.high }, room.w[0]);
         let from = match bit {
             0 | 1 => {
                 s.vpslld(to, from, TO - bit)?;
@@ -640,8 +649,11 @@ impl IntKernel<'_> {
                 to
             }
         };
+        if wide {
+            return s.select_bits(w, t.low, from);
+        }
         s.vpand(to, from, t.high)?;
-        if self.level.is_512() { s.and_or(w, t.low, to) } else { s.vpor(w, w, to) }
+        s.vpor(w, w, to)
     }
 
     /// Entries of a table of two or four sixteens: by the nibbles within each, and by the bits from `bit` on of the second
