@@ -4,6 +4,7 @@
 //! standard output (`--json`), everything else to standard error. Failures end with the exit code of their family
 //! ([`Family`]).
 
+pub mod calibration;
 pub mod commands;
 pub mod failure;
 pub mod fetch;
@@ -20,6 +21,7 @@ pub use failure::{Failure, Family, Result};
 
 use clap::{Parser, Subcommand};
 use commands::bench::Bench;
+use commands::calibrate::Calibrate;
 use commands::chat::Chat;
 use commands::compile::Compile;
 use commands::completions::Completions;
@@ -61,6 +63,8 @@ pub enum Command {
     Pull(Pull),
     /// Turn a checkpoint into one artifact
     Compile(Compile),
+    /// Gather statistics of a model's activations, for compiles to come
+    Calibrate(Calibrate),
     /// Generate from a prompt
     Run(Run),
     /// Talk with a model in the terminal
@@ -121,6 +125,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Quickstart(c) => c.run(terminal),
         Command::Pull(c) => c.run(terminal),
         Command::Compile(c) => c.run(terminal),
+        Command::Calibrate(c) => c.run(terminal),
         Command::Run(c) => c.run(terminal),
         Command::Chat(c) => c.run(terminal),
         Command::Inspect(c) => c.run(terminal),

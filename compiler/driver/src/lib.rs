@@ -6,6 +6,7 @@
 //!
 //! API boundary: the command line and other programs that compile models build on this crate.
 
+mod calibrate;
 mod certify;
 mod error;
 pub mod evaluate;
@@ -22,6 +23,7 @@ pub use attar_artifact::certificate::Certificate;
 pub use attar_codegen_cpu::Target;
 pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
+pub use calibrate::{CalibrateOptions, CalibrationOptions, CalibrationReport, CalibrationSource, calibrate};
 pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};
 pub use events::Event;

@@ -1,5 +1,6 @@
 //! A compile session: options in, phases in order, report out.
 
+use crate::calibrate::{CalibrationOptions, CalibrationSource, DriverCalibrator, Subject as Calibrated};
 use crate::certify::{self, Certify, DEFAULT_WINDOWS, Reason, Subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
@@ -51,6 +52,8 @@ pub struct CompileOptions {
     pub out: PathBuf,
     /// Element of cached keys and values; by default f32 when every weight is f32, and f16 otherwise.
     pub kv: Option<KvType>,
+    /// What passes may know of activations; by default nothing.
+    pub calibration: CalibrationOptions,
     /// Longest context in tokens; by default what the model was made for.
     pub context_length: Option<u32>,
     /// Folder for the graph's text before the first pass and after every one, and for the programs' text.
@@ -80,6 +83,7 @@ impl CompileOptions {
             targets,
             out,
             kv: None,
+            calibration: CalibrationOptions::new(CalibrationSource::None),
             context_length: None,
             emit_ir: None,
             print_after: PrintAfter::Nothing,
@@ -91,6 +95,21 @@ impl CompileOptions {
             certify_windows: DEFAULT_WINDOWS,
         }
     }
+}
+
+/// Runs something on that many threads; by default one per core.
+///
+/// # Errors
+/// When there are no threads to be had; those of what is run.
+pub(crate) fn with_threads<T: Send>(
+    threads: Option<usize>,
+    run: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let Some(count) = threads else { return run() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
+    let pool =
+        pool.map_err(|e| Error::new(Phase::Import, ErrorKind::Threads { count, problem: e.to_string() }))?;
+    pool.install(run)
 }
 
 /// Hears what happens, on whatever thread it happens.
@@ -130,6 +149,7 @@ impl Session {
             return Err(Error::option("--threads", "must be 1 or more"));
         }
         certify::check(&options)?;
+        options.calibration.check()?;
         Ok(Session { options, pipeline, stop })
     }
 
@@ -138,11 +158,7 @@ impl Session {
     /// # Errors
     /// The first thing that went wrong; [`Error::family`] says whose fault it is.
     pub fn run(&self, listener: &mut Listener<'_>) -> Result<CompileReport> {
-        let Some(count) = self.options.threads else { return self.compile(listener) };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
-        let pool = pool
-            .map_err(|e| Error::new(Phase::Import, ErrorKind::Threads { count, problem: e.to_string() }))?;
-        pool.install(|| self.compile(listener))
+        with_threads(self.options.threads, || self.compile(listener))
     }
 
     fn compile(&self, listener: &mut Listener<'_>) -> Result<CompileReport> {
@@ -160,8 +176,17 @@ impl Session {
         self.options.recipe.check_tensors(&graph)?;
         certify::check_text(&self.options, tokenizer_json.as_deref(), context_length)?;
 
+        let subject = Calibrated {
+            source: &self.options.source,
+            info: &model,
+            inputs: &inputs,
+            tokenizer_json: tokenizer_json.as_deref(),
+            chat_template: chat_template.as_deref(),
+        };
+        let mut calibrator = DriverCalibrator::new(subject, &self.options.calibration);
+        let passes = self.run_passes(&mut graph, &mut weights, calibrator.as_mut(), &mut clock)?;
+        let calibration = calibrator.and_then(|c| c.description());
         let mut report = self.report(&model, inputs, context_length);
-        let passes = self.run_passes(&mut graph, &mut weights, &mut clock)?;
         report.passes = passes.passes.into_iter().map(Into::into).collect();
         report.metrics = passes.metrics;
         if let Some(stop) = &self.stop
@@ -192,7 +217,8 @@ impl Session {
         }
 
         clock.advance(Phase::Package);
-        let recipe = self.resolved_recipe(&report.inputs, &lower_options, context_length);
+        let recipe =
+            self.resolved_recipe(&report.inputs, &lower_options, context_length, calibration.as_deref());
         let contents = Contents {
             model: manifest_model(&model, context_length, &lower_options, &lowered),
             lowered: &lowered,
@@ -239,6 +265,7 @@ impl Session {
         &self,
         graph: &mut Graph,
         weights: &mut attar_ir::WeightStore,
+        calibrator: Option<&mut DriverCalibrator<'_>>,
         clock: &mut Clock<'_, '_>,
     ) -> Result<Report> {
         if let Some(dir) = &self.options.emit_ir {
@@ -275,7 +302,10 @@ impl Session {
                 }
             }
         };
-        let report = manager.run(&self.pipeline, graph, weights, &mut sink)?;
+        let report = {
+            let calibrator = calibrator.map(|c| c as &mut dyn attar_pass::Calibrator);
+            manager.run_calibrated(&self.pipeline, graph, weights, calibrator, &mut sink)?
+        };
         match failed {
             Some(e) => Err(e),
             None => Ok(report),
@@ -328,7 +358,13 @@ impl Session {
     }
 
     /// The recipe as it ran, and, as comments, everything else the bytes depend on.
-    fn resolved_recipe(&self, inputs: &[InputFile], options: &LowerOptions, context_length: u32) -> String {
+    fn resolved_recipe(
+        &self,
+        inputs: &[InputFile],
+        options: &LowerOptions,
+        context_length: u32,
+        calibration: Option<&str>,
+    ) -> String {
         let mut text = format!("# {}\n", crate::GENERATOR);
         for i in inputs {
             text.push_str(&format!("# input {:?} {} bytes blake3 {}\n", i.name, i.bytes, i.blake3));
@@ -341,6 +377,9 @@ impl Session {
         };
         let targets = self.options.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
         text.push_str(&format!("# default passes: {defaults}\n"));
+        if let Some(calibration) = calibration {
+            text.push_str(&format!("# {calibration}\n"));
+        }
         text.push_str(&format!("# --target {targets} --kv {kv} --context {context_length}\n\n"));
         text + &self.options.recipe.to_toml()
     }

@@ -1,10 +1,11 @@
 //! The pass trait, and what a pass may use while it runs.
 
+use crate::calibration::{Calibrator, InputStatistics};
 use crate::decl::{Numerics, PassDecl, Phase};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::globs::TensorGlobs;
 use crate::metrics::{Metric, MetricValue};
-use attar_ir::{Graph, NodeId, OpKind, WeightName, WeightStore};
+use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName, WeightStore};
 
 /// A change of a graph and its weights.
 ///
@@ -91,6 +92,9 @@ pub struct PassCx<'a> {
     fuel: &'a mut Fuel,
     metrics: &'a mut Vec<Metric>,
     progress: &'a mut dyn FnMut(&str, u64, u64),
+    calibrator: Option<&'a mut dyn Calibrator>,
+    /// Done and total as the pass told them last.
+    told: (u64, u64),
     rewrites: u64,
     last_rewrite: Option<String>,
 }
@@ -115,9 +119,39 @@ impl<'a> PassCx<'a> {
             fuel,
             metrics,
             progress,
+            calibrator: None,
+            told: (0, 0),
             rewrites: 0,
             last_rewrite: None,
         }
+    }
+
+    /// The same context with someone to run the model.
+    #[must_use]
+    pub fn with_calibrator(mut self, calibrator: &'a mut dyn Calibrator) -> PassCx<'a> {
+        self.calibrator = Some(calibrator);
+        self
+    }
+
+    /// Whether [`PassCx::input_statistics`] can be asked.
+    pub fn is_calibrated(&self) -> bool {
+        self.calibrator.is_some()
+    }
+
+    /// What reaches a value when the model runs over calibration text, see [`Calibrator::input_statistics`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn input_statistics(&mut self, graph: &Graph, input: ValueId) -> Result<InputStatistics> {
+        let Some(calibrator) = self.calibrator.as_deref_mut() else {
+            return Err(Error::new(ErrorKind::Uncalibrated));
+        };
+        let (progress, (done, total)) = (&mut *self.progress, self.told);
+        // The pass's own count goes on: parts of a question are no measure of the whole.
+        let mut parts = |what: &str, part: u64, parts: u64| {
+            progress(&format!("{what}, {part}/{parts}"), done, total);
+        };
+        calibrator.input_statistics(graph, self.weights, input, &mut parts)
     }
 
     /// Asks leave for a rewrite and counts it. `site` says in a few words what is rewritten. When the answer is
@@ -158,6 +192,7 @@ impl<'a> PassCx<'a> {
 
     /// Tells the user how far the pass is: `done` of `total`, now at `what`.
     pub fn progress(&mut self, what: &str, done: u64, total: u64) {
+        self.told = (done, total);
         (self.progress)(what, done, total);
     }
 

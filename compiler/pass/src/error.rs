@@ -79,6 +79,12 @@ pub enum ErrorKind {
     OutOfRange { format: &'static str, value: f32, row: usize },
     /// A tensor named one by one cannot get the format.
     FormatDoesNotFit { format: &'static str, problem: String },
+    /// The pass needs statistics of activations, and the pipeline runs without calibration.
+    Uncalibrated,
+    /// Calibration cannot be done, or not with these values.
+    Calibration { problem: String },
+    /// The machine refused what calibration needs: a file, memory.
+    CalibrationIo { problem: String },
     /// The graph or a weight, as the IR sees it.
     Ir(attar_ir::Error),
     /// The verifier refused what a pass left behind. `before` and `after` are the graph's `.air` texts.
@@ -138,6 +144,7 @@ impl Error {
             | ErrorKind::Miscounted { .. }
             | ErrorKind::UndeclaredOption { .. }
             | ErrorKind::DuplicatePass { .. } => Family::Bug,
+            ErrorKind::CalibrationIo { .. } => Family::Environment,
             _ => Family::Input,
         }
     }
@@ -255,6 +262,12 @@ impl fmt::Display for ErrorKind {
             }
             ErrorKind::FormatDoesNotFit { format, problem } => {
                 write!(f, "cannot be stored as {format}: {problem}")
+            }
+            ErrorKind::Uncalibrated => f.write_str(
+                "needs calibration text to weigh errors by; allow it with --calibrate, or use quantize-rtn",
+            ),
+            ErrorKind::Calibration { problem } | ErrorKind::CalibrationIo { problem } => {
+                write!(f, "calibration: {problem}")
             }
             ErrorKind::Ir(e) => e.fmt(f),
             ErrorKind::Broken { pass, rewrite, problem, .. } => {

@@ -4,6 +4,7 @@
 //! and bisects; a [`Recipe`] says which passes run on which tensors with which options. Nothing here performs
 //! I/O: dumps and progress go to a sink the caller gives.
 
+mod calibration;
 mod context;
 mod decl;
 mod error;
@@ -15,6 +16,7 @@ mod recipe;
 mod reference;
 mod registry;
 
+pub use calibration::{Calibrator, InputStatistics};
 pub use context::{Changed, Fuel, Pass, PassCx, Subject, graph_weights};
 pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, Value};
 pub use error::{Error, ErrorKind, Family, Result, Site};

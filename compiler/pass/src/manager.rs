@@ -2,6 +2,7 @@
 //!
 //! It performs no I/O. Dumps, progress and reports go to the caller as [`Event`]s.
 
+use crate::calibration::Calibrator;
 use crate::context::{Fuel, PassCx};
 use crate::decl::{Options, PassDecl, Phase};
 use crate::error::{Error, ErrorKind, Result, nearest};
@@ -187,6 +188,21 @@ impl Manager {
         weights: &mut WeightStore,
         sink: &mut dyn FnMut(Event<'_>),
     ) -> Result<Report> {
+        self.run_calibrated(pipeline, graph, weights, None, sink)
+    }
+
+    /// As [`Manager::run`], with someone who runs the model for the passes that ask.
+    ///
+    /// # Errors
+    /// As [`Manager::run`].
+    pub fn run_calibrated(
+        &self,
+        pipeline: &Pipeline,
+        graph: &mut Graph,
+        weights: &mut WeightStore,
+        mut calibrator: Option<&mut dyn Calibrator>,
+        sink: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Report> {
         if let PrintAfter::Passes(names) = &self.print_after {
             for name in names {
                 if !pipeline.steps.iter().any(|s| s.decl.name == name) {
@@ -224,7 +240,15 @@ impl Manager {
                 break;
             }
             sink(Event::Started { index: i + 1, total, decl });
-            let pass = self.run_step(i, step, graph, weights, &mut fuel, &mut report.metrics, sink)?;
+            let pass = {
+                // `as_deref_mut` would borrow for as long as the pipeline runs: lifetimes of trait objects only
+                // shorten where they are coerced.
+                let calibrator: Option<&mut dyn Calibrator> = match &mut calibrator {
+                    Some(c) => Some(&mut **c),
+                    None => None,
+                };
+                self.run_step(i, step, graph, weights, calibrator, &mut fuel, &mut report.metrics, sink)?
+            };
             sink(Event::Finished(&pass));
             report.passes.push(pass);
             let wanted = match &self.print_after {
@@ -250,6 +274,7 @@ impl Manager {
         step: &Step,
         graph: &mut Graph,
         weights: &mut WeightStore,
+        calibrator: Option<&mut dyn Calibrator>,
         fuel: &mut Fuel,
         metrics: &mut Vec<Metric>,
         sink: &mut dyn FnMut(Event<'_>),
@@ -263,6 +288,9 @@ impl Manager {
         };
         let seed = self.seed.wrapping_add(index as u64);
         let mut cx = PassCx::new(decl, weights, &step.tensors, fuel, metrics, &mut progress, seed);
+        if let Some(calibrator) = calibrator {
+            cx = cx.with_calibrator(calibrator);
+        }
         let started = Instant::now();
         let changed = pass.run(graph, &mut cx).map_err(|e| e.in_pass(decl.name))?;
         let time = started.elapsed();

@@ -47,7 +47,19 @@ impl Preset {
         })
     }
 
-    /// The recipe it stands for.
+    /// The recipe it stands for where calibration is allowed: codes of few bits are chosen by what the layers' inputs
+    /// are like.
+    pub fn calibrated_recipe(self) -> &'static str {
+        match self {
+            Preset::N4 => {
+                "[[pass]]\nname = \"quantize-gptq\"\ntensors = [\"model.layers.*\"]\nformat = \"n4\"\n\n\
+                 [[pass]]\nname = \"quantize-rtn\"\nexclude = [\"model.layers.*\"]\nformat = \"w8\"\n"
+            }
+            Preset::F32 | Preset::Bf16 | Preset::W8 => self.recipe(),
+        }
+    }
+
+    /// The recipe it stands for without calibration.
     pub fn recipe(self) -> &'static str {
         match self {
             Preset::F32 => "[[pass]]\nname = \"quantize-rtn\"\nformat = \"f32\"\n",

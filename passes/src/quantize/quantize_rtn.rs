@@ -21,6 +21,9 @@ use attar_pass::{
 };
 use rayon::prelude::*;
 
+/// Formats whose codes a pass has to choose.
+pub(super) const CODED_FORMATS: &[&str] = &["w8", "n4"];
+
 struct QuantizeRtn {
     format: FormatRef,
     search: bool,
@@ -78,43 +81,19 @@ impl Pass for QuantizeRtn {
     }
 }
 
-fn first_value(subject: &Subject) -> attar_ir::ValueId {
+pub(super) fn first_value(subject: &Subject) -> attar_ir::ValueId {
     crate::pattern::out(subject.nodes[0])
 }
 
-fn elements(ty: &TensorType) -> u64 {
+pub(super) fn elements(ty: &TensorType) -> u64 {
     ty.shape.iter().filter_map(|d| d.fixed()).map(|d| d as u64).product()
 }
 
 impl QuantizeRtn {
     fn quantize(&self, graph: &mut Graph, cx: &mut PassCx<'_>, subject: &Subject) -> Result<()> {
-        let info = cx.weights.info(&subject.name)?.clone();
-        if let Elem::Coded(has) = info.elem {
-            let problem = format!("an earlier pass has stored it as {}", has.name);
-            if has == self.format {
-                return Ok(());
-            }
-            if subject.explicit {
-                return Err(self.does_not_fit(problem));
-            }
-            cx.refused(&subject.name, &problem);
+        let Some(Suitable { format, n, k, reason }) = suitable(self.format, cx, subject)? else {
             return Ok(());
-        }
-        let [n, k] = info.shape[..] else {
-            // That vectors stay as they are is no news, unless one was asked for.
-            let problem = "only matrices are compressed".to_owned();
-            return if subject.explicit { Err(self.does_not_fit(problem)) } else { Ok(()) };
         };
-        let mut format = self.format;
-        let mut reason = None;
-        if !k.is_multiple_of(format.group) {
-            let problem = format!("its rows of {k} are no multiple of {}", format.group);
-            if subject.explicit {
-                return Err(self.does_not_fit(problem));
-            }
-            format = &BF16;
-            reason = Some(format!("not {}: {problem}", self.format.name));
-        }
         if format == &F32 || !cx.rewrite(&subject.name) {
             return Ok(());
         }
@@ -141,17 +120,69 @@ impl QuantizeRtn {
         }
         Ok(())
     }
+}
 
-    fn does_not_fit(&self, problem: String) -> Error {
-        Error::new(ErrorKind::FormatDoesNotFit { format: self.format.name, problem })
+/// What a matrix can be stored as.
+#[derive(Clone, Debug)]
+pub(super) struct Suitable {
+    /// The format that was asked for, or bf16 where it does not fit.
+    pub(super) format: FormatRef,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// Why it is not the format that was asked for.
+    pub(super) reason: Option<String>,
+}
+
+/// Whether a weight can be stored in a format; `None` when it is to stay as it is.
+///
+/// # Errors
+/// [`ErrorKind::FormatDoesNotFit`] when it cannot and was named one by one.
+pub(super) fn suitable(
+    format: FormatRef,
+    cx: &mut PassCx<'_>,
+    subject: &Subject,
+) -> Result<Option<Suitable>> {
+    let does_not_fit =
+        |problem: String| Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
+    let info = cx.weights.info(&subject.name)?.clone();
+    if let Elem::Coded(has) = info.elem {
+        let problem = format!("an earlier pass has stored it as {}", has.name);
+        if has == format {
+            return Ok(None);
+        }
+        if subject.explicit {
+            return does_not_fit(problem);
+        }
+        cx.refused(&subject.name, &problem);
+        return Ok(None);
     }
+    let [n, k] = info.shape[..] else {
+        // That vectors stay as they are is no news, unless one was asked for.
+        let problem = "only matrices are compressed".to_owned();
+        return if subject.explicit { does_not_fit(problem) } else { Ok(None) };
+    };
+    if k.is_multiple_of(format.group) {
+        return Ok(Some(Suitable { format, n, k, reason: None }));
+    }
+    let problem = format!("its rows of {k} are no multiple of {}", format.group);
+    if subject.explicit {
+        return does_not_fit(problem);
+    }
+    let reason = format!("not {}: {problem}", format.name);
+    Ok(Some(Suitable { format: &BF16, n, k, reason: Some(reason) }))
 }
 
 /// Encodes a matrix `[n, k]`, `k` being a multiple of the format's group.
 ///
 /// # Errors
 /// [`ErrorKind::NotFinite`], [`ErrorKind::OutOfRange`].
-fn encode(format: FormatRef, n: usize, k: usize, search: bool, weights: &[f32]) -> Result<Encoded> {
+pub(super) fn encode(
+    format: FormatRef,
+    n: usize,
+    k: usize,
+    search: bool,
+    weights: &[f32],
+) -> Result<Encoded> {
     if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
         let kind = ErrorKind::NotFinite { value: weights[at], row: at / k, column: at % k };
         return Err(Error::new(kind));
@@ -210,7 +241,7 @@ fn out_of_range(format: FormatRef, row: usize, weights: &[f32]) -> Error {
 }
 
 /// `|w - decoded| / |w|` over the whole matrix; 0 for a zero matrix.
-fn relative_rmse(weights: &[f32], encoded: &Encoded) -> f64 {
+pub(super) fn relative_rmse(weights: &[f32], encoded: &Encoded) -> f64 {
     let k = encoded.k;
     let per_row: Vec<(f64, f64)> = weights
         .par_chunks(k)

@@ -2,6 +2,7 @@
 
 use super::file::Directive;
 use super::{Case, Verdict};
+use crate::calibrator::InterpreterCalibrator;
 use crate::random;
 use anyhow::{Context, Result, ensure};
 use attar_ir::{Graph, WeightStore, text};
@@ -37,8 +38,10 @@ pub(super) fn run(directive: &Directive, graph: &mut Graph, weights: &mut Weight
         }
         pipeline.steps.push(Step { decl, options: Options::new(decl, &given)?, tensors });
     }
-    let report =
-        Manager::default().run(&pipeline, graph, weights, &mut |_| {}).context("running the pass")?;
+    let calibrator = &mut InterpreterCalibrator { steps: 8 };
+    let report = Manager::default()
+        .run_calibrated(&pipeline, graph, weights, Some(calibrator), &mut |_| {})
+        .context("running the pass")?;
     Ok(report.passes.iter().map(|p| p.rewrites).sum())
 }
 

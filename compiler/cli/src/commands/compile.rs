@@ -1,5 +1,6 @@
 //! `attar compile MODEL`: a checkpoint becomes one artifact.
 
+use crate::calibration::CalibrationArgs;
 use crate::commands::run::read_text;
 use crate::failure::{Failure, Result};
 use crate::model::find_checkpoint;
@@ -7,14 +8,15 @@ use crate::quality;
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
-    Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase, Session, registry,
-    resolve_targets,
+    CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
+    Session, registry, resolve_targets,
 };
 use attar_pass::{Fuel, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::Instant;
 
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("weights").required(true))]
@@ -22,7 +24,7 @@ use std::sync::Mutex;
     after_help = "MODEL is a folder with config.json and safetensors, a .gguf file, or a name that was pulled.
 
 --quantize: f32 and bf16 keep the weights; w8 takes 8.5 bits per weight; n4 takes 4.25 for the layers, with embedding
-and head at w8. A recipe (TOML) says it tensor by tensor; `attar passes` lists what it may name.
+and head at w8; its codes are chosen by calibration, see --calibrate. A recipe (TOML) says it tensor by tensor; `attar passes` lists what it may name.
 
 The artifact just made is compared with the uncompressed model on a text that comes with Attar, or on another one
 (--certify); the result goes into the artifact as its certificate, which `attar inspect` shows and --require of other
@@ -47,6 +49,11 @@ pub struct Compile {
     /// A file that says which passes run on which tensors
     #[arg(long, value_name = "FILE", group = "weights")]
     recipe: Option<PathBuf>,
+    #[command(flatten)]
+    text: CalibrationArgs,
+    /// Statistics of `attar calibrate` instead of text
+    #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
+    calibration: Option<PathBuf>,
     /// What to make code for: native, all, x86-64-v2, x86-64-v3, aarch64, aarch64+dotprod, riscv64
     #[arg(long, value_name = "TARGETS", value_delimiter = ',', default_value = "native")]
     target: Vec<String>,
@@ -146,7 +153,13 @@ impl Compile {
         let source = find_checkpoint(&self.model)?;
         let targets = resolve_targets(&self.target)?;
         let output = self.output.clone().unwrap_or_else(|| PathBuf::from("model.attar"));
-        let mut options = CompileOptions::new(source, self.recipe()?, targets, output);
+        let mut calibration = self.text.options();
+        if let Some(saved) = &self.calibration {
+            calibration.source = CalibrationSource::Saved(saved.clone());
+        }
+        let recipe = self.recipe(calibration.source != CalibrationSource::None)?;
+        let mut options = CompileOptions::new(source, recipe, targets, output);
+        options.calibration = calibration;
         options.context_length = self.context;
         options.kv = self.kv.map(Kv::element);
         options.threads = self.threads;
@@ -184,24 +197,29 @@ impl Compile {
         }
     }
 
-    fn recipe(&self) -> Result<Recipe> {
+    fn recipe(&self, calibrated: bool) -> Result<Recipe> {
         match (&self.recipe, self.quantize) {
             (Some(file), _) => {
                 let text = read_text(file)?;
                 Ok(Recipe::parse(&text, &file.display().to_string(), &registry()?)?)
             }
+            (None, Some(q)) if calibrated => recipe_of(q.preset(), q.preset().calibrated_recipe()),
             (None, Some(q)) => preset_recipe(q.preset()),
             (None, None) => Err(Failure::input("give --quantize or --recipe")),
         }
     }
 }
 
-/// The recipe of a preset.
+/// The recipe of a preset that knows nothing of activations.
 ///
 /// # Errors
 /// A bug when the preset's own text does not parse.
 pub fn preset_recipe(preset: Preset) -> Result<Recipe> {
-    let parsed = Recipe::parse(preset.recipe(), preset.name(), &registry()?);
+    recipe_of(preset, preset.recipe())
+}
+
+fn recipe_of(preset: Preset, text: &str) -> Result<Recipe> {
+    let parsed = Recipe::parse(text, preset.name(), &registry()?);
     parsed.map_err(|e| Failure::bug(format!("preset {}: {e}", preset.name())))
 }
 
@@ -212,14 +230,16 @@ pub fn preset_recipe(preset: Preset) -> Result<Recipe> {
 pub fn compile(options: CompileOptions, terminal: Terminal, json: bool) -> Result<CompileReport> {
     let session = Session::new(options)?;
     let bar = terminal.spinner("starting");
+    let mut pace = Pace::default();
     let dumps_failed = Mutex::new(None);
     let result = session.run(&mut |event| match event {
         Event::PhaseStarted { phase } => bar.set_message(phase.name()),
         Event::PassStarted { index, total, decl } => {
+            pace = Pace::default();
             bar.set_message(format!("{}: {} ({index} of {total})", decl.phase, decl.name));
         }
         Event::Progress { phase, what, done, total } => {
-            bar.set_message(progress_text(phase, what, done, total))
+            bar.set_message(format!("{}{}", progress_text(phase, what, done, total), pace.left(done, total)));
         }
         Event::Dump(dump) => {
             let text = format!("; after {}\n{}", dump.name, dump.text);
@@ -247,6 +267,36 @@ pub fn compile(options: CompileOptions, terminal: Terminal, json: bool) -> Resul
             None => failure,
         }
     })
+}
+
+/// How fast a pass works, and so how long it will go on.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace { since: Instant::now() }
+    }
+}
+
+impl Pace {
+    /// The time left in words; nothing while there is no telling, or not worth it.
+    fn left(&mut self, done: u64, total: u64) -> String {
+        if done == 0 {
+            // What comes before the first step is no measure of the others.
+            self.since = Instant::now();
+            return String::new();
+        }
+        let seconds = self.since.elapsed().as_secs_f64();
+        let left = seconds * total.saturating_sub(done) as f64 / done as f64;
+        match left {
+            _ if seconds < 3.0 || left < 3.0 => String::new(),
+            0.0..90.0 => format!(", about {left:.0} s left"),
+            _ => format!(", about {:.0} min left", left / 60.0),
+        }
+    }
 }
 
 fn progress_text(phase: Phase, what: &str, done: u64, total: u64) -> String {

@@ -1,0 +1,275 @@
+//! Dense f32 evaluation of single ops, fast enough for whole models.
+//!
+//! The meaning of each op is that of `attar_ir`'s interpreter, rounded to f32 and summed in another order. Everything
+//! here runs on one thread: windows of text are what is computed in parallel, so no result depends on threads.
+
+use attar_ir::ops::{Attention, Rope};
+use attar_ir::{Graph, NodeId, Op, OpKind};
+use attar_pass::{Error, ErrorKind, Result};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+/// An operand: numbers, or the indices a step is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operand<'a> {
+    Real(&'a [f32]),
+    Index(&'a [i32]),
+}
+
+/// Evaluates a node of one output. `width` is the last dimension of each operand, `positions` that of the window's
+/// tokens, all of one sequence that begins at 0.
+///
+/// # Errors
+/// [`ErrorKind::Ir`] for an op that is not a core op, or an index out of range.
+pub(crate) fn evaluate(
+    graph: &Graph,
+    node: NodeId,
+    operands: &[Operand<'_>],
+    widths: &[usize],
+) -> Result<Vec<f32>> {
+    let op = graph.op(node);
+    let wrong = || unsupported(graph, node);
+    let real = |i: usize| match operands.get(i) {
+        Some(Operand::Real(v)) => Ok(*v),
+        _ => Err(wrong()),
+    };
+    let index = |i: usize| match operands.get(i) {
+        Some(Operand::Index(v)) => Ok(*v),
+        _ => Err(wrong()),
+    };
+    let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
+    let shape = |i: usize| graph.ty(graph.inputs_of(node)[i]).shape.clone();
+    Ok(match op {
+        OpKind::Embed(_) => pick_rows(real(1)?, width(1), index(0)?).ok_or_else(wrong)?,
+        OpKind::GatherRows(_) => pick_rows(real(0)?, width(0), index(1)?).ok_or_else(wrong)?,
+        OpKind::Linear(_) => {
+            let bias = if operands.len() > 2 { Some(real(2)?) } else { None };
+            linear(real(0)?, real(1)?, width(1), bias)
+        }
+        OpKind::RmsNorm(norm) => {
+            let gain = if operands.len() > 1 { Some(real(1)?) } else { None };
+            rms_norm(real(0)?, width(0), gain, norm.eps)
+        }
+        OpKind::LayerNorm(norm) => layer_norm(real(0)?, width(0), real(1)?, real(2)?, norm.eps),
+        OpKind::Rope(op) => rope(op, real(0)?, index(1)?),
+        OpKind::Attention(op) => {
+            let heads = |i: usize| shape(i)[1].fixed().unwrap_or(1);
+            attention(op, [real(0)?, real(1)?, real(2)?], index(3)?, [heads(0), heads(1)], width(0))
+        }
+        OpKind::Add(_) => real(0)?.iter().zip(real(1)?).map(|(a, b)| a + b).collect(),
+        OpKind::Mul(_) => real(0)?.iter().zip(real(1)?).map(|(a, b)| a * b).collect(),
+        OpKind::Silu(_) => real(0)?.iter().map(|x| x / (1.0 + exp(-x))).collect(),
+        OpKind::Gelu(_) => {
+            let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
+            real(0)?.iter().map(|x| gelu(f64::from(*x)) as f32).collect()
+        }
+        OpKind::Softmax(_) => {
+            let mut out = real(0)?.to_vec();
+            out.chunks_exact_mut(width(0)).for_each(softmax);
+            out
+        }
+        OpKind::Reshape(_) => real(0)?.to_vec(),
+        OpKind::Slice(s) => {
+            let rows = real(0)?.chunks_exact(width(0));
+            rows.flat_map(|row| row[s.start..s.start + s.len].iter().copied()).collect()
+        }
+        OpKind::Input(_)
+        | OpKind::Weight(_)
+        | OpKind::NormLinear(_)
+        | OpKind::QkvRope(_)
+        | OpKind::GateUpSwiglu(_)
+        | OpKind::LinearResidual(_) => return Err(wrong()),
+    })
+}
+
+/// What no pass before fusion can leave behind.
+fn unsupported(graph: &Graph, node: NodeId) -> Error {
+    let problem = format!("calibration cannot run {}", graph.op(node).name());
+    let kind = attar_ir::ErrorKind::Structure { rule: "calibration", problem };
+    Error::new(ErrorKind::Ir(attar_ir::Error::new(kind).at_node(graph.describe(node))))
+}
+
+fn pick_rows(table: &[f32], width: usize, ids: &[i32]) -> Option<Vec<f32>> {
+    let mut out = Vec::with_capacity(ids.len() * width);
+    for id in ids {
+        let start = usize::try_from(*id).ok()?.checked_mul(width)?;
+        out.extend_from_slice(table.get(start..start + width)?);
+    }
+    Some(out)
+}
+
+/// `x · wᵀ (+ bias)`; `x` is `[.., k]`, `w` `[N, k]`.
+pub(crate) fn linear(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    let (rows, n) = (x.len() / k, w.len() / k);
+    let mut out = vec![0.0f32; rows * n];
+    if let Some(bias) = bias {
+        out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
+    }
+    let (x, w) = (MatRef::from_row_major_slice(x, rows, k), MatRef::from_row_major_slice(w, n, k));
+    let y = MatMut::from_row_major_slice_mut(&mut out, rows, n);
+    matmul(y, Accum::Add, x, w.transpose(), 1.0, Par::Seq);
+    out
+}
+
+fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(width) {
+        let square: f64 = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        let factor = (1.0 / (square / width as f64 + eps).sqrt()) as f32;
+        match gain {
+            Some(gain) => out.extend(row.iter().zip(gain).map(|(v, g)| v * factor * g)),
+            None => out.extend(row.iter().map(|v| v * factor)),
+        }
+    }
+    out
+}
+
+fn layer_norm(x: &[f32], width: usize, gain: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(width) {
+        let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / width as f64;
+        let variance = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / width as f64;
+        let (mean, factor) = (mean as f32, (1.0 / (variance + eps).sqrt()) as f32);
+        out.extend(row.iter().zip(gain.iter().zip(bias)).map(|(v, (g, b))| (v - mean) * factor * g + b));
+    }
+    out
+}
+
+fn rope(op: &Rope, x: &[f32], positions: &[i32]) -> Vec<f32> {
+    let half = op.inv_freq.len();
+    let mut out = x.to_vec();
+    if positions.is_empty() || half == 0 {
+        return out;
+    }
+    let per_token = x.len() / positions.len();
+    let mut turns = vec![(0.0f32, 0.0f32); half];
+    for (token, position) in out.chunks_exact_mut(per_token).zip(positions) {
+        for (turn, freq) in turns.iter_mut().zip(&op.inv_freq) {
+            let (sin, cos) = (f64::from(*position) * freq).sin_cos();
+            *turn = ((op.mscale * sin) as f32, (op.mscale * cos) as f32);
+        }
+        for head in token.chunks_exact_mut(2 * half) {
+            let (low, high) = head.split_at_mut(half);
+            for ((a, b), (sin, cos)) in low.iter_mut().zip(high).zip(&turns) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+    out
+}
+
+/// Queries whose scores are held at a time.
+const QUERIES: usize = 64;
+
+/// Causal attention of one sequence whose tokens stand at `positions`, ascending by 1 from 0.
+fn attention(
+    op: &Attention,
+    [q, k, v]: [&[f32]; 3],
+    positions: &[i32],
+    [heads, kv_heads]: [usize; 2],
+    width: usize,
+) -> Vec<f32> {
+    let tokens = positions.len();
+    let mut out = vec![0.0f32; q.len()];
+    let mut scores = vec![0.0f32; QUERIES * tokens];
+    let strided = |m: &'_ [f32], heads: usize, head: usize| -> (usize, usize) {
+        debug_assert_eq!(m.len(), tokens * heads * width);
+        (head * width, heads * width)
+    };
+    for head in 0..heads {
+        let (q_at, q_stride) = strided(q, heads, head);
+        let (k_at, k_stride) = strided(k, kv_heads, head / (heads / kv_heads));
+        for first in (0..tokens).step_by(QUERIES) {
+            let count = QUERIES.min(tokens - first);
+            let seen = first + count;
+            let from = op.window.map_or(0, |w| (first + 1).saturating_sub(w));
+            let part = |m: &'_ [f32], at: usize, stride: usize, rows: std::ops::Range<usize>| {
+                gathered(m, at, stride, rows, width)
+            };
+            let (queries, keys) = (part(q, q_at, q_stride, first..seen), part(k, k_at, k_stride, from..seen));
+            let values = part(v, k_at, k_stride, from..seen);
+            let span = seen - from;
+            let scores = &mut scores[..count * span];
+            let matrix = |m: &'_ [f32], rows: usize| -> (usize, usize) { (rows, m.len() / rows) };
+            debug_assert_eq!(matrix(&keys, span), (span, width));
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut *scores, count, span),
+                Accum::Replace,
+                MatRef::from_row_major_slice(&queries, count, width),
+                MatRef::from_row_major_slice(&keys, span, width).transpose(),
+                op.scale as f32,
+                Par::Seq,
+            );
+            for (i, row) in scores.chunks_exact_mut(span).enumerate() {
+                let position = first + i;
+                let begin = op.window.map_or(0, |w| (position + 1).saturating_sub(w)) - from;
+                let end = position + 1 - from;
+                softmax(&mut row[begin..end]);
+                row[..begin].fill(0.0);
+                row[end..].fill(0.0);
+            }
+            let mut mixed = vec![0.0f32; count * width];
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut mixed, count, width),
+                Accum::Replace,
+                MatRef::from_row_major_slice(&*scores, count, span),
+                MatRef::from_row_major_slice(&values, span, width),
+                1.0,
+                Par::Seq,
+            );
+            for (i, row) in mixed.chunks_exact(width).enumerate() {
+                let at = (first + i) * q_stride + q_at;
+                out[at..at + width].copy_from_slice(row);
+            }
+        }
+    }
+    out
+}
+
+/// `width` numbers of each of some rows, `at` behind the row's start.
+fn gathered(m: &[f32], at: usize, stride: usize, rows: std::ops::Range<usize>, width: usize) -> Vec<f32> {
+    rows.flat_map(|row| m[row * stride + at..row * stride + at + width].iter().copied()).collect()
+}
+
+fn softmax(row: &mut [f32]) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|v| *v = exp(*v - largest));
+    let total: f64 = row.iter().map(|v| f64::from(*v)).sum();
+    let inverse = (1.0 / total) as f32;
+    row.iter_mut().for_each(|v| *v *= inverse);
+}
+
+/// `eˣ` within two units in the last place, in arithmetic that vectorises and is the same on every machine.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // e^x = 2^n e^r with n the integer nearest to x / ln 2. Adding and taking away 1.5 · 2^23 rounds to it.
+    const MAGIC: f32 = 12_582_912.0;
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let n = (x * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let power = f32::from_bits((((n + MAGIC).to_bits()).wrapping_add(127)) << 23);
+    (p * r * r + r + 1.0) * power
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exp;
+
+    #[test]
+    fn the_exponential_is_accurate() {
+        for i in -8600..8800 {
+            let x = i as f32 / 100.0 + 0.001;
+            let expected = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / expected - 1.0).abs() < 3e-7, "{x}: {} for {expected}", exp(x));
+        }
+        assert_eq!(exp(0.0), 1.0);
+    }
+}

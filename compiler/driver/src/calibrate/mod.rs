@@ -1,0 +1,214 @@
+//! Calibration: what the inputs of a model's layers are like on real text.
+//!
+//! The driver's [`attar_pass::Calibrator`]. Text is prepared when a pass first asks, so that a compile whose passes ask
+//! nothing costs nothing. The model is run by a dense f32 evaluator over the graph (`dense.rs`, `sequential.rs`), not by
+//! compiled kernels: they quantize activations, and a graph half of whose weights are encoded would have to be lowered
+//! anew for every layer.
+
+mod activations;
+mod dense;
+mod sampled;
+mod saved;
+mod sequential;
+mod text;
+
+use crate::error::{Error, Result};
+use crate::inputs::InputFile;
+use attar_import::ModelInfo;
+use attar_ir::{Graph, ValueId, WeightStore};
+use attar_pass::{Calibrator, InputStatistics};
+use attar_runtime::{ChatTemplate, Tokenizer};
+use saved::SavedStatistics;
+use sequential::SequentialRun;
+use std::path::{Path, PathBuf};
+use text::{Language, problem};
+
+pub use saved::{CalibrateOptions, CalibrationReport, calibrate};
+
+/// Where calibration text comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CalibrationSource {
+    /// Passes that need calibration are refused, and those that profit do without.
+    None,
+    /// The model writes the text itself.
+    Sampled,
+    /// A text file, or a `.jsonl` file with `text` or `messages` in each line.
+    File(PathBuf),
+    /// Statistics written by `attar calibrate`.
+    Saved(PathBuf),
+}
+
+/// How a model is calibrated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CalibrationOptions {
+    pub source: CalibrationSource,
+    /// Most windows of text.
+    pub windows: usize,
+    /// Tokens of a window; shortened to the longest context the model was made for.
+    pub context: usize,
+    /// Bytes of intermediate values that stay in memory; what is more goes to an unnamed temporary file.
+    pub max_memory: u64,
+}
+
+impl CalibrationOptions {
+    /// Windows that a second moment of a few thousand columns needs to be more than noise.
+    pub const WINDOWS: usize = 128;
+    /// Tokens that show most of what attention does in a short text.
+    pub const CONTEXT: usize = 512;
+    /// Memory that every machine has.
+    pub const MAX_MEMORY: u64 = 512 << 20;
+
+    /// The default amount of text from a source.
+    pub fn new(source: CalibrationSource) -> CalibrationOptions {
+        CalibrationOptions {
+            source,
+            windows: CalibrationOptions::WINDOWS,
+            context: CalibrationOptions::CONTEXT,
+            max_memory: CalibrationOptions::MAX_MEMORY,
+        }
+    }
+
+    /// Checks what can be checked without the model.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !(1..=1 << 20).contains(&self.windows) {
+            return Err(Error::option("--calibration-windows", "must be from 1 to 1048576"));
+        }
+        if !(2..=1 << 20).contains(&self.context) {
+            return Err(Error::option("--calibration-context", "must be from 2 to 1048576"));
+        }
+        Ok(())
+    }
+}
+
+/// What a model is, as far as calibration asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject<'a> {
+    pub(crate) source: &'a Path,
+    pub(crate) info: &'a ModelInfo,
+    pub(crate) inputs: &'a [InputFile],
+    pub(crate) tokenizer_json: Option<&'a str>,
+    pub(crate) chat_template: Option<&'a str>,
+}
+
+impl Subject<'_> {
+    /// BLAKE3 over the hashes of the files the model is read from, hexadecimal.
+    pub(crate) fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        self.inputs.iter().for_each(|i| {
+            hasher.update(i.blake3.as_bytes());
+        });
+        hasher.finalize().to_hex().to_string()
+    }
+
+    fn language(&self) -> attar_pass::Result<Language> {
+        let json = self.tokenizer_json.ok_or_else(|| {
+            problem("the checkpoint has no tokenizer, so text means nothing to it".to_owned())
+        })?;
+        let tokenizer = Tokenizer::from_json(json).map_err(|e| problem(e.to_string()))?;
+        let text_of = |name: &str| self.info.special_tokens.get(name).cloned().unwrap_or_default();
+        let template = match self.chat_template {
+            None => None,
+            Some(source) => {
+                let template =
+                    ChatTemplate::new(source.to_owned(), text_of("bos_token"), text_of("eos_token"));
+                Some(template.map_err(|e| problem(e.to_string()))?)
+            }
+        };
+        Ok(Language { tokenizer, template })
+    }
+
+    /// Windows of tokens from text or from the model itself.
+    fn windows(
+        &self,
+        options: &CalibrationOptions,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<Vec<Vec<u32>>> {
+        let context = options.context.min(self.info.context_length);
+        let windows = match &options.source {
+            CalibrationSource::None | CalibrationSource::Saved(_) => Vec::new(),
+            CalibrationSource::Sampled => {
+                sampled::windows_of_model(self.source, self.info, context, options.windows, progress)?
+            }
+            CalibrationSource::File(path) => {
+                text::windows_of_file(path, &self.language()?, context, options.windows)?
+            }
+        };
+        if let Some(token) = windows.iter().flatten().find(|t| **t as usize >= self.info.vocab) {
+            let vocab = self.info.vocab;
+            return Err(problem(format!("the tokenizer gives token {token}, and the model has {vocab}")));
+        }
+        Ok(windows)
+    }
+}
+
+/// BLAKE3 of windows of tokens, hexadecimal.
+fn hash_of(windows: &[Vec<u32>]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for window in windows {
+        hasher.update(&(window.len() as u64).to_le_bytes());
+        window.iter().for_each(|t| {
+            hasher.update(&t.to_le_bytes());
+        });
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The calibrator of a compile: prepares its text when it is first asked.
+pub(crate) struct DriverCalibrator<'a> {
+    subject: Subject<'a>,
+    options: &'a CalibrationOptions,
+    state: State,
+}
+
+enum State {
+    Fresh,
+    Running { run: SequentialRun, text_hash: String },
+    Saved(SavedStatistics),
+}
+
+impl<'a> DriverCalibrator<'a> {
+    /// A calibrator, unless there is to be none.
+    pub(crate) fn new(subject: Subject<'a>, options: &'a CalibrationOptions) -> Option<DriverCalibrator<'a>> {
+        let wanted = options.source != CalibrationSource::None;
+        wanted.then_some(DriverCalibrator { subject, options, state: State::Fresh })
+    }
+
+    /// What the artifact depends on, for its recipe; `None` when no pass has asked.
+    pub(crate) fn description(&self) -> Option<String> {
+        match &self.state {
+            State::Fresh => None,
+            State::Running { run, text_hash } => {
+                Some(format!("calibration: {} tokens, blake3 {text_hash}", run.tokens()))
+            }
+            State::Saved(saved) => Some(format!("calibration: saved, text blake3 {}", saved.text_hash())),
+        }
+    }
+}
+
+impl Calibrator for DriverCalibrator<'_> {
+    fn input_statistics(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<InputStatistics> {
+        if let State::Fresh = self.state {
+            self.state = match &self.options.source {
+                CalibrationSource::Saved(path) => {
+                    State::Saved(SavedStatistics::open(path, &self.subject.hash())?)
+                }
+                _ => {
+                    let windows = self.subject.windows(self.options, progress)?;
+                    let text_hash = hash_of(&windows);
+                    State::Running { run: SequentialRun::new(windows, self.options.max_memory), text_hash }
+                }
+            };
+        }
+        match &mut self.state {
+            State::Running { run, .. } => run.input_statistics(graph, weights, input, progress),
+            State::Saved(saved) => saved.input_statistics(graph, input),
+            State::Fresh => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Runs a graph over calibration windows piece by piece, with whatever the weights are by then.
+//!
+//! Between two questions only the values that later nodes need are kept, for every window ([`Activations`]); what a norm
+//! or a reshape gives is computed again instead. So each node runs once over each window, and a layer's inputs are
+//! computed with the layers before it as they have been encoded.
+//! Results do not depend on threads: a window is computed by one thread, and sums over windows are taken tile by tile in
+//! the order of the windows.
+//! Reference: `true_sequential` of the GPTQ authors' code; Frantar et al. 2022, arXiv:2210.17323.
+
+use super::activations::Activations;
+use super::dense::{self, Operand};
+use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightStore};
+use attar_pass::{Error, ErrorKind, InputStatistics, Result};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A run over windows of tokens, each a sequence of its own from position 0.
+#[derive(Debug)]
+pub(crate) struct SequentialRun {
+    windows: Vec<Vec<i32>>,
+    kept: Activations,
+    memory: u64,
+    /// Nodes that have run, and need not run again.
+    done: BTreeSet<NodeId>,
+    /// The graph without its weights, to notice when another is meant.
+    shape: Vec<(NodeId, &'static str, Vec<ValueId>)>,
+}
+
+/// Windows computed at a time, per thread.
+const WINDOWS_PER_THREAD: usize = 4;
+
+/// Width of a tile of a second moment.
+const TILE: usize = 192;
+
+/// What has to run to get a value.
+struct Stage {
+    nodes: Vec<NodeId>,
+    /// Values computed before that the nodes take.
+    taken: BTreeSet<ValueId>,
+    /// Values later nodes need, among those the nodes compute.
+    keep: Vec<ValueId>,
+    /// Kept values that nothing needs after this.
+    dropped: Vec<ValueId>,
+    /// Nodes that will be done.
+    finished: Vec<NodeId>,
+}
+
+impl SequentialRun {
+    /// A run over these windows that keeps at most `memory` bytes of values in memory between stages.
+    pub(crate) fn new(windows: Vec<Vec<u32>>, memory: u64) -> SequentialRun {
+        let windows = windows.into_iter().map(|w| w.into_iter().map(|t| t as i32).collect()).collect();
+        SequentialRun {
+            windows,
+            kept: Activations::new(memory),
+            memory,
+            done: BTreeSet::new(),
+            shape: Vec::new(),
+        }
+    }
+
+    /// Tokens of all windows.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.windows.iter().map(|w| w.len() as u64).sum()
+    }
+
+    /// Statistics of a value; see [`attar_pass::Calibrator`].
+    pub(crate) fn input_statistics(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<InputStatistics> {
+        let width = graph.ty(input).last().ok_or_else(|| damaged(graph, input, "has no fixed width"))?;
+        let mut tiles = Tiles::new(width);
+        self.advance(graph, weights, input, progress, &mut |inputs| tiles.add(inputs))?;
+        Ok(tiles.statistics(self.tokens()))
+    }
+
+    /// Runs until `value` is known for every window, and hands its values over, some windows at a time and in order.
+    pub(crate) fn advance(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        value: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+        sink: &mut dyn FnMut(&[Vec<f32>]),
+    ) -> Result<()> {
+        let stage = self.stage(graph, value);
+        let mut read = BTreeMap::new();
+        for node in &stage.nodes {
+            for operand in graph.inputs_of(*node) {
+                if let OpKind::Weight(w) = graph.op(operand.node)
+                    && !read.contains_key(&operand.node)
+                {
+                    read.insert(operand.node, weights.read_f32(&w.name)?);
+                }
+            }
+        }
+        let total = self.windows.len();
+        let at_once = rayon::current_num_threads() * WINDOWS_PER_THREAD;
+        let name = graph.node(value.node).name.clone();
+        for first in (0..total).step_by(at_once) {
+            progress(&format!("reading text up to %{name}"), first as u64, total as u64);
+            let range = first..(first + at_once).min(total);
+            let computed: Vec<Vec<f32>> = range
+                .into_par_iter()
+                .map(|window| self.window(graph, &read, &stage, value, window))
+                .collect::<Result<_>>()?;
+            sink(&computed);
+        }
+        self.done.extend(stage.finished);
+        progress(&format!("reading text up to %{name}"), total as u64, total as u64);
+        Ok(())
+    }
+
+    /// Plans a stage; starts from the beginning when a value it needs is gone.
+    fn stage(&mut self, graph: &Graph, value: ValueId) -> Stage {
+        let shape: Vec<_> = graph
+            .topo()
+            .into_iter()
+            .filter(|id| !matches!(graph.op(*id), OpKind::Weight(_)))
+            .map(|id| (id, attar_ir::Op::name(graph.op(id)), graph.inputs_of(id)))
+            .collect();
+        if shape != self.shape {
+            self.restart();
+            self.shape = shape;
+        }
+        if let Some(stage) = self.try_stage(graph, value) {
+            return stage;
+        }
+        self.restart();
+        // From the beginning everything can be computed.
+        self.try_stage(graph, value).unwrap_or(Stage {
+            nodes: Vec::new(),
+            taken: BTreeSet::new(),
+            keep: Vec::new(),
+            dropped: Vec::new(),
+            finished: Vec::new(),
+        })
+    }
+
+    fn restart(&mut self) {
+        self.kept = Activations::new(self.memory);
+        self.done.clear();
+    }
+
+    /// `None` when a node would have to run a second time.
+    fn try_stage(&self, graph: &Graph, value: ValueId) -> Option<Stage> {
+        let is_source = |id: NodeId| matches!(graph.op(id), OpKind::Input(_) | OpKind::Weight(_));
+        let (mut needed, mut taken) = (BTreeSet::new(), BTreeSet::new());
+        let mut open = vec![value];
+        while let Some(v) = open.pop() {
+            if is_source(v.node) || needed.contains(&v.node) {
+                continue;
+            }
+            if self.kept.has(v) {
+                taken.insert(v);
+                continue;
+            }
+            if self.done.contains(&v.node) {
+                return None;
+            }
+            needed.insert(v.node);
+            open.extend(graph.inputs_of(v.node));
+        }
+        let nodes: Vec<NodeId> = graph.topo().into_iter().filter(|id| needed.contains(id)).collect();
+        let runs = |id: NodeId| needed.contains(&id) || self.done.contains(&id);
+        let wanted_later = |v: ValueId| graph.users(v).iter().any(|(user, _)| !runs(*user));
+        let mut keep: Vec<ValueId> = Vec::new();
+        let mut again = BTreeSet::new();
+        for id in &nodes {
+            let v = ValueId { node: *id, slot: 0 };
+            if !wanted_later(v) {
+                continue;
+            }
+            let cheap =
+                matches!(graph.op(*id), OpKind::RmsNorm(_) | OpKind::Reshape(_) | OpKind::GatherRows(_));
+            let from_kept = |v: ValueId| {
+                is_source(v.node)
+                    || keep.contains(&v)
+                    || again.contains(&v.node)
+                    || (taken.contains(&v) && wanted_later(v))
+            };
+            if cheap && graph.inputs_of(*id).into_iter().all(from_kept) {
+                again.insert(*id);
+            } else {
+                keep.push(v);
+            }
+        }
+        // What is computed again needs what it is computed from.
+        let feeds_again = |v: ValueId| graph.users(v).iter().any(|(user, _)| again.contains(user));
+        for id in &nodes {
+            let v = ValueId { node: *id, slot: 0 };
+            if feeds_again(v) && !again.contains(id) && !keep.contains(&v) {
+                keep.push(v);
+            }
+        }
+        let dropped = taken.iter().copied().filter(|v| !wanted_later(*v) && !feeds_again(*v)).collect();
+        let finished = nodes.iter().copied().filter(|id| !again.contains(id)).collect();
+        Some(Stage { nodes, taken, keep, dropped, finished })
+    }
+
+    /// Runs a stage over one window; gives the value asked for.
+    fn window(
+        &self,
+        graph: &Graph,
+        weights: &BTreeMap<NodeId, Vec<f32>>,
+        stage: &Stage,
+        value: ValueId,
+        window: usize,
+    ) -> Result<Vec<f32>> {
+        let tokens = &self.windows[window];
+        let positions: Vec<i32> = (0..tokens.len() as i32).collect();
+        let mut values: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
+        for v in &stage.taken {
+            let data = self.kept.get(*v, window).map_err(spill)?;
+            values.insert(*v, data.ok_or_else(|| damaged(graph, *v, "was lost between two stages"))?);
+        }
+        let mut last_use: BTreeMap<ValueId, usize> = BTreeMap::new();
+        for (time, id) in stage.nodes.iter().enumerate() {
+            last_use.extend(graph.inputs_of(*id).into_iter().map(|v| (v, time)));
+        }
+        for (time, id) in stage.nodes.iter().enumerate() {
+            let inputs = graph.inputs_of(*id);
+            let mut operands = Vec::with_capacity(inputs.len());
+            for v in &inputs {
+                operands.push(match graph.op(v.node) {
+                    OpKind::Weight(_) => {
+                        let w = weights.get(&v.node);
+                        Operand::Real(w.ok_or_else(|| damaged(graph, *v, "was not read"))?)
+                    }
+                    OpKind::Input(_) => match graph.node(v.node).name.as_str() {
+                        "tokens" => Operand::Index(tokens),
+                        // The logits of all tokens are wanted: their rows count up as the positions do.
+                        _ => Operand::Index(&positions),
+                    },
+                    _ => {
+                        let data = values.get(v);
+                        Operand::Real(data.ok_or_else(|| damaged(graph, *v, "was not computed"))?)
+                    }
+                });
+            }
+            let widths: Vec<usize> = inputs.iter().map(|v| graph.ty(*v).last().unwrap_or(1)).collect();
+            let result = dense::evaluate(graph, *id, &operands, &widths)?;
+            values.insert(ValueId { node: *id, slot: 0 }, result);
+            for v in inputs {
+                if last_use.get(&v) == Some(&time) && v != value && !stage.keep.contains(&v) {
+                    values.remove(&v);
+                }
+            }
+        }
+        for v in &stage.keep {
+            let data = if *v == value { values.get(v).cloned() } else { values.remove(v) };
+            if let Some(data) = data {
+                self.kept.put(*v, window, data).map_err(spill)?;
+            }
+        }
+        for v in &stage.dropped {
+            self.kept.drop_one(*v, window);
+        }
+        let asked = values.remove(&value).ok_or_else(|| damaged(graph, value, "was not computed"))?;
+        match asked.iter().find(|v| !v.is_finite()) {
+            None => Ok(asked),
+            Some(v) => {
+                Err(damaged(graph, value, &format!("holds {v}: the checkpoint is damaged, or overflows f32")))
+            }
+        }
+    }
+}
+
+fn damaged(graph: &Graph, value: ValueId, problem: &str) -> Error {
+    Error::new(ErrorKind::Calibration { problem: format!("%{} {problem}", graph.node(value.node).name) })
+}
+
+fn spill(e: std::io::Error) -> Error {
+    Error::new(ErrorKind::CalibrationIo { problem: format!("the temporary file for activations: {e}") })
+}
+
+/// The lower half of a second moment, in tiles.
+struct Tiles {
+    width: usize,
+    tiles: Vec<Tile>,
+    max_abs: Vec<f32>,
+}
+
+struct Tile {
+    rows: std::ops::Range<usize>,
+    columns: std::ops::Range<usize>,
+    sum: Vec<f32>,
+}
+
+impl Tiles {
+    fn new(width: usize) -> Tiles {
+        let cuts = || (0..width).step_by(TILE).map(move |at| at..(at + TILE).min(width));
+        let tiles = cuts().flat_map(|rows| {
+            cuts().filter(move |c| c.start <= rows.start).map(move |columns| (rows.clone(), columns))
+        });
+        let tile = |(rows, columns): (std::ops::Range<usize>, std::ops::Range<usize>)| Tile {
+            sum: vec![0.0; rows.len() * columns.len()],
+            rows,
+            columns,
+        };
+        Tiles { width, tiles: tiles.map(tile).collect(), max_abs: vec![0.0; width] }
+    }
+
+    /// Adds the rows of some windows, in order.
+    fn add(&mut self, windows: &[Vec<f32>]) {
+        let width = self.width;
+        self.tiles.par_iter_mut().for_each(|tile| {
+            for x in windows {
+                let x = MatRef::from_row_major_slice(x, x.len() / width, width);
+                let (left, right) = (x.get(.., tile.rows.clone()), x.get(.., tile.columns.clone()));
+                let sum =
+                    MatMut::from_row_major_slice_mut(&mut tile.sum, tile.rows.len(), tile.columns.len());
+                matmul(sum, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
+            }
+        });
+        for row in windows.iter().flat_map(|x| x.chunks_exact(width)) {
+            self.max_abs.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
+        }
+    }
+
+    fn statistics(self, n_tokens: u64) -> InputStatistics {
+        let width = self.width;
+        let mut all = InputStatistics { n_tokens, max_abs: self.max_abs, ..InputStatistics::zeros(width) };
+        for tile in &self.tiles {
+            for (i, row) in tile.rows.clone().zip(tile.sum.chunks_exact(tile.columns.len())) {
+                for (j, v) in tile.columns.clone().zip(row) {
+                    if j <= i {
+                        all.second_moment[i * width + j] = *v;
+                        all.second_moment[j * width + i] = *v;
+                    }
+                }
+            }
+        }
+        all
+    }
+}

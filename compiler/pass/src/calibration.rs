@@ -1,0 +1,91 @@
+//! What a model's linear layers are fed with: statistics that compression weighs its errors by.
+//!
+//! Passes ask; whoever runs the pipeline answers, for running a model over text is no business of a pass.
+
+use crate::error::Result;
+use attar_ir::{Graph, ValueId, WeightStore};
+
+/// Second moments of the rows `X` `[n_tokens, K]` that reach one value during calibration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputStatistics {
+    /// Rows seen.
+    pub n_tokens: u64,
+    /// K, the width of a row.
+    pub width: usize,
+    /// `H = Xᵀ X`, `[K, K]`, symmetric, row-major; the sum over all rows, not their mean.
+    pub second_moment: Vec<f32>,
+    /// Largest magnitude in each column of `X`, `[K]`.
+    pub max_abs: Vec<f32>,
+}
+
+impl InputStatistics {
+    /// Statistics of no rows.
+    pub fn zeros(width: usize) -> InputStatistics {
+        InputStatistics {
+            n_tokens: 0,
+            width,
+            second_moment: vec![0.0; width * width],
+            max_abs: vec![0.0; width],
+        }
+    }
+
+    /// Mean of the squares in each column of `X`, `[K]`.
+    pub fn mean_squares(&self) -> Vec<f32> {
+        let count = self.n_tokens.max(1) as f32;
+        (0..self.width).map(|i| self.second_moment[i * self.width + i] / count).collect()
+    }
+
+    /// Adds what another run over the same value has seen.
+    ///
+    /// Widths must be equal.
+    pub fn merge(&mut self, other: &InputStatistics) {
+        assert_eq!(self.width, other.width);
+        self.n_tokens += other.n_tokens;
+        for (a, b) in self.second_moment.iter_mut().zip(&other.second_moment) {
+            *a += b;
+        }
+        for (a, b) in self.max_abs.iter_mut().zip(&other.max_abs) {
+            *a = a.max(*b);
+        }
+    }
+}
+
+/// Runs the model over calibration text on behalf of passes.
+pub trait Calibrator {
+    /// Statistics of the value `input`, a real `[.., K]`, computed by the graph and the weights as they are now: weights
+    /// that a pass has encoded count as what they decode to. Asking in topological order costs one run over the model
+    /// in all; a value before the last one asked for costs a new run.
+    ///
+    /// `progress` is told what is being done, and how many of how many parts of it are done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Calibration`](crate::ErrorKind::Calibration) when there is no usable text, a value is not finite, or
+    /// saved statistics do not know the value; those of reading weights.
+    fn input_statistics(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<InputStatistics>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_adds_moments_and_keeps_the_largest_magnitude() {
+        let one = |x: f32| InputStatistics {
+            n_tokens: 1,
+            width: 2,
+            second_moment: vec![x * x, x, x, 1.0],
+            max_abs: vec![x, 1.0],
+        };
+        let mut sum = InputStatistics::zeros(2);
+        sum.merge(&one(2.0));
+        sum.merge(&one(3.0));
+        assert_eq!((sum.n_tokens, sum.mean_squares()), (2, vec![6.5, 1.0]));
+        assert_eq!((sum.second_moment, sum.max_abs), (vec![13.0, 5.0, 5.0, 2.0], vec![3.0, 1.0]));
+    }
+}

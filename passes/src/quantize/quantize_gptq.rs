@@ -1,0 +1,236 @@
+//! `quantize-gptq`: stores weight matrices in a format, choosing codes that make up for each other's errors.
+//!
+//! Before: `%w = weight @m : f32[N,K]`.   After: `%w = weight @m : n4[N,K]` (or another format).
+//! The error of a row is `d A dᵀ`, with A the second moment of the layer's inputs over calibration text (`curvature.rs`).
+//! Scales are searched first (`scale_search.rs`), then codes are chosen column by column, each error spread over the
+//! columns to come (`error_feedback.rs`), then codes and scales are refined group by group (`block_descent.rs`). A row
+//! that plain rounding serves better keeps plain rounding's codes.
+//! Weights are taken in the order the model computes their inputs, and those are computed with what has been encoded
+//! before: an error in one layer is seen by the next.
+//! Preconditions: calibration; the rest as in `quantize-rtn`. A matrix no linear layer reads is rounded.
+//! Numerics: lossy.   Cost: one run of the model over the calibration text; per matrix about `N K²` multiplications for
+//! each round, and `K³` for each distinct input.
+//! References: Frantar et al. 2022, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885.
+
+use super::block_descent::descend;
+use super::code_grid::CodeGrid;
+use super::curvature::Curvature;
+use super::error_feedback::round_with_feedback;
+use super::linear_inputs::{Site, sites};
+use super::quantize_rtn::{self, Suitable, elements, first_value};
+use attar_format::{Encoded, FormatRef, PackedLayout};
+use attar_ir::{Graph, TensorType};
+use attar_pass::{
+    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registered, Result,
+    Subject,
+};
+use rayon::prelude::*;
+
+struct QuantizeGptq {
+    format: FormatRef,
+    damping: f64,
+    by_magnitude: bool,
+    rounds: usize,
+}
+
+static DECL: PassDecl = PassDecl {
+    name: "quantize-gptq",
+    summary: "stores matrices in a weight format, choosing codes that make up for each other's errors on calibration text",
+    phase: Phase::Compress,
+    numerics: Numerics::Lossy,
+    takes_tensors: true,
+    options: &[
+        OptionDecl {
+            name: "format",
+            kind: OptionKind::Choice { default: None, of: quantize_rtn::CODED_FORMATS },
+            doc: "weight format the matrices get",
+        },
+        OptionDecl {
+            name: "damping",
+            kind: OptionKind::Float { default: 0.01, min: 0.0, max: 1.0 },
+            doc: "what is added to the diagonal of the inputs' second moment, as a share of its mean",
+        },
+        OptionDecl {
+            name: "act_order",
+            kind: OptionKind::Bool { default: true },
+            doc: "choose the codes of columns with large inputs first; the order is not stored",
+        },
+        OptionDecl {
+            name: "refine_rounds",
+            kind: OptionKind::Int { default: 4, min: 0, max: 64 },
+            doc: "most rounds in which codes and scales are refined group by group",
+        },
+    ],
+    file: file!(),
+    make: &|o: &Options| {
+        let format = attar_format::by_name(o.choice("format")?).unwrap_or(&attar_format::formats::N4);
+        Ok(Box::new(QuantizeGptq {
+            format,
+            damping: o.float("damping")?,
+            by_magnitude: o.bool("act_order")?,
+            rounds: o.int("refine_rounds")? as usize,
+        }))
+    },
+};
+
+attar_pass::inventory::submit!(Registered(&DECL));
+
+impl Pass for QuantizeGptq {
+    fn decl(&self) -> &'static PassDecl {
+        &DECL
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+        let mut subjects = Vec::new();
+        for subject in cx.subjects(graph) {
+            let suitable =
+                quantize_rtn::suitable(self.format, cx, &subject).map_err(|e| e.at_tensor(&subject.name))?;
+            if let Some(suitable) = suitable {
+                subjects.push((subject, suitable));
+            }
+        }
+        let total: u64 = subjects.iter().map(|(s, _)| elements(graph.ty(first_value(s)))).sum();
+        let suits: std::collections::BTreeMap<_, _> =
+            subjects.iter().map(|(s, suitable)| (s.name.clone(), suitable.clone())).collect();
+        let mut done = 0;
+        for site in sites(graph, subjects.into_iter().map(|(s, _)| s).collect()) {
+            let first = &site.subjects[0].name;
+            let wanted = site.subjects.iter().any(|s| suits[&s.name].format == self.format);
+            cx.progress(first, done, total);
+            let curvature =
+                if wanted { self.curvature(graph, cx, &site).map_err(|e| e.at_tensor(first))? } else { None };
+            for subject in &site.subjects {
+                cx.progress(&subject.name, done, total);
+                self.quantize(graph, cx, subject, &suits[&subject.name], curvature.as_ref())
+                    .map_err(|e| e.at_tensor(&subject.name))?;
+                done += elements(graph.ty(first_value(subject)));
+            }
+        }
+        cx.progress("", done, total);
+        Ok(cx.changed())
+    }
+}
+
+impl QuantizeGptq {
+    fn curvature(&self, graph: &Graph, cx: &mut PassCx<'_>, site: &Site) -> Result<Option<Curvature>> {
+        match site.statistics(graph, cx)? {
+            Some(statistics) => Curvature::new(&statistics, self.damping, self.by_magnitude).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn quantize(
+        &self,
+        graph: &mut Graph,
+        cx: &mut PassCx<'_>,
+        subject: &Subject,
+        suitable: &Suitable,
+        curvature: Option<&Curvature>,
+    ) -> Result<()> {
+        if !cx.rewrite(&subject.name) {
+            return Ok(());
+        }
+        let Suitable { format, n, k, reason } = suitable;
+        let weights = cx.weights.read_f32(&subject.name)?;
+        let rounded = quantize_rtn::encode(format, *n, *k, true, &weights)?;
+        let plain_error = quantize_rtn::relative_rmse(&weights, &rounded);
+        let solved = curvature.filter(|_| *format == self.format);
+        let (encoded, outputs) = match solved {
+            Some(curvature) => {
+                let solved = solve(curvature, &weights, rounded, self.rounds);
+                (solved.encoded, Some((solved.relative_error, solved.rounded_error, curvature.damping())))
+            }
+            None => (rounded, None),
+        };
+        let error =
+            if solved.is_some() { quantize_rtn::relative_rmse(&weights, &encoded) } else { plain_error };
+        let bytes = PackedLayout::new(format, *n, *k).map_or(0, |l| l.total_bytes());
+        let name = cx.weights.set_encoded(&subject.name, &encoded)?;
+        let elem = cx.weights.info(&name)?.elem;
+        for node in &subject.nodes {
+            graph.set_weight(*node, name.clone(), TensorType::new(elem, [(*n).into(), (*k).into()]))?;
+        }
+        cx.metric(
+            &subject.name,
+            [
+                ("format", format.name.into()),
+                ("relative_rmse", error.into()),
+                ("bits_per_weight", (8.0 * bytes as f64 / (*n as f64 * *k as f64)).into()),
+                ("bytes", (bytes as u64).into()),
+            ],
+        );
+        match outputs {
+            Some((error, rounded, damping)) => cx.metric(
+                &subject.name,
+                [
+                    ("relative_output_error", error.into()),
+                    ("relative_output_error_rounded", rounded.into()),
+                    ("damping", damping.into()),
+                ],
+            ),
+            None if *format == self.format => cx.refused(&subject.name, "rounded: no linear layer reads it"),
+            None => {}
+        }
+        if let Some(reason) = reason {
+            cx.refused(&subject.name, reason);
+        }
+        Ok(())
+    }
+}
+
+/// Codes, and `sqrt(Σ d A dᵀ / Σ w A wᵀ)` of them and of plain rounding.
+pub struct Solved {
+    pub encoded: Encoded,
+    pub relative_error: f64,
+    pub rounded_error: f64,
+}
+
+/// Chooses codes for `weights` `[N, K]` under a curvature, starting from plainly rounded ones, whose scales are the
+/// first guess. No row is worse than it was under plain rounding.
+pub fn solve(curvature: &Curvature, weights: &[f32], rounded: Encoded, rounds: usize) -> Solved {
+    let Some(grid) = CodeGrid::of(&rounded) else {
+        return Solved { encoded: rounded, relative_error: 0.0, rounded_error: 0.0 };
+    };
+    let mut encoded = rounded.clone();
+    round_with_feedback(curvature, &grid, weights, &mut encoded);
+    descend(curvature, &grid, weights, &mut encoded, rounds);
+    let before = row_errors(curvature, weights, &rounded);
+    let mut after = row_errors(curvature, weights, &encoded);
+    let (k, groups) = (encoded.k, encoded.groups());
+    for row in 0..encoded.n {
+        if after[row] <= before[row] {
+            continue;
+        }
+        after[row] = before[row];
+        encoded.codes[row * k..(row + 1) * k].copy_from_slice(&rounded.codes[row * k..(row + 1) * k]);
+        let fields = row * groups..(row + 1) * groups;
+        encoded.field[fields.clone()].copy_from_slice(&rounded.field[fields]);
+        if let Some(scale) = encoded.row_scale.get_mut(row) {
+            *scale = rounded.row_scale[row];
+        }
+    }
+    let square = sum(&parallel_row_errors(curvature, weights));
+    let relative = |e: &[f64]| if square > 0.0 { (sum(e) / square).max(0.0).sqrt() } else { 0.0 };
+    Solved { relative_error: relative(&after), rounded_error: relative(&before), encoded }
+}
+
+/// `d A dᵀ` of each row of what the codes stand for, less the weights.
+pub fn row_errors(curvature: &Curvature, weights: &[f32], encoded: &Encoded) -> Vec<f64> {
+    let k = encoded.k;
+    let mut errors = vec![0.0f32; weights.len()];
+    errors.par_chunks_mut(k).zip(weights.par_chunks(k)).enumerate().for_each(|(row, (error, w))| {
+        encoded.decode_row(row, error);
+        error.iter_mut().zip(w).for_each(|(e, w)| *e -= w);
+    });
+    parallel_row_errors(curvature, &errors)
+}
+
+/// [`Curvature::row_errors`], some rows at a time.
+fn parallel_row_errors(curvature: &Curvature, errors: &[f32]) -> Vec<f64> {
+    const ROWS: usize = 64;
+    errors.par_chunks(ROWS * curvature.width()).flat_map_iter(|rows| curvature.row_errors(rows)).collect()
+}
+
+fn sum(errors: &[f64]) -> f64 {
+    errors.iter().sum()
+}

@@ -1,0 +1,49 @@
+//! A calibrator made of the reference interpreter and random inputs: slow, obvious, for graphs of any kind.
+
+use crate::random::{self, Sequences};
+use attar_ir::interp::{self, KvState, Precision};
+use attar_ir::{Graph, ValueId, WeightStore};
+use attar_pass::{Calibrator, Error, ErrorKind, InputStatistics, Result};
+
+/// Runs the interpreter on so many random steps for every question.
+#[derive(Clone, Copy, Debug)]
+pub struct InterpreterCalibrator {
+    pub steps: u64,
+}
+
+impl Calibrator for InterpreterCalibrator {
+    fn input_statistics(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<InputStatistics> {
+        let mut graph = graph.clone();
+        graph.set_outputs(vec![input]);
+        let mut rows: Vec<Vec<f64>> = Vec::new();
+        for seed in 0..self.steps {
+            progress("interpreting", seed, self.steps);
+            let inputs = random::inputs(&graph, seed, Sequences::One)
+                .map_err(|e| Error::new(ErrorKind::Calibration { problem: e.to_string() }))?;
+            let mut cache = KvState::default();
+            let outputs = interp::run(&graph, weights, Precision::F64, &mut cache, &inputs.tensors)?;
+            let width = outputs[0].shape.last().copied().unwrap_or(1);
+            rows.extend(outputs[0].as_real().chunks_exact(width).map(<[f64]>::to_vec));
+        }
+        Ok(statistics_of(&rows))
+    }
+}
+
+/// The statistics of some rows, by their definition.
+pub fn statistics_of(rows: &[Vec<f64>]) -> InputStatistics {
+    let width = rows.first().map_or(0, Vec::len);
+    let moment = |i: usize, j: usize| rows.iter().map(|r| r[i] * r[j]).sum::<f64>() as f32;
+    let largest = |i: usize| rows.iter().fold(0.0f64, |m, r| m.max(r[i].abs())) as f32;
+    InputStatistics {
+        n_tokens: rows.len() as u64,
+        width,
+        second_moment: (0..width * width).map(|at| moment(at / width, at % width)).collect(),
+        max_abs: (0..width).map(largest).collect(),
+    }
+}
