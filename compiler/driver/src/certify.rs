@@ -290,7 +290,9 @@ fn tensor_errors(report: &CompileReport) -> Vec<TensorError> {
             continue;
         };
         let (name, format) = (metric.subject.clone(), format.clone());
-        errors.insert(name.clone(), TensorError { name, format, bits_per_weight, relative_error });
+        let sensitivity = number(metric.values.get("sensitivity"));
+        let error = TensorError { name: name.clone(), format, bits_per_weight, relative_error, sensitivity };
+        errors.insert(name, error);
     }
     errors.into_values().collect()
 }

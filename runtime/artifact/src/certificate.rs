@@ -56,6 +56,9 @@ pub struct TensorError {
     pub bits_per_weight: f64,
     /// `|w - decoded| / |w|`.
     pub relative_error: f64,
+    /// Mean divergence of the model when this tensor alone is compressed, where a pass measured it, in nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<f64>,
 }
 
 /// A model compared with a reference on the same tokens. Fields ending in `_error` are standard errors.

@@ -248,6 +248,7 @@ mod tests {
             format: "n4".to_owned(),
             bits_per_weight: 4.25,
             relative_error,
+            sensitivity: None,
         };
         let certificate = Certificate {
             version: 1,

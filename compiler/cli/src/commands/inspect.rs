@@ -1,31 +1,47 @@
 //! `attar inspect FILE`: what is inside an artifact.
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::quality;
+use crate::report::{self, Subject};
+use crate::speed;
 use crate::terminal::{Terminal, bytes_text, table};
 use attar_artifact::certificate::Certificate;
-use attar_artifact::manifest::{Model, SectionKind};
+use attar_artifact::manifest::{Model as Shape, SectionKind};
 use attar_artifact::program::{ProgramKind, StepSize};
 use attar_artifact::{Artifact, Verify};
+use attar_runtime::{Model, OpenOptions};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "--html writes a page for a browser that needs nothing else: where the bytes are, bits and errors layer by layer, the
+certificate, and, of several artifacts, size against divergence and (with --speed) speed.
+
+Examples:
   attar inspect model.attar
   attar inspect model.attar --verify
-  attar inspect model.attar --json | jq .code")]
+  attar inspect model.attar --json | jq .code
+  attar inspect n3.attar n4.attar w8.attar --speed --html report.html"
+)]
 pub struct Inspect {
-    /// The artifact
-    file: PathBuf,
+    /// The artifact; several may be given
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// Compare every byte with its hash
     #[arg(long)]
     verify: bool,
     /// Also list every tensor
     #[arg(long)]
     tensors: bool,
+    /// Write a page for a browser instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "tensors"])]
+    html: Option<PathBuf>,
+    /// Measure the speed of generation for the page: 128 tokens from an empty cache
+    #[arg(long, requires = "html")]
+    speed: bool,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +58,7 @@ struct Report {
     hash: String,
     /// Whether every byte was compared with its hash.
     verified: bool,
-    model: Model,
+    model: Shape,
     sections: Vec<SectionRow>,
     code: Vec<CodeRow>,
     /// The code section this CPU would run.
@@ -119,14 +135,62 @@ impl Inspect {
     /// # Errors
     /// Whatever is wrong with the file.
     pub fn run(&self, terminal: Terminal) -> Result<()> {
+        if let Some(path) = &self.html {
+            return self.write_page(path, terminal);
+        }
+        let mut reports = Vec::new();
+        for file in &self.files {
+            reports.push(examine(&self.open(file)?, file, self.verify)?);
+        }
+        match &reports[..] {
+            [one] if self.json => terminal.json(one),
+            all if self.json => terminal.json(&all),
+            all => {
+                let texts: Vec<String> = all.iter().map(|r| render(r, self.tensors)).collect();
+                terminal.line(texts.join("\n\n"))
+            }
+        }
+    }
+
+    fn open(&self, file: &Path) -> Result<Artifact> {
         let verify = if self.verify { Verify::Full } else { Verify::Code };
-        let artifact = Artifact::open(&self.file, verify)?;
-        let report = examine(&artifact, self)?;
-        if self.json { terminal.json(&report) } else { terminal.line(render(&report, self.tensors)) }
+        Ok(Artifact::open(file, verify)?)
+    }
+
+    fn write_page(&self, path: &Path, terminal: Terminal) -> Result<()> {
+        let spinner = terminal.spinner("reading");
+        let mut subjects = Vec::new();
+        for file in &self.files {
+            let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
+            spinner.set_message(name.clone());
+            let speed = if self.speed { Some(generation_speed(file)?) } else { None };
+            subjects.push(Subject::of(&self.open(file)?, name, speed)?);
+        }
+        let page = report::html(&subjects)?;
+        spinner.finish_and_clear();
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, page.as_bytes())?;
+            Ok(file.persist(path).map(drop)?)
+        });
+        written.map_err(|e| Failure::environment(format!("--html {}: {e}", path.display())))?;
+        terminal.line(format_args!("wrote {}", path.display()))
     }
 }
 
-fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
+/// Median tokens per second of `tg128`, or of as many tokens as the model takes.
+fn generation_speed(file: &Path) -> Result<f64> {
+    let model = Model::open(file, &OpenOptions::default())?;
+    let generate = (model.manifest().model.context_length as usize).min(128);
+    let plan = speed::Plan { prompt: 0, generate, context: 0, batch: 1, repetitions: 3 };
+    let speeds = speed::measure(&model, plan, |_| {})?;
+    Ok(speeds.first().map_or(0.0, |s| s.tokens_per_second))
+}
+
+fn examine(artifact: &Artifact, file: &Path, verified: bool) -> Result<Report> {
     let manifest = artifact.manifest();
     let refusals: BTreeMap<String, Option<String>> =
         attar_runtime::code_targets(manifest).into_iter().collect();
@@ -181,12 +245,12 @@ fn examine(artifact: &Artifact, options: &Inspect) -> Result<Report> {
         })
         .collect();
     Ok(Report {
-        file: options.file.clone(),
+        file: file.to_owned(),
         bytes: artifact.file_len(),
         format_version: artifact.version(),
         generator: manifest.generator.clone(),
         hash: artifact.manifest_hash(),
-        verified: options.verify,
+        verified,
         model: manifest.model.clone(),
         sections,
         chosen_target: attar_runtime::chosen_target(manifest),
@@ -308,7 +372,10 @@ fn render(r: &Report, tensors: bool) -> String {
         (None, None) => out.push_str("\nno certificate\n"),
     }
     if tensors {
-        let mut rows = vec![["TENSOR", "FORMAT", "SHAPE", "BYTES", "BITS"].map(str::to_owned).to_vec()];
+        if let Some(c) = r.certificate.as_ref().filter(|c| !c.tensors.is_empty()) {
+            out.push_str(&format!("\n{}\n", errors(c)));
+        }
+        let mut rows = vec![["STORED", "FORMAT", "SHAPE", "BYTES", "BITS"].map(str::to_owned).to_vec()];
         for t in &r.tensors {
             let (shape, bits) = (format!("{:?}", t.shape), format!("{:.2}", t.bits_per_weight));
             rows.push(vec![t.name.clone(), t.format.clone(), shape, t.bytes.to_string(), bits]);
@@ -320,6 +387,26 @@ fn render(r: &Report, tensors: bool) -> String {
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+/// What compression did to each tensor of the checkpoint.
+fn errors(c: &Certificate) -> String {
+    let sensitive = c.tensors.iter().any(|t| t.sensitivity.is_some());
+    let mut heading = ["TENSOR", "FORMAT", "BITS", "ERROR"].map(str::to_owned).to_vec();
+    if sensitive {
+        heading.push("KLD ALONE".to_owned());
+    }
+    let mut rows = vec![heading];
+    for t in &c.tensors {
+        let (bits, error) =
+            (format!("{:.2}", t.bits_per_weight), format!("{:.3} %", 100.0 * t.relative_error));
+        let mut row = vec![t.name.clone(), t.format.clone(), bits, error];
+        if sensitive {
+            row.push(t.sensitivity.map_or("-".to_owned(), |s| format!("{s:.2e}")));
+        }
+        rows.push(row);
+    }
+    table(&rows)
 }
 
 fn certificate(c: &Certificate) -> String {
