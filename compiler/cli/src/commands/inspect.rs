@@ -172,7 +172,10 @@ impl Inspect {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let written = builder.tempfile_in(folder).and_then(|mut file| {
             std::io::Write::write_all(&mut file, page.as_bytes())?;
             Ok(file.persist(path).map(drop)?)
         });
