@@ -33,11 +33,8 @@ pub struct Model {
 /// Models of one or two layers whose widths are small multiples of `unit`. A unit of 2 keeps the interpreter fast; one
 /// of 16 reaches every fused kernel, and allows compressed formats.
 pub fn models(unit: usize) -> impl Strategy<Value = Model> {
-    let format = if unit.is_multiple_of(16) {
-        select(vec![&formats::F32, &formats::BF16, &formats::W8, &formats::N4]).boxed()
-    } else {
-        Just(&formats::F32).boxed()
-    };
+    let format =
+        if unit.is_multiple_of(16) { select(formats::ALL).boxed() } else { Just(&formats::F32).boxed() };
     // Compressed formats need widths that are multiples of 32.
     let wide = if unit.is_multiple_of(16) { unit.next_multiple_of(32) } else { unit };
     let widths = (1..3usize, 1..3usize, 1..3usize, 1..3usize, 1..4usize, 3..40usize);

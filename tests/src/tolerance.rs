@@ -40,12 +40,16 @@ pub const TOLERANCES: &[Tolerance] = &[
         relative: 4e-2,
         reason: "weights rounded to 8 bits per group of 32: 2^-8 of the group's largest each, averaged over K",
     },
+    Tolerance { class: "lossy-n6", relative: 1.5e-1, reason: "a quarter of that of lossy-n4" },
+    Tolerance { class: "lossy-n5", relative: 3e-1, reason: "half of that of lossy-n4" },
     Tolerance {
         class: "lossy-n4",
         relative: 6e-1,
         reason: "weights rounded to 16 levels: about 7 % of the group's largest each, and random weights have no \
                  structure that would average it out; catches a wrong scale or channel, not a poor one",
     },
+    Tolerance { class: "lossy-n3", relative: 1.2, reason: "twice that of lossy-n4" },
+    Tolerance { class: "lossy-n2", relative: 2.4, reason: "four times that of lossy-n4" },
 ];
 
 /// The row of that class.

@@ -78,8 +78,11 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 fn options(checkpoint: &Path, preset: Preset, out: &Path) -> CompileOptions {
-    let recipe =
-        Recipe::parse(preset.recipe(), preset.name(), &registry().expect("passes")).expect("a preset");
+    options_with(checkpoint, preset.recipe(), out)
+}
+
+fn options_with(checkpoint: &Path, recipe: &str, out: &Path) -> CompileOptions {
+    let recipe = Recipe::parse(recipe, "test", &registry().expect("passes")).expect("a recipe");
     let targets = resolve_targets(&["native"]).expect("a target for this machine");
     CompileOptions::new(checkpoint.to_owned(), recipe, targets, out.to_owned())
 }
@@ -264,6 +267,41 @@ fn sequences_in_one_batch_do_not_see_each_other() {
                 assert!(error < TINY_TOLERANCE, "{}, sequence {i}: {error}", case.name);
             }
         }
+    }
+}
+
+/// Every format with a table, from the checkpoint to logits: by one token at a time, by a few, and as a prompt.
+#[test]
+fn more_bits_bring_logits_nearer_to_the_checkpoint() {
+    let all = cases();
+    let case = all.iter().find(|c| c.name.ends_with("tiny/smollm2")).expect("a case whose widths fit");
+    let prompt = ids(&case.golden["tokens"]);
+    let (_folder, exact) = small_model(&case.checkpoint, Preset::F32);
+    let exact = all_logits(&exact, &prompt, &[prompt.len()]);
+    let distance = |rows: &[Vec<f32>], others: &[Vec<f32>]| -> f64 {
+        let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+        rows.iter().flatten().zip(others.iter().flatten()).map(square).sum::<f64>().sqrt()
+    };
+    let size = distance(&exact, &vec![vec![0.0; exact[0].len()]; exact.len()]);
+    let mut before = size;
+    for name in ["n2", "n3", "n4", "n5", "n6"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.attar");
+        let recipe = format!("[[pass]]\nname = \"quantize-rtn\"\nformat = \"{name}\"\n");
+        let session = Session::new(options_with(&case.checkpoint, &recipe, &path)).expect("options");
+        session.run(&mut |_| ()).expect("an artifact");
+        let model = open(&path, 2);
+        let rows = all_logits(&model, &prompt, &[prompt.len()]);
+        for chunks in [1, 5] {
+            let others = all_logits(&model, &prompt, &[chunks]);
+            // Tiles of bf16 round otherwise; everything else gives the same bits.
+            let apart = distance(&rows, &others) / size;
+            assert!(apart < 0.01, "{name}: {apart} between chunks");
+        }
+        let error = distance(&rows, &exact);
+        report(&format!("{name}: error {:.4}", error / size));
+        assert!(error < 0.75 * before, "{name}: {error} after {before} with a bit less");
+        before = error;
     }
 }
 

@@ -118,8 +118,18 @@ fn the_writer_refuses_what_the_reader_would() {
 
     let mut w = Writer::create(&path).unwrap();
     let mut weights = w.weights().unwrap();
-    let e = weights.add("w", "n4", &[16, 48], &[0; 10]).unwrap_err();
-    assert!(e.to_string().contains("format n4 cannot hold the shape [16, 48]"), "{e}");
+    for format in attar_format::formats::ALL.iter().filter(|f| !f.is_uncompressed()) {
+        let name = format.name;
+        let e = weights.add("w", name, &[16, 48], &[0; 10]).unwrap_err();
+        assert!(e.to_string().contains(&format!("format {name} cannot hold the shape [16, 48]")), "{e}");
+        let e = weights.add("w", name, &[1 << 62, 32], &[0; 10]).unwrap_err();
+        assert!(e.to_string().contains("cannot hold the shape"), "{e}");
+        let len = attar_format::PackedLayout::new(format, 20, 64).unwrap().total_bytes();
+        for len in [len - 64, len + 64] {
+            let e = weights.add("w", name, &[20, 64], &vec![0; len]).unwrap_err();
+            assert!(e.to_string().contains(&format!("{len} bytes, but shape and format ask for")), "{e}");
+        }
+    }
     let e = weights.add("w", "f32", &[4], &[0; 10]).unwrap_err();
     assert!(e.to_string().contains("10 bytes, but shape and format ask for 16"), "{e}");
     assert!(!path.exists());
