@@ -22,7 +22,7 @@ use attar_pass::{
 use rayon::prelude::*;
 
 /// Formats whose codes a pass has to choose.
-pub(super) const CODED_FORMATS: &[&str] = &["w8", "n4"];
+pub(super) const CODED_FORMATS: &[&str] = &["w8", "n6", "n5", "n4", "n3", "n2"];
 
 struct QuantizeRtn {
     format: FormatRef,

@@ -10,6 +10,8 @@ mod dense;
 mod sampled;
 mod saved;
 mod sequential;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use crate::error::{Error, Result};

@@ -1,0 +1,117 @@
+//! The evaluator against the reference interpreter on the tiny checkpoints, and what must not change its results.
+
+use super::sequential::SequentialRun;
+use attar_import::Imported;
+use attar_ir::interp::{KvState, Precision, Step, run_step};
+use attar_ir::{Graph, OpKind, ValueId};
+use attar_pass::InputStatistics;
+use std::path::Path;
+
+fn tiny(name: &str) -> Imported {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+    attar_import::open(&data.join(name)).expect("a checkpoint")
+}
+
+/// Some windows of tokens that any of the models has.
+fn windows() -> Vec<Vec<u32>> {
+    (0..5u32).map(|w| (0..12 + w).map(|t| (w * 31 + t * t * 7 + 3) % 200).collect()).collect()
+}
+
+/// Inputs of all linear layers, in topological order.
+fn linear_inputs(graph: &Graph) -> Vec<ValueId> {
+    let linears = graph.topo().into_iter().filter(|id| matches!(graph.op(*id), OpKind::Linear(_)));
+    let mut inputs: Vec<ValueId> = linears.map(|id| graph.inputs_of(id)[0]).collect();
+    let order = graph.topo();
+    inputs.sort_by_key(|v| order.iter().position(|id| *id == v.node));
+    inputs.dedup();
+    inputs
+}
+
+/// Statistics of all linear inputs, asked for one after the other.
+fn all_statistics(model: &Imported, memory: u64, threads: usize) -> Vec<InputStatistics> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    pool.install(|| {
+        let mut run = SequentialRun::new(windows(), memory);
+        let of = |v| run.input_statistics(&model.graph, &model.weights, v, &mut |_, _, _| {});
+        linear_inputs(&model.graph).into_iter().map(of).collect::<Result<_, _>>().expect("statistics")
+    })
+}
+
+#[test]
+fn moments_are_those_of_the_interpreter() {
+    for name in ["tiny/llama2", "tiny/mistral", "tiny/qwen2", "tiny/qwen3", "tiny/smollm2", "gguf/qwen3.gguf"]
+    {
+        let model = tiny(name);
+        let ours = all_statistics(&model, 1 << 30, 2);
+        for (value, ours) in linear_inputs(&model.graph).into_iter().zip(ours) {
+            let mut graph = model.graph.clone();
+            graph.set_outputs(vec![value]);
+            let k = ours.width;
+            let (mut moment, mut largest) = (vec![0.0f64; k * k], vec![0.0f64; k]);
+            for window in windows() {
+                let tokens: Vec<i32> = window.iter().map(|t| *t as i32).collect();
+                let step = Step::new(&tokens, 0).all_rows();
+                let mut cache = KvState::default();
+                let out =
+                    run_step(&graph, &model.weights, Precision::F64, &mut cache, &step).expect("a step");
+                for row in out[0].as_real().chunks_exact(k) {
+                    for i in 0..k {
+                        largest[i] = largest[i].max(row[i].abs());
+                        for j in 0..k {
+                            moment[i * k + j] += row[i] * row[j];
+                        }
+                    }
+                }
+            }
+            let size = moment.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            for (a, b) in ours.second_moment.iter().zip(&moment) {
+                let node = graph.describe(value.node);
+                assert!((f64::from(*a) - b).abs() < 3e-5 * size, "{name}, {node}: {a} for {b} beside {size}");
+            }
+            for (a, b) in ours.max_abs.iter().zip(&largest) {
+                assert!((f64::from(*a) - b).abs() < 1e-4 * (1.0 + b), "{name}: {a} for {b}");
+            }
+            assert_eq!(ours.n_tokens, windows().iter().map(|w| w.len() as u64).sum::<u64>());
+        }
+    }
+}
+
+#[test]
+fn threads_and_memory_change_nothing() {
+    let model = tiny("tiny/smollm2");
+    let expected = all_statistics(&model, 1 << 30, 1);
+    for (memory, threads) in [(0, 1), (1 << 30, 3), (20_000, 2)] {
+        assert!(all_statistics(&model, memory, threads) == expected, "{memory} bytes, {threads} threads");
+    }
+}
+
+#[test]
+fn going_back_starts_again_with_the_weights_as_they_are() {
+    let mut model = tiny("tiny/smollm2");
+    let inputs = linear_inputs(&model.graph);
+    let mut run = SequentialRun::new(windows(), 1 << 30);
+    let mut of = |model: &Imported, v| {
+        run.input_statistics(&model.graph, &model.weights, v, &mut |_, _, _| {}).expect("statistics")
+    };
+    let last = inputs[inputs.len() - 1];
+    let (first, end) = (of(&model, inputs[0]), of(&model, last));
+    assert!(of(&model, inputs[0]) == first && of(&model, last) == end);
+    let name = "model.layers.0.mlp.down_proj.weight";
+    let shape = model.weights.info(name).expect("a weight").shape.clone();
+    model.weights.add_values(name, &shape, vec![0.0; shape.iter().product()]);
+    // What has run is not run again for a value that comes later.
+    assert!(of(&model, inputs[0]) == first);
+    assert!(of(&model, last) != end);
+}
+
+#[test]
+fn a_value_that_is_no_number_is_named() {
+    let mut model = tiny("tiny/smollm2");
+    let name = "model.layers.0.input_layernorm.weight";
+    let shape = model.weights.info(name).expect("a weight").shape.clone();
+    model.weights.add_values(name, &shape, vec![f32::INFINITY; shape[0]]);
+    let mut run = SequentialRun::new(windows(), 1 << 30);
+    let first = linear_inputs(&model.graph)[0];
+    let e = run.input_statistics(&model.graph, &model.weights, first, &mut |_, _, _| {}).expect_err("damage");
+    assert!(e.to_string().contains("%l0_attn_norm holds"), "{e}");
+}

@@ -1,0 +1,151 @@
+//! Compiles with calibration on tiny checkpoints: the same bytes wherever, saved statistics, text that will not do.
+
+use attar_compiler::{
+    CalibrateOptions, CalibrationOptions, CalibrationSource, CompileOptions, CompileReport, Error, Family,
+    Session, calibrate, registry, resolve_targets,
+};
+use attar_pass::{MetricValue, Preset, Recipe};
+use std::path::{Path, PathBuf};
+
+fn tiny(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tiny").join(model)
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// A few windows are enough for models this small.
+fn calibration(source: CalibrationSource) -> CalibrationOptions {
+    CalibrationOptions { windows: 6, context: 24, ..CalibrationOptions::new(source) }
+}
+
+fn options(model: &str, source: CalibrationSource, out: &Path) -> CompileOptions {
+    let registry = registry().expect("passes");
+    let recipe = Recipe::parse(Preset::N4.calibrated_recipe(), "preset", &registry).expect("a recipe");
+    let targets = resolve_targets(&["native".to_owned()]).expect("targets");
+    let mut options = CompileOptions::new(tiny(model), recipe, targets, out.to_owned());
+    options.calibration = calibration(source);
+    options
+}
+
+fn compile(options: CompileOptions) -> Result<CompileReport, Error> {
+    Session::new(options)?.run(&mut |_| {})
+}
+
+fn text(dir: &Path, name: &str, bytes: &[u8]) -> CalibrationSource {
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).expect("a file");
+    CalibrationSource::File(path)
+}
+
+/// Words without meaning, but not without end.
+fn prose() -> String {
+    (0..400u32)
+        .map(|i| format!("{} the {}n of {}. ", i * 37 % 101, "abcdefgh".repeat(i as usize % 3), i))
+        .collect()
+}
+
+#[test]
+fn threads_change_nothing_and_errors_fall() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let bytes = |threads: usize| {
+        let out = dir.path().join(format!("{threads}.attar"));
+        let mut options = options("smollm2", source.clone(), &out);
+        options.threads = Some(threads);
+        let report = compile(options).expect("compiles");
+        (std::fs::read(out).expect("an artifact"), report)
+    };
+    let ((one, report), (three, _)) = (bytes(1), bytes(3));
+    assert!(one == three);
+    let number = |m: &attar_pass::Metric, key: &str| match m.values.get(key) {
+        Some(MetricValue::Number(v)) => *v,
+        other => panic!("{key} of {}: {other:?}", m.subject),
+    };
+    let solved: Vec<_> =
+        report.metrics.iter().filter(|m| m.values.contains_key("relative_output_error")).collect();
+    assert!(solved.len() > 10);
+    for m in solved {
+        let (ours, rounded) =
+            (number(m, "relative_output_error"), number(m, "relative_output_error_rounded"));
+        assert!(ours <= rounded && ours > 0.0, "{}: {ours} against {rounded}", m.subject);
+    }
+}
+
+#[test]
+fn models_write_the_same_text_each_time() {
+    let dir = folder();
+    let stats = |name: &str, threads: usize| {
+        let options = CalibrateOptions {
+            source: tiny("qwen2"),
+            calibration: calibration(CalibrationSource::Sampled),
+            out: dir.path().join(name),
+            threads: Some(threads),
+        };
+        calibrate(&options, &mut |_, _, _| {}).expect("calibrates")
+    };
+    let (a, b) = (stats("a", 1), stats("b", 2));
+    assert_eq!((a.windows, a.tokens, &a.text_hash), (6, 144, &b.text_hash));
+    assert!(
+        std::fs::read(dir.path().join("a")).expect("a") == std::fs::read(dir.path().join("b")).expect("b")
+    );
+}
+
+#[test]
+fn saved_statistics_serve_their_own_model_only() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let saved = dir.path().join("statistics");
+    let of = CalibrateOptions {
+        source: tiny("qwen3"),
+        calibration: calibration(source),
+        out: saved.clone(),
+        threads: None,
+    };
+    let report = calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
+    assert_eq!(report.bytes, std::fs::metadata(&saved).expect("a file").len());
+    let out = dir.path().join("model.attar");
+    compile(options("qwen3", CalibrationSource::Saved(saved.clone()), &out)).expect("compiles");
+
+    let other =
+        compile(options("smollm2", CalibrationSource::Saved(saved), &out)).expect_err("another model");
+    assert!(other.to_string().contains("another model"), "{other}");
+    assert_eq!(other.family(), Family::Input);
+    let no_file = compile(options("qwen3", CalibrationSource::Saved(tiny("qwen3/config.json")), &out));
+    assert!(no_file.expect_err("no statistics").to_string().contains("attar calibrate"));
+}
+
+#[test]
+fn text_that_will_not_do_is_told_apart() {
+    let dir = folder();
+    let out = dir.path().join("model.attar");
+    for (name, bytes, said) in [
+        ("empty.txt", &b"  \n"[..], "is empty"),
+        ("binary.bin", b"\x7fELF\0\x01\xff", "is no text"),
+        ("short.txt", b"Too short.", "one window takes 24"),
+        ("lines.jsonl", b"{\"text\": \"a\"}\n{\"txet\": \"a\"}", "line 2"),
+        ("broken.jsonl", b"{\"text\": ", "line 1"),
+        ("chat.jsonl", b"{\"messages\": [{\"role\": \"user\"}]}", "line 1"),
+    ] {
+        let e = compile(options("qwen2", text(dir.path(), name, bytes), &out)).expect_err(name);
+        assert!(e.to_string().contains(said) && e.to_string().contains(name), "{name}: {e}");
+        assert_eq!(e.family(), Family::Input, "{name}");
+    }
+    let e = compile(options("qwen2", CalibrationSource::File(dir.path().join("none.txt")), &out))
+        .expect_err("none");
+    assert!(e.to_string().contains("cannot read it"), "{e}");
+    let e = compile(options("qwen2", CalibrationSource::None, &out)).expect_err("no calibration");
+    assert!(e.to_string().contains("--calibrate"), "{e}");
+    let mut none = options("qwen2", CalibrationSource::Sampled, &out);
+    none.calibration.windows = 0;
+    assert!(compile(none).expect_err("no windows").to_string().contains("--calibration-windows"));
+}
+
+#[test]
+fn lines_of_text_are_read() {
+    let dir = folder();
+    let line = serde_json::json!({ "text": prose() }).to_string();
+    let source = text(dir.path(), "lines.jsonl", format!("{line}\n\n{line}\n").as_bytes());
+    compile(options("qwen2", source, &dir.path().join("model.attar"))).expect("compiles");
+}
