@@ -127,8 +127,8 @@ proptest! {
         for format in coded() {
             let plain = rounded(format, k, &weights);
             let before = row_errors(&curvature, &weights, &plain);
-            let unrefined = row_errors(&curvature, &weights, &solve(&curvature, &weights, plain.clone(), 0).encoded);
-            let refined = row_errors(&curvature, &weights, &solve(&curvature, &weights, plain, 4).encoded);
+            let unrefined = row_errors(&curvature, &weights, &solve(&curvature, &weights, plain.clone(), plain.clone(), 0).encoded);
+            let refined = row_errors(&curvature, &weights, &solve(&curvature, &weights, plain.clone(), plain, 4).encoded);
             for row in 0..k {
                 // Sums in f32 are not exact.
                 let slack = 1e-5 * before[row] + 1e-12;
@@ -147,8 +147,8 @@ fn it_pays_where_inputs_are_correlated() {
     let total = |e: &Encoded| row_errors(&curvature, &weights, e).iter().sum::<f64>();
     let plain = rounded(&formats::N4, k, &weights);
     let before = total(&plain);
-    let feedback = total(&solve(&curvature, &weights, plain.clone(), 0).encoded);
-    let refined = total(&solve(&curvature, &weights, plain, 4).encoded);
+    let feedback = total(&solve(&curvature, &weights, plain.clone(), plain.clone(), 0).encoded);
+    let refined = total(&solve(&curvature, &weights, plain.clone(), plain, 4).encoded);
     assert!(feedback < 0.5 * before && refined < 0.95 * feedback, "{before} {feedback} {refined}");
 }
 

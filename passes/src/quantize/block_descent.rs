@@ -3,8 +3,10 @@
 //! For a group G the error of the whole row is a quadratic of the group's values alone, with Hessian `A_GG` and the
 //! gradient that the other groups' errors leave. On it
 //! (1) each code moves to the entry nearest to where the quadratic is least in that coordinate;
-//! (2) the scale moves to the storable one nearest to its closed-form optimum for the codes, `-(t·g) / (t A_GG tᵀ)` away,
-//!     and to its neighbours, with codes chosen anew.
+//! (2) in the first rounds, scale and place of the table are searched anew, as for plain rounding, for the values at which
+//!     the quadratic is least;
+//! (3) the scale moves to the storable one nearest to its closed-form optimum for the codes, `-(t·g) / (t A_GG tᵀ)` away,
+//!     with codes chosen anew.
 //! A change is kept only when the error falls; after each round over the groups the row's scale moves to its closed-form
 //! optimum too. So the error of a row never rises.
 //! Reference: cyclic coordinate descent for this problem: Behdin et al. 2023, arXiv:2309.01885 (QuantEase).
@@ -12,8 +14,12 @@
 use super::code_grid::{CodeGrid, GroupScale};
 use super::curvature::Curvature;
 use super::error_feedback::ROWS;
+use super::scale_search::TableSearch;
 use attar_format::{Encoded, Scale};
 use rayon::prelude::*;
+
+/// Rounds in which scales are searched anew.
+const SEARCHES: usize = 2;
 
 /// Times the codes of a group are gone over for one scale.
 const CODE_SWEEPS: usize = 3;
@@ -32,6 +38,8 @@ pub(super) fn descend(
         // One per row all the same, so that the chunks below are alike.
         encoded.row_scale = vec![1.0; encoded.n];
     }
+    let search = TableSearch::for_format(encoded.format);
+    let inverses = if search.is_some() { curvature.group_inverses(group) } else { Vec::new() };
     let chunks = encoded
         .codes
         .par_chunks_mut(ROWS * k)
@@ -40,8 +48,9 @@ pub(super) fn descend(
         .zip(weights.par_chunks(ROWS * k));
     chunks.for_each(|(((codes, fields), row_scale), weights)| {
         let mut rows = Rows { curvature, grid, group, weights, codes, fields, row_scale };
-        for _ in 0..rounds {
-            let moved = rows.round();
+        for round in 0..rounds {
+            let search = search.as_ref().filter(|_| round < SEARCHES);
+            let moved = rows.round(search, &inverses);
             if has_row_scale {
                 rows.refit_row_scales();
             }
@@ -80,8 +89,8 @@ impl Rows<'_> {
         values
     }
 
-    /// Goes over all groups once; whether anything changed.
-    fn round(&mut self) -> bool {
+    /// Goes over all groups once; whether anything changed. `inverses` are those of `A_GG`, for the search.
+    fn round(&mut self, search: Option<&TableSearch>, inverses: &[f32]) -> bool {
         let (k, group) = (self.curvature.width(), self.group);
         let (rows, groups) = (self.row_scale.len(), k / group);
         let mut errors: Vec<f32> = self.values().iter().zip(self.weights).map(|(v, w)| v - w).collect();
@@ -101,7 +110,7 @@ impl Rows<'_> {
                 if now.scale == 0.0 {
                     continue;
                 }
-                let mut local = Local {
+                let local = Local {
                     grid: self.grid,
                     form: &form,
                     gradient: &gradient[row * group..(row + 1) * group],
@@ -109,7 +118,12 @@ impl Rows<'_> {
                     start: errors[at..at + group].to_vec(),
                 };
                 let codes = &mut self.codes[at..at + group];
-                if let Some((new_field, new_codes)) = local.improve(*field, now, self.row_scale[row], codes) {
+                let row_scale = self.row_scale[row];
+                let searched = search.and_then(|s| {
+                    let inverse = &inverses[span.start * group..span.end * group];
+                    local.searched(s, inverse, row_scale)
+                });
+                if let Some((new_field, new_codes)) = local.improve(*field, now, row_scale, codes, searched) {
                     moved = true;
                     *field = new_field;
                     codes.copy_from_slice(&new_codes);
@@ -162,15 +176,24 @@ struct Local<'a> {
 impl Local<'_> {
     /// A field and codes with a lower error, if some are found.
     fn improve(
-        &mut self,
+        &self,
         field: u16,
         now: GroupScale,
         row_scale: f32,
         codes: &[u8],
+        searched: Option<(u16, Vec<f32>)>,
     ) -> Option<(u16, Vec<u8>)> {
         let mut best = self.with_codes(now, codes.to_vec());
         let mut best_field = field;
         let (mut scale, mut step) = (now, 0);
+        if let Some((other, ideal)) = searched.filter(|(other, _)| *other != field) {
+            let s = self.grid.group_scale(other, row_scale);
+            let nearest = ideal.iter().map(|w| self.grid.round(s.choice, w / s.scale).0).collect();
+            let tried = self.with_codes(s, nearest);
+            if tried.gain > best.gain {
+                (best, best_field, scale) = (tried, other, s);
+            }
+        }
         // The closed-form scale for the best codes so far, then codes for that scale, until neither moves.
         while step < 3 {
             step += 1;
@@ -188,6 +211,20 @@ impl Local<'_> {
         let margin = 1e-6 * self.start.iter().zip(self.gradient).map(|(e, g)| (e * g).abs()).sum::<f32>();
         (best.gain > margin && (best_field != field || best.codes != codes))
             .then_some((best_field, best.codes))
+    }
+
+    /// The values at which the quadratic is least, `values - gradient form⁻¹`, and the field a search finds for them.
+    fn searched(&self, search: &TableSearch, inverse: &[f32], row_scale: f32) -> Option<(u16, Vec<f32>)> {
+        let n = self.start.len();
+        let ideal: Vec<f32> = (0..n)
+            .map(|i| {
+                let step: f32 =
+                    inverse[i * n..(i + 1) * n].iter().zip(self.gradient).map(|(a, g)| a * g).sum();
+                self.targets[i] + self.start[i] - step
+            })
+            .collect();
+        let importance: Vec<f32> = (0..n).map(|i| self.form[i * n + i]).collect();
+        Some((search.field_of_group(&ideal, &importance, row_scale)?, ideal))
     }
 
     /// Goes over the codes at a given scale.

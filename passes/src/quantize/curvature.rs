@@ -8,6 +8,7 @@
 
 use attar_pass::{Error, ErrorKind, InputStatistics, Result};
 use faer::linalg::matmul::matmul;
+use faer::linalg::solvers::DenseSolveCore;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 
 /// The quadratic form of one linear input, and its factor in solve order.
@@ -93,6 +94,41 @@ impl Curvature {
     /// Row `i` of U, in solve order; zero before `i`.
     pub(super) fn factor_row(&self, i: usize) -> &[f32] {
         &self.factor[i * self.width()..(i + 1) * self.width()]
+    }
+
+    /// What a squared error in each column costs when all columns solved later make up for it as well as they can,
+    /// `1 / U_ii²`, relative to the mean over columns.
+    pub(super) fn importance(&self) -> Vec<f32> {
+        let mut importance = vec![0.0f32; self.width()];
+        for (i, column) in self.order.iter().enumerate() {
+            let u = f64::from(self.factor[i * self.width() + i]);
+            importance[*column] = (1.0 / (u * u)) as f32;
+        }
+        let mean = importance.iter().map(|v| f64::from(*v)).sum::<f64>() / importance.len().max(1) as f64;
+        importance.iter_mut().for_each(|v| *v = (f64::from(*v) / mean) as f32);
+        importance
+    }
+
+    /// Inverses of `A_GG` for all groups G of so many columns, one after the other.
+    pub(super) fn group_inverses(&self, group: usize) -> Vec<f32> {
+        let mut inverses = Vec::with_capacity(self.width() * group);
+        for start in (0..self.width()).step_by(group) {
+            let form = Mat::from_fn(group, group, |i, j| f64::from(self.row(start + i)[start + j]));
+            // A part of a positive definite matrix is one too; only rounding to f32 could have changed that.
+            match form.llt(Side::Lower) {
+                Ok(llt) => {
+                    let inverse = llt.inverse();
+                    inverses.extend((0..group * group).map(|at| inverse[(at / group, at % group)] as f32));
+                }
+                Err(_) => {
+                    let diagonal = |at: usize| {
+                        if at % (group + 1) == 0 { 1.0 / form[(at / group, at / group)] } else { 0.0 }
+                    };
+                    inverses.extend((0..group * group).map(|at| diagonal(at) as f32));
+                }
+            }
+        }
+        inverses
     }
 
     /// Rows `rows` of U from column `from` on, as a matrix.

@@ -132,12 +132,14 @@ impl QuantizeGptq {
         }
         let Suitable { format, n, k, reason } = suitable;
         let weights = cx.weights.read_f32(&subject.name)?;
-        let rounded = quantize_rtn::encode(format, *n, *k, true, &weights)?;
+        let rounded = quantize_rtn::encode(format, *n, *k, true, &weights, None)?;
         let plain_error = quantize_rtn::relative_rmse(&weights, &rounded);
         let solved = curvature.filter(|_| *format == self.format);
         let (encoded, outputs) = match solved {
             Some(curvature) => {
-                let solved = solve(curvature, &weights, rounded, self.rounds);
+                let importance = curvature.importance();
+                let first = quantize_rtn::encode(format, *n, *k, true, &weights, Some(&importance))?;
+                let solved = solve(curvature, &weights, rounded, first, self.rounds);
                 (solved.encoded, Some((solved.relative_error, solved.rounded_error, curvature.damping())))
             }
             None => (rounded, None),
@@ -185,13 +187,18 @@ pub struct Solved {
     pub rounded_error: f64,
 }
 
-/// Chooses codes for `weights` `[N, K]` under a curvature, starting from plainly rounded ones, whose scales are the
-/// first guess. No row is worse than it was under plain rounding.
-pub fn solve(curvature: &Curvature, weights: &[f32], rounded: Encoded, rounds: usize) -> Solved {
+/// Chooses codes for `weights` `[N, K]` under a curvature; the scales of `encoded` are the first guess. No row is worse than
+/// in `rounded`.
+pub fn solve(
+    curvature: &Curvature,
+    weights: &[f32],
+    rounded: Encoded,
+    mut encoded: Encoded,
+    rounds: usize,
+) -> Solved {
     let Some(grid) = CodeGrid::of(&rounded) else {
         return Solved { encoded: rounded, relative_error: 0.0, rounded_error: 0.0 };
     };
-    let mut encoded = rounded.clone();
     round_with_feedback(curvature, &grid, weights, &mut encoded);
     descend(curvature, &grid, weights, &mut encoded, rounds);
     let before = row_errors(curvature, weights, &rounded);

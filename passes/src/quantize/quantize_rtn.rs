@@ -4,6 +4,8 @@
 //! Scales of the table formats, `n2` to `n6`, are searched so that the squared error of a row is small, without knowledge
 //! of activations; see `scale_search.rs`. `w8` scales come from the largest magnitude of a group: its error is far below
 //! what matters.
+//! Where calibration is allowed, errors are weighed by the mean squares of the layer's inputs, layer by layer; elsewhere all
+//! columns count alike.
 //! Preconditions: weights are finite. Vectors (norm gains, biases) stay f32. A matrix whose K is no multiple of the
 //! format's group gets bf16 instead and the metrics say so; when it is named without a wildcard that is an error.
 //! Matrices an earlier step has encoded stay as they are.
@@ -11,13 +13,14 @@
 //! `w8`.
 //! Reference: Nagel et al. 2021, arXiv:2106.08295, section 3 (range setting by mean squared error).
 
+use super::linear_inputs::{Site, sites};
 use super::scale_search::{TableSearch, encode_w8_group};
 use attar_format::formats::{BF16, F32};
 use attar_format::{Encoded, FormatRef, PackedLayout, Value};
 use attar_ir::{Elem, Graph, TensorType};
 use attar_pass::{
-    Changed, Error, ErrorKind, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
-    Registered, Result, Subject,
+    Changed, Error, ErrorKind, InputStatistics, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx,
+    PassDecl, Phase, Registered, Result, Subject,
 };
 use rayon::prelude::*;
 
@@ -27,6 +30,7 @@ pub(super) const CODED_FORMATS: &[&str] = &["w8", "n6", "n5", "n4", "n3", "n2"];
 struct QuantizeRtn {
     format: FormatRef,
     search: bool,
+    importance: bool,
 }
 
 static DECL: PassDecl = PassDecl {
@@ -49,12 +53,17 @@ static DECL: PassDecl = PassDecl {
             kind: OptionKind::Bool { default: true },
             doc: "search scales with a small squared error (`n2` to `n6`); else take those that clip nothing",
         },
+        OptionDecl {
+            name: "importance",
+            kind: OptionKind::Bool { default: true },
+            doc: "weigh errors by how large the layer's inputs are, where calibration is allowed (`n2` to `n6`)",
+        },
     ],
     file: file!(),
     make: &|o: &Options| {
         let name = o.choice("format")?;
         let format = attar_format::by_name(name).unwrap_or(&F32);
-        Ok(Box::new(QuantizeRtn { format, search: o.bool("search")? }))
+        Ok(Box::new(QuantizeRtn { format, search: o.bool("search")?, importance: o.bool("importance")? }))
     },
 };
 
@@ -67,14 +76,26 @@ impl Pass for QuantizeRtn {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
         let subjects = cx.subjects(graph);
-        let size = |s: &Subject| elements(graph.ty(first_value(s)));
-        let total: u64 = subjects.iter().map(size).sum();
-        let sizes: Vec<u64> = subjects.iter().map(size).collect();
+        let size = |graph: &Graph, s: &Subject| elements(graph.ty(first_value(s)));
+        let total: u64 = subjects.iter().map(|s| size(graph, s)).sum();
+        let weighs = self.search && self.importance && self.format.table().is_some() && cx.is_calibrated();
+        let sites = if weighs { sites(graph, subjects) } else { vec![Site { inputs: Vec::new(), subjects }] };
         let mut done = 0;
-        for (subject, size) in subjects.iter().zip(sizes) {
-            cx.progress(&subject.name, done, total);
-            self.quantize(graph, cx, subject).map_err(|e| e.at_tensor(&subject.name))?;
-            done += size;
+        for site in sites {
+            let mut importance = None;
+            for subject in &site.subjects {
+                cx.progress(&subject.name, done, total);
+                let at_tensor = |e: Error| e.at_tensor(&subject.name);
+                let size = size(graph, subject);
+                if let Some(suitable) = suitable(self.format, cx, subject).map_err(at_tensor)? {
+                    if importance.is_none() && suitable.format == self.format {
+                        importance =
+                            site.statistics(graph, cx).map_err(at_tensor)?.map(|s| importance_of(&s));
+                    }
+                    self.quantize(graph, cx, subject, suitable, importance.as_deref()).map_err(at_tensor)?;
+                }
+                done += size;
+            }
         }
         cx.progress("", done, total);
         Ok(cx.changed())
@@ -90,15 +111,20 @@ pub(super) fn elements(ty: &TensorType) -> u64 {
 }
 
 impl QuantizeRtn {
-    fn quantize(&self, graph: &mut Graph, cx: &mut PassCx<'_>, subject: &Subject) -> Result<()> {
-        let Some(Suitable { format, n, k, reason }) = suitable(self.format, cx, subject)? else {
-            return Ok(());
-        };
+    fn quantize(
+        &self,
+        graph: &mut Graph,
+        cx: &mut PassCx<'_>,
+        subject: &Subject,
+        suitable: Suitable,
+        importance: Option<&[f32]>,
+    ) -> Result<()> {
+        let Suitable { format, n, k, reason } = suitable;
         if format == &F32 || !cx.rewrite(&subject.name) {
             return Ok(());
         }
         let weights = cx.weights.read_f32(&subject.name)?;
-        let encoded = encode(format, n, k, self.search, &weights)?;
+        let encoded = encode(format, n, k, self.search, &weights, importance)?;
         let error = relative_rmse(&weights, &encoded);
         let bytes = PackedLayout::new(format, n, k).map_or(0, |l| l.total_bytes());
         let name = cx.weights.set_encoded(&subject.name, &encoded)?;
@@ -120,6 +146,17 @@ impl QuantizeRtn {
         }
         Ok(())
     }
+}
+
+/// What a squared error in each column counts: the mean square of what the column meets, relative to the mean over all
+/// columns, and a little for what calibration has not seen.
+fn importance_of(statistics: &InputStatistics) -> Vec<f32> {
+    let squares = statistics.mean_squares();
+    let mean = squares.iter().map(|v| f64::from(*v)).sum::<f64>() / squares.len().max(1) as f64;
+    if mean <= 0.0 {
+        return vec![1.0; squares.len()];
+    }
+    squares.iter().map(|v| (f64::from(*v) / mean) as f32 + 0.01).collect()
 }
 
 /// What a matrix can be stored as.
@@ -172,7 +209,8 @@ pub(super) fn suitable(
     Ok(Some(Suitable { format: &BF16, n, k, reason: Some(reason) }))
 }
 
-/// Encodes a matrix `[n, k]`, `k` being a multiple of the format's group.
+/// Encodes a matrix `[n, k]`, `k` being a multiple of the format's group. `importance` says what a squared error in each
+/// column counts; only table formats heed it.
 ///
 /// # Errors
 /// [`ErrorKind::NotFinite`], [`ErrorKind::OutOfRange`].
@@ -182,6 +220,7 @@ pub(super) fn encode(
     k: usize,
     search: bool,
     weights: &[f32],
+    importance: Option<&[f32]>,
 ) -> Result<Encoded> {
     if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
         let kind = ErrorKind::NotFinite { value: weights[at], row: at / k, column: at % k };
@@ -216,9 +255,13 @@ pub(super) fn encode(
             let table_search = if search { table_search } else { table_search.plain() };
             let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
             let groups = out.groups();
+            let alike = vec![1.0; if importance.is_some() { 0 } else { k }];
+            let importance = importance.unwrap_or(&alike);
             let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
             rows.zip(out.row_scale.par_iter_mut()).zip(weights.par_chunks(k)).for_each(
-                |(((codes, fields), row_scale), w)| *row_scale = table_search.encode_row(w, codes, fields),
+                |(((codes, fields), row_scale), w)| {
+                    *row_scale = table_search.encode_row_weighted(w, importance, codes, fields);
+                },
             );
             out
         }

@@ -1,6 +1,7 @@
 //! Choosing scales and codes of one row of weights so that the squared error is small.
 //!
-//! Not a pass: the search that `quantize-rtn` uses, row by row and without knowledge of activations. Rows are
+//! Not a pass: the search that the quantizing passes share. Each column's squared error may have a weight, such as the mean
+//! square of what the column is multiplied with; without any, all count alike. Rows are
 //! independent and the arithmetic is a fixed sequence, so results do not depend on threads.
 //!
 //! Rows are divided by their largest magnitude first, so huge and tiny weights meet no overflow or underflow
@@ -112,6 +113,17 @@ impl TableSearch {
 
     /// Encodes a row of finite weights: codes one per byte, fields one per group. Returns the row scale.
     pub fn encode_row(&self, weights: &[f32], codes: &mut [u8], fields: &mut [u16]) -> f32 {
+        self.encode_row_weighted(weights, &vec![1.0; weights.len()], codes, fields)
+    }
+
+    /// As [`TableSearch::encode_row`], with a positive weight for the squared error of each column.
+    pub fn encode_row_weighted(
+        &self,
+        weights: &[f32],
+        importance: &[f32],
+        codes: &mut [u8],
+        fields: &mut [u16],
+    ) -> f32 {
         let largest = weights.iter().fold(0.0f32, |m, w| m.max(w.abs()));
         if largest < TINY {
             codes.fill(0);
@@ -119,7 +131,14 @@ impl TableSearch {
             return 0.0;
         }
         let row: Vec<f32> = weights.iter().map(|w| w / largest).collect();
-        let groups = row.as_chunks::<GROUP>().0;
+        let groups: Vec<Weighted> = row
+            .as_chunks()
+            .0
+            .iter()
+            .zip(importance.as_chunks().0)
+            .map(|(w, h)| Weighted::new(w, h))
+            .collect();
+        let groups = groups.as_slice();
         let mut chosen = self.choose(groups);
         if self.window > 0 {
             // The search is greedy in places; it must still never be worse than not searching.
@@ -133,15 +152,28 @@ impl TableSearch {
             let signed = scale * way.sign as i32;
             fields[g] = ((signed + self.bias) as u16) << self.choice_bits | way.choice;
             let inverse = way.sign / (chosen.unit * scale as f32);
-            for (code, w) in codes[g * GROUP..(g + 1) * GROUP].iter_mut().zip(group) {
+            for (code, w) in codes[g * GROUP..(g + 1) * GROUP].iter_mut().zip(&group.values) {
                 *code = if scale == 0 { 0 } else { way.codes[cell_of(w * inverse)] };
             }
         }
         chosen.unit * largest
     }
 
+    /// The field that suits one group best when the row's scale is given; `None` when that is zero.
+    pub fn field_of_group(&self, weights: &[f32], importance: &[f32], row_scale: f32) -> Option<u16> {
+        let ([weights], [importance]) = (weights.as_chunks().0, importance.as_chunks().0) else {
+            return None;
+        };
+        let group = Weighted::new(weights, importance);
+        let (free, best) = self.search_free(&group);
+        let (scale, way) = self.search_integer(&group, &free, best, row_scale);
+        let way = &self.ways[way];
+        let signed = scale * way.sign as i32;
+        (scale != 0).then_some(((signed + self.bias) as u16) << self.choice_bits | way.choice)
+    }
+
     /// The row scale, and an integer scale and way of reading for every group.
-    fn choose(&self, groups: &[[f32; GROUP]]) -> Chosen {
+    fn choose(&self, groups: &[Weighted]) -> Chosen {
         let mut top = 0.0f32;
         let mut free = Vec::with_capacity(groups.len());
         for group in groups {
@@ -155,9 +187,8 @@ impl TableSearch {
     }
 
     /// Best real-valued scale for each way of reading the group, and the best way.
-    fn search_free(&self, group: &[f32; GROUP]) -> (Vec<f32>, usize) {
-        let square: f32 = group.iter().map(|w| w * w).sum();
-        let (low, high) = group.iter().fold((0.0f32, 0.0f32), |(l, h), w| (l.min(*w), h.max(*w)));
+    fn search_free(&self, group: &Weighted) -> (Vec<f32>, usize) {
+        let (low, high) = group.values.iter().fold((0.0f32, 0.0f32), |(l, h), w| (l.min(*w), h.max(*w)));
         let (mut least, mut best) = (f32::INFINITY, 0);
         let mut scales = Vec::with_capacity(self.ways.len());
         for (i, way) in self.ways.iter().enumerate() {
@@ -168,7 +199,7 @@ impl TableSearch {
             if unclipped > 0.0 {
                 for fraction in &self.fractions {
                     let tried = unclipped * fraction;
-                    let error = way.error(group, square, tried);
+                    let error = way.error(group, tried);
                     if error < least_here {
                         (least_here, scale) = (error, tried);
                     }
@@ -183,17 +214,16 @@ impl TableSearch {
     }
 
     /// Best integer scale near the free ones, and the way of reading the group.
-    fn search_integer(&self, group: &[f32; GROUP], free: &[f32], best: usize, unit: f32) -> (i32, usize) {
-        let square: f32 = group.iter().map(|w| w * w).sum();
+    fn search_integer(&self, group: &Weighted, free: &[f32], best: usize, unit: f32) -> (i32, usize) {
         // A scale of zero makes the group zero; nothing worse is accepted.
-        let (mut least, mut chosen) = (square, (0, 0));
+        let (mut least, mut chosen) = (group.square, (0, 0));
         // Without a search the way stays the one whose unrounded scale was best.
         let ways = if self.window > 0 { 0..self.ways.len() } else { best..best + 1 };
         for i in ways {
             let middle = (free[i] / unit).round() as i32;
             let tried = (middle - self.window).max(1)..=(middle + self.window).min(self.max_scale);
             for scale in tried {
-                let error = self.ways[i].error(group, square, scale as f32 * unit);
+                let error = self.ways[i].error(group, scale as f32 * unit);
                 if error < least {
                     (least, chosen) = (error, (scale, i));
                 }
@@ -203,30 +233,49 @@ impl TableSearch {
     }
 
     /// Squared error of a row, term by term.
-    fn row_error(&self, groups: &[[f32; GROUP]], chosen: &Chosen) -> f64 {
+    fn row_error(&self, groups: &[Weighted], chosen: &Chosen) -> f64 {
         let mut total = 0.0f64;
         for (group, &(scale, way)) in groups.iter().zip(&chosen.scales) {
             let way = &self.ways[way];
             let real = chosen.unit * scale as f32 * way.sign;
-            for w in group {
+            for (w, h) in group.values.iter().zip(&group.importance) {
                 let value = if scale == 0 { 0.0 } else { real * way.values[cell_of(w / real)] };
-                total += f64::from(w - value) * f64::from(w - value);
+                total += f64::from(*h) * f64::from(w - value) * f64::from(w - value);
             }
         }
         total
     }
 }
 
+/// A group, and what an error in each of its weights counts.
+#[derive(Clone, Debug)]
+struct Weighted {
+    values: [f32; GROUP],
+    importance: [f32; GROUP],
+    /// Of the two above.
+    products: [f32; GROUP],
+    /// The error when all become zero.
+    square: f32,
+}
+
+impl Weighted {
+    fn new(values: &[f32; GROUP], importance: &[f32; GROUP]) -> Weighted {
+        let products: [f32; GROUP] = std::array::from_fn(|i| values[i] * importance[i]);
+        let square = values.iter().zip(&products).map(|(w, p)| w * p).sum();
+        Weighted { values: *values, importance: *importance, products, square }
+    }
+}
+
 impl Way {
-    /// Squared error of a group with squares summing to `square`, at a positive scale.
+    /// Squared error of a group at a positive scale.
     #[inline(always)]
-    fn error(&self, group: &[f32; GROUP], square: f32, scale: f32) -> f32 {
+    fn error(&self, group: &Weighted, scale: f32) -> f32 {
         let inverse = self.sign / scale;
         // One loop for each step and sums in fixed lanes, so that the compiler vectorises and the order of
         // additions does not depend on the machine.
         let (mut cells, mut values) = ([0u32; GROUP], [0.0f32; GROUP]);
         for i in 0..GROUP {
-            cells[i] = cell_of(group[i] * inverse) as u32;
+            cells[i] = cell_of(group.values[i] * inverse) as u32;
         }
         for i in 0..GROUP {
             values[i] = self.values[cells[i] as usize % CELLS];
@@ -234,12 +283,12 @@ impl Way {
         let (mut wt, mut tt) = ([0.0f32; LANES], [0.0f32; LANES]);
         for i in 0..GROUP / LANES {
             for lane in 0..LANES {
-                let (w, t) = (group[LANES * i + lane], values[LANES * i + lane]);
-                wt[lane] += w * t;
-                tt[lane] += t * t;
+                let (at, t) = (LANES * i + lane, values[LANES * i + lane]);
+                wt[lane] += group.products[at] * t;
+                tt[lane] += group.importance[at] * (t * t);
             }
         }
-        square - 2.0 * scale * self.sign * lane_sum(wt) + scale * scale * lane_sum(tt)
+        group.square - 2.0 * scale * self.sign * lane_sum(wt) + scale * scale * lane_sum(tt)
     }
 }
 

@@ -16,8 +16,8 @@ pub(crate) enum Operand<'a> {
     Index(&'a [i32]),
 }
 
-/// Evaluates a node of one output. `width` is the last dimension of each operand, `positions` that of the window's
-/// tokens, all of one sequence that begins at 0.
+/// Evaluates a node of one output. `widths` holds the last dimension of each operand; tokens are one sequence that begins at
+/// position 0.
 ///
 /// # Errors
 /// [`ErrorKind::Ir`] for an op that is not a core op, or an index out of range.
@@ -172,26 +172,18 @@ fn attention(
     let tokens = positions.len();
     let mut out = vec![0.0f32; q.len()];
     let mut scores = vec![0.0f32; QUERIES * tokens];
-    let strided = |m: &'_ [f32], heads: usize, head: usize| -> (usize, usize) {
-        debug_assert_eq!(m.len(), tokens * heads * width);
-        (head * width, heads * width)
-    };
     for head in 0..heads {
-        let (q_at, q_stride) = strided(q, heads, head);
-        let (k_at, k_stride) = strided(k, kv_heads, head / (heads / kv_heads));
+        let (q_at, q_stride) = (head * width, heads * width);
+        let (k_at, k_stride) = (head / (heads / kv_heads) * width, kv_heads * width);
         for first in (0..tokens).step_by(QUERIES) {
             let count = QUERIES.min(tokens - first);
             let seen = first + count;
             let from = op.window.map_or(0, |w| (first + 1).saturating_sub(w));
-            let part = |m: &'_ [f32], at: usize, stride: usize, rows: std::ops::Range<usize>| {
-                gathered(m, at, stride, rows, width)
-            };
-            let (queries, keys) = (part(q, q_at, q_stride, first..seen), part(k, k_at, k_stride, from..seen));
-            let values = part(v, k_at, k_stride, from..seen);
+            let queries = gathered(q, q_at, q_stride, first..seen, width);
+            let keys = gathered(k, k_at, k_stride, from..seen, width);
+            let values = gathered(v, k_at, k_stride, from..seen, width);
             let span = seen - from;
             let scores = &mut scores[..count * span];
-            let matrix = |m: &'_ [f32], rows: usize| -> (usize, usize) { (rows, m.len() / rows) };
-            debug_assert_eq!(matrix(&keys, span), (span, width));
             matmul(
                 MatMut::from_row_major_slice_mut(&mut *scores, count, span),
                 Accum::Replace,
