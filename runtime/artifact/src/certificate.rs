@@ -438,6 +438,7 @@ mod tests {
                 format: "n4".to_owned(),
                 bits_per_weight: 4.25,
                 relative_error: kld,
+                sensitivity: None,
             });
             prop_assert_eq!(Certificate::parse(&c.to_json().unwrap()).unwrap(), c);
         }
