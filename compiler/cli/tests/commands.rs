@@ -560,3 +560,96 @@ fn chat_answers_each_line() {
     let (first, second) = answers.split_at(answers.len() / 2);
     assert_eq!(first, second, "after /reset the same question has the same answer");
 }
+
+#[test]
+fn a_plan_foretells_the_size_of_the_artifact() {
+    let home = tempfile::tempdir().expect("a folder");
+    let model = tiny("smollm2");
+    let plan = |more: &[&str]| {
+        let arguments = [
+            &["plan", utf8(&model), "--formats", "n4,w8", "--prompt", "16", "--generate", "8"][..],
+            &["--repetitions", "1", "--json"],
+            more,
+        ];
+        let run = Command::new(env!("CARGO_BIN_EXE_attar"))
+            .args(arguments.concat())
+            .env("ATTAR_HOME", home.path())
+            .output()
+            .expect("attar starts");
+        assert!(run.status.success(), "{}", stderr(&run));
+        serde_json::from_slice::<Value>(&run.stdout).expect("JSON")
+    };
+    let r = plan(&["--price", "3.6", "--watts", "50"]);
+    for (i, format) in ["n4", "w8"].into_iter().enumerate() {
+        let row = &r["plans"][i];
+        assert_eq!(row["formats"], format);
+        let made = compiled(format);
+        let mut weights = made.report["sections"].as_array().expect("sections").iter();
+        let weights = weights.find(|s| s["name"] == "weights").map(|s| s["bytes"].clone());
+        assert_eq!(Some(row["weight_bytes"].clone()), weights);
+        // The certificate and the names of inputs are not foretold: some kilobytes, which count in so small a model.
+        let (planned, is) = (row["file_bytes"].as_f64(), made.report["artifact_bytes"].as_f64());
+        let (planned, is) = (planned.expect("a number"), is.expect("a number"));
+        assert!((planned - is).abs() < 40_000.0, "{format}: planned {planned}, is {is}");
+        let speed = row["tokens_per_second"].as_f64().expect("a number");
+        let cost = row["cost"]["generated"].as_f64().expect("a number");
+        assert!((cost * speed / 1e3 - 1.0).abs() < 1e-6, "{cost} at {speed}");
+        assert!(row["energy"]["generated_grams_co2"].as_f64() > Some(0.0));
+    }
+    // The second time nothing is measured.
+    assert_eq!(plan(&[])["plans"][0]["tokens_per_second"], r["plans"][0]["tokens_per_second"]);
+    let described = plan(&["--machine", "read=1,int8=1,f32=1"]);
+    assert!(described["plans"][0]["tokens_per_second"] != r["plans"][0]["tokens_per_second"]);
+
+    let said = failure(2, &["plan", utf8(&model), "--formats", "n4,q4_k"]);
+    assert!(said.contains("q4_k") && said.contains("n4"), "{said}");
+    let said = failure(2, &["plan", utf8(&model), "--context", "999999"]);
+    assert!(said.contains("--context 999999"), "{said}");
+}
+
+#[test]
+fn a_page_shows_several_artifacts_and_needs_nothing_else() {
+    let (a, b) = (compiled("n4"), compiled("w8"));
+    let other = b.folder.path().join("other <w8>.attar");
+    fs::rename(&b.artifact, &other).expect("renamed");
+    let page = a.folder.path().join("page.html");
+    text(&["inspect", &a.artifact, utf8(&other), "--speed", "--html", utf8(&page)]);
+    let html = fs::read_to_string(&page).expect("a page");
+    for part in [
+        "tiny.attar",
+        "other &lt;w8&gt;.attar",
+        "<svg",
+        "<polyline",
+        "layer 1",
+        "relative error",
+        "the faster",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
+    // No script, and nothing is fetched.
+    for part in ["<script", "http:", "https:", "@import", "<link"] {
+        assert!(!html.contains(part), "{part}");
+    }
+    assert!(failure(2, &["inspect", &a.artifact, "--speed"]).contains("--html"));
+    let nowhere = a.folder.path().join("no/page.html");
+    assert!(failure(3, &["inspect", &a.artifact, "--html", utf8(&nowhere)]).contains("page.html"));
+}
+
+#[test]
+fn an_artifact_is_made_again_byte_by_byte() {
+    let c = compiled("n4");
+    let model = tiny("smollm2");
+    for threads in ["1", "2"] {
+        let said = text(&["compile", utf8(&model), "--from", &c.artifact, "--check", "--threads", threads]);
+        assert!(said.contains("byte by byte"), "{said}");
+    }
+    let again = utf8(&c.folder.path().join("again.attar")).to_owned();
+    text(&["compile", utf8(&model), "--from", &c.artifact, "-o", &again]);
+    assert_eq!(fs::read(&again).expect("a file"), fs::read(&c.artifact).expect("a file"));
+
+    let other = tiny("llama2");
+    let said = failure(2, &["compile", utf8(&other), "--from", &c.artifact, "--check"]);
+    assert!(said.contains("--check") && said.contains("another file"), "{said}");
+    let said = failure(2, &["compile", utf8(&model), "--from", &c.artifact, "--check", "--kv", "f32"]);
+    assert!(said.contains("--kv"), "{said}");
+}

@@ -3,13 +3,13 @@
 use crate::error::{Error, Result};
 use attar_import::SourceFile;
 use attar_pass::Phase;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 /// A file that went into an artifact.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InputFile {
     /// File name without its folder, so that the artifact does not depend on where the checkpoint stood.
     pub name: String,

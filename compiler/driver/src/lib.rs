@@ -13,6 +13,7 @@ pub mod evaluate;
 mod events;
 mod inputs;
 mod memory;
+mod origin;
 mod package;
 pub mod pipeline;
 mod report;
@@ -28,10 +29,11 @@ pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};
 pub use events::Event;
 pub use inputs::InputFile;
+pub use origin::{Again, CalibrationKind, Origin, Remake, remake};
 pub use report::{
     CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
 };
-pub use session::{CompileOptions, Session, describe, registry};
+pub use session::{CompileOptions, Session, describe, describe_inputs, registry};
 pub use targets::resolve_targets;
 
 /// What artifacts name as their maker.

@@ -5,6 +5,7 @@ use crate::certify::{self, Certify, DEFAULT_WINDOWS, Reason, Subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::inputs::{InputFile, hash_files};
+use crate::origin::{CalibrationOrigin, CertificateOrigin, Origin};
 use crate::package::{self, Contents};
 use crate::pipeline::default_passes;
 use crate::report::{CompileReport, ModelReport, PhaseReport, SectionReport, TensorReport, by_format};
@@ -37,6 +38,15 @@ pub fn registry() -> Result<Registry> {
 pub fn describe(source: &Path) -> Result<ModelInfo> {
     let imported = attar_import::open(source);
     Ok(imported.map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?.model)
+}
+
+/// Names, sizes and hashes of the files of a checkpoint.
+///
+/// # Errors
+/// Those of importing it; when a file cannot be read.
+pub fn describe_inputs(source: &Path) -> Result<Vec<InputFile>> {
+    let imported = attar_import::open(source);
+    hash_files(&imported.map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?.source.files)
 }
 
 /// What to compile, how, and where to.
@@ -185,7 +195,7 @@ impl Session {
         };
         let mut calibrator = DriverCalibrator::new(subject, &self.options.calibration);
         let passes = self.run_passes(&mut graph, &mut weights, calibrator.as_mut(), &mut clock)?;
-        let calibration = calibrator.and_then(|c| c.description());
+        let calibration = calibrator.and_then(|c| c.origin());
         let mut report = self.report(&model, inputs, context_length);
         report.passes = passes.passes.into_iter().map(Into::into).collect();
         report.metrics = passes.metrics;
@@ -217,8 +227,7 @@ impl Session {
         }
 
         clock.advance(Phase::Package);
-        let recipe =
-            self.resolved_recipe(&report.inputs, &lower_options, context_length, calibration.as_deref());
+        let recipe = self.resolved_recipe(&report.inputs, kv, context_length, calibration)?;
         let contents = Contents {
             model: manifest_model(&model, context_length, &lower_options, &lowered),
             lowered: &lowered,
@@ -357,31 +366,30 @@ impl Session {
         }
     }
 
-    /// The recipe as it ran, and, as comments, everything else the bytes depend on.
+    /// The recipe as it ran, and everything else the bytes depend on.
     fn resolved_recipe(
         &self,
         inputs: &[InputFile],
-        options: &LowerOptions,
-        context_length: u32,
-        calibration: Option<&str>,
-    ) -> String {
-        let mut text = format!("# {}\n", crate::GENERATOR);
-        for i in inputs {
-            text.push_str(&format!("# input {:?} {} bytes blake3 {}\n", i.name, i.bytes, i.blake3));
-        }
-        let defaults = default_passes().join(", ");
-        let kv = match options.kv {
-            KvType::F32 => "f32",
-            KvType::F16 => "f16",
-            KvType::Int8 => "int8",
+        kv: KvType,
+        context: u32,
+        calibration: Option<CalibrationOrigin>,
+    ) -> Result<String> {
+        let text = match &self.options.certify {
+            Certify::No => None,
+            Certify::BuiltIn => Some(None),
+            Certify::Text { name, .. } => Some(Some(name.clone())),
         };
-        let targets = self.options.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
-        text.push_str(&format!("# default passes: {defaults}\n"));
-        if let Some(calibration) = calibration {
-            text.push_str(&format!("# {calibration}\n"));
-        }
-        text.push_str(&format!("# --target {targets} --kv {kv} --context {context_length}\n\n"));
-        text + &self.options.recipe.to_toml()
+        let origin = Origin {
+            by: crate::GENERATOR.to_owned(),
+            targets: self.options.targets.iter().map(|t| t.name().to_owned()).collect(),
+            kv,
+            context,
+            default_passes: default_passes().into_iter().map(str::to_owned).collect(),
+            calibration,
+            certificate: text.map(|text| CertificateOrigin { text, windows: self.options.certify_windows }),
+            inputs: inputs.to_vec(),
+        };
+        Ok(format!("{}\n{}", origin.to_toml()?, self.options.recipe.to_toml()))
     }
 
     fn report(&self, model: &ModelInfo, inputs: Vec<InputFile>, context_length: u32) -> CompileReport {

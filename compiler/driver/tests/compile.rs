@@ -72,7 +72,7 @@ fn every_architecture_compiles_for_every_target() {
         attar_ir::text::parse(&text(SectionKind::Graph)).expect("the graph's text parses");
         let recipe = text(SectionKind::Recipe);
         let input = if model.ends_with(".gguf") { "qwen3.gguf" } else { "config.json" };
-        assert!(recipe.contains(&format!("# input {input:?}")) && recipe.contains("blake3"), "{recipe}");
+        assert!(recipe.contains(&format!("name = {input:?}")) && recipe.contains("blake3"), "{recipe}");
         let again = Recipe::parse(&recipe, "recipe", &registry().expect("passes")).expect("parses");
         let preset = Recipe::parse(preset.recipe(), "preset", &registry().expect("passes")).expect("parses");
         assert_eq!(again, preset);

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `tensors` and `exclude` are globs over weight names; every other key is an option of the pass. Everything is
-//! checked on reading. [`Recipe::to_toml`] writes all defaults out: that text is kept in the artifact.
+//! checked on reading. A table `[made]` is passed over. [`Recipe::to_toml`] writes all defaults out: that text is kept in the artifact.
 
 use crate::decl::{Options, Value};
 use crate::error::{Error, ErrorKind, Result, nearest};
@@ -26,6 +26,9 @@ use toml::de::{DeTable, DeValue};
 pub struct Recipe {
     pub steps: Vec<Step>,
 }
+
+/// A table that artifacts put before their recipe, to say how they were made. It is not read here.
+const MADE: &str = "made";
 
 const STEP_KEYS: [&str; 3] = ["name", "tensors", "exclude"];
 
@@ -100,6 +103,9 @@ fn parse(text: &str, registry: &Registry) -> Result<Recipe> {
     })?;
     let mut recipe = Recipe::default();
     for (key, value) in root.get_ref() {
+        if key.get_ref() == MADE {
+            continue;
+        }
         if key.get_ref() != "pass" {
             let near = nearest(key.get_ref(), ["pass"]);
             let kind = ErrorKind::RecipeKey {

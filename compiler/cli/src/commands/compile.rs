@@ -1,6 +1,7 @@
 //! `attar compile MODEL`: a checkpoint becomes one artifact.
 
 use crate::calibration::CalibrationArgs;
+use crate::commands::remake;
 use crate::commands::run::read_text;
 use crate::failure::{Failure, Result};
 use crate::model::find_checkpoint;
@@ -8,13 +9,13 @@ use crate::quality;
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
-    CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
-    Session, registry, resolve_targets,
+    Again, CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
+    Remake, Session, registry, resolve_targets,
 };
 use attar_pass::{Fuel, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -38,6 +39,7 @@ Examples:
   attar compile model.gguf --recipe recipe.toml -o model.attar --json
   attar compile smollm2-135m --quantize n4 --certify wiki.valid.txt --certify-windows 40 -o smollm2.attar
   attar compile smollm2-135m --quantize n4 --no-certify -o smollm2.attar
+  attar compile smollm2-135m --from smollm2.attar --check
   attar compile smollm2-135m --quantize n4 --stop-after fuse --emit-ir ir/"
 )]
 pub struct Compile {
@@ -49,6 +51,13 @@ pub struct Compile {
     /// A file that says which passes run on which tensors
     #[arg(long, value_name = "FILE", group = "weights")]
     recipe: Option<PathBuf>,
+    /// Make this artifact again: its recipe, targets, context and cache, with MODEL as the checkpoint
+    #[arg(long, value_name = "ARTIFACT", group = "weights", conflicts_with_all = ["target", "context", "kv",
+        "calibration_windows", "calibration_context", "certify_windows", "no_certify", "stop_after"])]
+    from: Option<PathBuf>,
+    /// Compare the bytes with those of --from, and write nothing
+    #[arg(long, requires = "from", conflicts_with = "output")]
+    check: bool,
     #[command(flatten)]
     text: CalibrationArgs,
     /// Statistics of `attar calibrate` instead of text
@@ -58,7 +67,7 @@ pub struct Compile {
     #[arg(long, value_name = "TARGETS", value_delimiter = ',', default_value = "native")]
     target: Vec<String>,
     /// The artifact to write
-    #[arg(long, short, value_name = "FILE", required_unless_present = "stop_after")]
+    #[arg(long, short, value_name = "FILE", required_unless_present_any = ["stop_after", "check"])]
     output: Option<PathBuf>,
     /// Longest context in tokens (default: what the model was made for)
     #[arg(long, value_name = "N")]
@@ -153,6 +162,9 @@ impl Compile {
         let source = find_checkpoint(&self.model)?;
         let targets = resolve_targets(&self.target)?;
         let output = self.output.clone().unwrap_or_else(|| PathBuf::from("model.attar"));
+        if let Some(from) = &self.from {
+            return self.run_again(from, source, output, terminal);
+        }
         let mut calibration = self.text.options();
         if let Some(saved) = &self.calibration {
             calibration.source = CalibrationSource::Saved(saved.clone());
@@ -184,6 +196,39 @@ impl Compile {
             (None, Some(phase)) => terminal.line(format_args!("stopped after {phase}; nothing was written")),
             (None, None) => Ok(()),
         }
+    }
+
+    fn run_again(&self, from: &Path, source: PathBuf, output: PathBuf, terminal: Terminal) -> Result<()> {
+        let folder = if self.check { Some(tempfile::tempdir()?) } else { None };
+        let output = folder.as_ref().map_or(output, |f| f.path().join("again.attar"));
+        let text = match self.text.options().source {
+            CalibrationSource::File(file) => Some(file),
+            _ => None,
+        };
+        let certify = match self.certify()? {
+            Certify::Text { name, text } => Some((name, text)),
+            _ => None,
+        };
+        let again = Again { calibration: self.calibration.clone().or(text), certify };
+        let Remake { mut options, origin } =
+            remake::options(from, source, output.clone(), again, self.check, terminal)?;
+        options.threads = self.threads;
+        options.calibration.max_memory = self.text.options().max_memory;
+        options.emit_ir.clone_from(&self.emit_ir);
+        let report = compile(options, terminal, self.json)?;
+        let artifact = (!self.check).then_some(&output);
+        if self.check {
+            let same = remake::compare(from, &report, &output, &origin)?;
+            if !self.json {
+                return terminal.line(same);
+            }
+            terminal.note(same);
+        }
+        if self.json {
+            return terminal.json(&Report { artifact, report: &report });
+        }
+        terminal.line(render(&report))?;
+        terminal.line(format_args!("wrote {}", output.display()))
     }
 
     fn certify(&self) -> Result<Certify> {

@@ -13,4 +13,5 @@ pub mod passes;
 pub mod plan;
 pub mod pull;
 pub mod quickstart;
+mod remake;
 pub mod run;

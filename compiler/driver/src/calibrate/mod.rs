@@ -16,6 +16,7 @@ mod text;
 
 use crate::error::{Error, Result};
 use crate::inputs::InputFile;
+use crate::origin::{CalibrationKind, CalibrationOrigin};
 use attar_import::ModelInfo;
 use attar_ir::{Graph, ValueId, WeightStore};
 use attar_pass::{Calibrator, InputStatistics};
@@ -175,15 +176,21 @@ impl<'a> DriverCalibrator<'a> {
         wanted.then_some(DriverCalibrator { subject, options, state: State::Fresh })
     }
 
-    /// What the artifact depends on, for its recipe; `None` when no pass has asked.
-    pub(crate) fn description(&self) -> Option<String> {
-        match &self.state {
-            State::Fresh => None,
-            State::Running { run, text_hash } => {
-                Some(format!("calibration: {} tokens, blake3 {text_hash}", run.tokens()))
-            }
-            State::Saved(saved) => Some(format!("calibration: saved, text blake3 {}", saved.text_hash())),
-        }
+    /// What the artifact depends on; `None` when no pass has asked.
+    pub(crate) fn origin(&self) -> Option<CalibrationOrigin> {
+        let blake3 = match &self.state {
+            State::Fresh => return None,
+            State::Running { text_hash, .. } => text_hash.clone(),
+            State::Saved(saved) => saved.text_hash().to_owned(),
+        };
+        let source = match &self.options.source {
+            CalibrationSource::None => return None,
+            CalibrationSource::Sampled => CalibrationKind::Sampled,
+            CalibrationSource::File(_) => CalibrationKind::File,
+            CalibrationSource::Saved(_) => CalibrationKind::Saved,
+        };
+        let CalibrationOptions { windows, context, .. } = *self.options;
+        Some(CalibrationOrigin { source, windows, context, blake3 })
     }
 }
 
