@@ -201,7 +201,7 @@ fn results_do_not_depend_on_threads() {
 #[test]
 fn all_uses_of_a_tensor_change_and_vectors_stay() {
     let (mut g, mut weights) = model(64, normal(64 * 64, 1));
-    let report = quantize(Preset::N4.recipe(), &mut g, &mut weights).unwrap();
+    let report = quantize(&Preset::N4.recipe(), &mut g, &mut weights).unwrap();
     let elems: Vec<(String, Elem)> = attar_pass::graph_weights(&g)
         .iter()
         .flat_map(|s| s.nodes.iter().map(|n| (s.name.to_string(), *n)))
@@ -218,14 +218,14 @@ fn all_uses_of_a_tensor_change_and_vectors_stay() {
     assert_eq!(metric.values["bytes"], MetricValue::Count(64 + 4 * (64 + 64 + 64 * 32 / 4)));
 
     // Again: nothing is left to do, and nothing is quantized twice.
-    let again = quantize(Preset::N4.recipe(), &mut g, &mut weights).unwrap();
+    let again = quantize(&Preset::N4.recipe(), &mut g, &mut weights).unwrap();
     assert!(again.passes.iter().all(|p| p.rewrites == 0));
 }
 
 #[test]
 fn f32_leaves_everything_as_it_is() {
     let (mut g, mut weights) = model(64, normal(64 * 64, 1));
-    let report = quantize(Preset::F32.recipe(), &mut g, &mut weights).unwrap();
+    let report = quantize(&Preset::F32.recipe(), &mut g, &mut weights).unwrap();
     assert_eq!(report.passes[0].rewrites, 0);
     assert!(attar_pass::graph_weights(&g).iter().all(|s| weights.info(&s.name).unwrap().elem == Elem::F32));
 }

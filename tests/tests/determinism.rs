@@ -22,7 +22,7 @@ fn compiled(name: &str, preset: Preset) -> Compiled {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.attar");
     let recipe =
-        Recipe::parse(preset.recipe(), preset.name(), &registry().expect("passes")).expect("a preset");
+        Recipe::parse(&preset.recipe(), &preset.name(), &registry().expect("passes")).expect("a preset");
     let targets: Vec<Target> = Target::ALL.into_iter().filter(|t| t.runs_here()).collect();
     let names: Vec<String> = targets.iter().map(|t| t.name().to_owned()).collect();
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny").join(name);
@@ -125,5 +125,5 @@ fn w8_logits_depend_on_the_tokens_alone() {
 
 #[test]
 fn bf16_logits_depend_on_the_tokens_alone() {
-    property("llama3", Preset::Bf16);
+    property("llama3", Preset::BF16);
 }

@@ -78,7 +78,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 fn options(checkpoint: &Path, preset: Preset, out: &Path) -> CompileOptions {
-    options_with(checkpoint, preset.recipe(), out)
+    options_with(checkpoint, &preset.recipe(), out)
 }
 
 fn options_with(checkpoint: &Path, recipe: &str, out: &Path) -> CompileOptions {
@@ -322,7 +322,7 @@ fn threads_and_repetition_do_not_change_a_generation() {
 #[test]
 fn the_same_inputs_give_the_same_bytes() {
     let case = &cases()[0];
-    for preset in Preset::ALL {
+    for preset in Preset::all() {
         let folder = tempfile::tempdir().expect("a folder");
         let (first, second) = (folder.path().join("a.attar"), folder.path().join("deep/er/b.attar"));
         fs::create_dir_all(second.parent().expect("a parent")).expect("a folder");
@@ -477,7 +477,7 @@ fn smollm2_compressed_drifts_as_far_as_its_bits_allow() {
     let golden = smollm2_golden();
     // Largest mean KL divergence over the prompts' positions that still counts as the same model, from the measured
     // one with a factor of about three to spare.
-    for (preset, most) in [(Preset::Bf16, 0.0004), (Preset::W8, 0.025), (Preset::N4, 1.0)] {
+    for (preset, most) in [(Preset::BF16, 0.0004), (Preset::W8, 0.025), (Preset::N4, 1.0)] {
         let Some(reference) = smollm2(Preset::F32, 1) else { continue };
         let Some(model) = smollm2(preset, 1) else { continue };
         let (mut kl, mut same, mut count) = (0.0, 0, 0);

@@ -24,7 +24,7 @@ fn open(name: &str) -> Imported {
 
 fn compile(model: &mut Imported, preset: Preset, manager: &Manager) -> Report {
     let registry = Registry::new().unwrap();
-    let recipe = Recipe::parse(preset.recipe(), preset.name(), &registry).unwrap();
+    let recipe = Recipe::parse(&preset.recipe(), &preset.name(), &registry).unwrap();
     recipe.check_tensors(&model.graph).unwrap();
     let pipeline = Pipeline::new(&attar_compiler::pipeline::default_passes(), &recipe, &registry).unwrap();
     manager.run(&pipeline, &mut model.graph, &mut model.weights, &mut |_| {}).unwrap()
@@ -86,7 +86,7 @@ fn fused_graphs_mean_the_same_and_nothing_is_left_unfused() {
 #[test]
 fn presets_store_matrices_as_they_say() {
     for name in TINY {
-        for preset in Preset::ALL {
+        for preset in Preset::all() {
             let mut model = open(name);
             let before = logits(&model.graph, &model.weights);
             let report = compile(&mut model, preset, &Manager::default());
@@ -95,25 +95,28 @@ fn presets_store_matrices_as_they_say() {
             let square = |v: f64| v * v;
             let error: f64 = before.iter().zip(&after).map(|(a, b)| square(a - b)).sum();
             let drift = (error / before.iter().copied().map(square).sum::<f64>()).sqrt();
-            let most = match preset {
-                Preset::F32 => 0.0,
-                Preset::Bf16 => 0.03,
-                Preset::W8 => 0.1,
-                Preset::N4 => 0.8,
+            let most = match preset.layers.code_bits() {
+                32 => 0.0,
+                16 => 0.03,
+                8 => 0.1,
+                6 => 0.3,
+                5 => 0.5,
+                4 => 0.8,
+                _ => 2.0,
             };
             // Some checkpoints are in bf16 already.
-            let changes = matches!(preset, Preset::W8 | Preset::N4);
+            let changes = !preset.layers.is_uncompressed();
             assert!(drift <= most && (drift > 0.0 || !changes), "{name} as {}: {drift}", preset.name());
 
             for (id, w) in model.graph.weights() {
                 let of_head = w.name.contains("embed_tokens") || w.name.contains("lm_head");
                 let wanted = match (preset, w.ty.rank()) {
-                    (_, 1) => "f32",
-                    (Preset::N4, _) if of_head => "w8",
-                    _ => preset.name(),
+                    (_, 1) => &attar_format::formats::F32,
+                    _ if of_head => preset.rest,
+                    _ => preset.layers,
                 };
-                let k = w.ty.last().unwrap();
-                let wanted = if matches!(wanted, "n4" | "w8") && k % 32 != 0 { "bf16" } else { wanted };
+                let fits = w.ty.last().unwrap() % wanted.group == 0;
+                let wanted = if fits { wanted.name } else { "bf16" };
                 assert_eq!(w.ty.elem.name(), wanted, "{name}: {}", model.graph.describe(id));
             }
             for m in report.metrics.iter().filter(|m| m.values.contains_key("relative_rmse")) {
@@ -122,7 +125,11 @@ fn presets_store_matrices_as_they_say() {
                 let most = match format.as_str() {
                     "bf16" => 0.0025,
                     "w8" => 0.008,
-                    _ => 0.09,
+                    "n6" => 0.03,
+                    "n5" => 0.05,
+                    "n4" => 0.09,
+                    "n3" => 0.2,
+                    _ => 0.4,
                 };
                 assert!((error > 0.0 || format == "bf16") && error < most, "{name}: {m:?}");
             }

@@ -12,8 +12,7 @@ use attar_artifact::Artifact;
 use attar_artifact::manifest::{KvType, Model as Shape, SectionKind};
 use attar_artifact::program::StepSize;
 use attar_compiler::{CompileOptions, ModelInfo, Session, Target, registry};
-use attar_format::{FormatRef, formats};
-use attar_pass::Recipe;
+use attar_pass::{Preset, Recipe};
 use attar_runtime::{Model, OpenOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -22,60 +21,6 @@ use std::path::{Path, PathBuf};
 const ENOUGH: f64 = 160e6;
 /// What the runtime needs besides weights, cache and activations.
 const RUNTIME_BYTES: u64 = 15_000_000;
-
-/// Formats of the layers, and of embedding and head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mix {
-    pub layers: FormatRef,
-    pub rest: FormatRef,
-}
-
-impl Mix {
-    /// Reads `n4` (embedding and head as `--quantize` has them) or `n4/n6`.
-    ///
-    /// # Errors
-    /// An input failure that lists the formats.
-    pub fn parse(text: &str) -> Result<Mix> {
-        let format = |name: &str| {
-            attar_format::by_name(name).ok_or_else(|| {
-                let known: Vec<&str> = formats::ALL.iter().map(|f| f.name).collect();
-                Failure::input(format!(
-                    "--formats {text}: there is no format {name:?}; expected {}, or two of them as in n4/n6",
-                    known.join(", ")
-                ))
-            })
-        };
-        match text.split_once('/') {
-            Some((layers, rest)) => Ok(Mix { layers: format(layers)?, rest: format(rest)? }),
-            None => {
-                let layers = format(text)?;
-                let rest = if layers.is_uncompressed() { layers } else { &formats::W8 };
-                Ok(Mix { layers, rest })
-            }
-        }
-    }
-
-    /// `n4`, or `n4/n6` where embedding and head are not as by default.
-    pub fn name(&self) -> String {
-        let usual = if self.layers.is_uncompressed() { self.layers } else { &formats::W8 };
-        if self.rest == usual {
-            self.layers.name.to_owned()
-        } else {
-            format!("{}/{}", self.layers.name, self.rest.name)
-        }
-    }
-
-    fn recipe(&self) -> Result<Recipe> {
-        let Mix { layers, rest } = self;
-        let text = format!(
-            "[[pass]]\nname = \"quantize-rtn\"\ntensors = [\"model.layers.*\"]\nformat = \"{}\"\nsearch = false\n\n\
-             [[pass]]\nname = \"quantize-rtn\"\nexclude = [\"model.layers.*\"]\nformat = \"{}\"\nsearch = false\n",
-            layers.name, rest.name
-        );
-        Recipe::parse(&text, "a plan", &registry()?)
-            .map_err(|e| Failure::bug(format!("recipe of a plan: {e}")))
-    }
-}
 
 /// What is to be planned.
 #[derive(Clone, Debug)]
@@ -153,7 +98,7 @@ pub fn layer_weights(model: &ModelInfo) -> u64 {
 }
 
 /// Layers of the sketches that stand for a model of `layers` layers with `weights` weights in that format.
-fn sketch_layers(layers: usize, weights: u64, mix: Mix) -> Vec<usize> {
+fn sketch_layers(layers: usize, weights: u64, mix: Preset) -> Vec<usize> {
     let bytes = weights as f64 / layers as f64 * mix.layers.bits_per_weight() / 8.0;
     let enough = (ENOUGH / bytes.max(1.0)).ceil().max(2.0);
     if enough >= layers as f64 { vec![layers] } else { vec![(enough as usize).div_ceil(2), enough as usize] }
@@ -165,7 +110,7 @@ fn sketch_layers(layers: usize, weights: u64, mix: Mix) -> Vec<usize> {
 /// Those of the compiler and the engine; when no temporary folder can be made.
 pub fn profile(
     question: &Question,
-    mix: Mix,
+    mix: Preset,
     model: &ModelInfo,
     cache: Option<&Path>,
     mut progress: impl FnMut(&str),
@@ -180,7 +125,7 @@ pub fn profile(
         let path = folder.path().join("sketch.attar");
         let mut options = CompileOptions::new(
             question.source.clone(),
-            mix.recipe()?,
+            rough_recipe(mix)?,
             question.targets.clone(),
             path.clone(),
         );
@@ -203,6 +148,11 @@ pub fn profile(
         std::fs::rename(&temporary, path)?;
     }
     Ok(profile)
+}
+
+fn rough_recipe(mix: Preset) -> Result<Recipe> {
+    let parsed = Recipe::parse(&mix.rough_recipe(), "a plan", &registry()?);
+    parsed.map_err(|e| Failure::bug(format!("recipe of a plan: {e}")))
 }
 
 fn measure(question: &Question, artifact: Artifact, path: &Path, layers: usize) -> Result<Sample> {
@@ -237,7 +187,7 @@ fn measure(question: &Question, artifact: Artifact, path: &Path, layers: usize) 
 
 impl Profile {
     /// What the whole model would give, with a cache for `context` tokens.
-    pub fn predict(&self, mix: Mix, model: &ModelInfo, question: &Question, context: u64) -> Prediction {
+    pub fn predict(&self, mix: Preset, model: &ModelInfo, question: &Question, context: u64) -> Prediction {
         let layers = model.layers;
         let line = |value: &dyn Fn(&Sample) -> f64| match &self.samples[..] {
             [] => 0.0,
@@ -274,7 +224,7 @@ impl Profile {
 ///
 /// # Errors
 /// When there is no cache folder.
-pub fn cache_path(question: &Question, model: &ModelInfo, mix: Mix) -> Result<PathBuf> {
+pub fn cache_path(question: &Question, model: &ModelInfo, mix: Preset) -> Result<PathBuf> {
     let targets: Vec<&str> = question.targets.iter().map(|t| t.name()).collect();
     let all = format!(
         "{} {} {:?} {model:?} {:?} {} {targets:?} {} {} {}",
@@ -357,7 +307,7 @@ impl Machine {
         &self,
         model: &ModelInfo,
         profile: &Profile,
-        mix: Mix,
+        mix: Preset,
         predicted: &Prediction,
         question: &Question,
     ) -> (f64, f64) {
@@ -405,17 +355,6 @@ mod tests {
     }
 
     #[test]
-    fn mixes_are_named_as_they_are_written() {
-        for text in ["n4", "w8", "bf16", "n4/n6", "n3/n4", "f32"] {
-            assert_eq!(Mix::parse(text).unwrap().name(), text);
-        }
-        assert_eq!(Mix::parse("n4/w8").unwrap().name(), "n4");
-        for text in ["", "q4", "n4/", "n4/n5/n6"] {
-            assert!(Mix::parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn machines_need_their_numbers() {
         let m = Machine::parse("read=60,int8=900,f32=230").unwrap();
         assert_eq!((m.read, m.int8, m.f32, m.launch), (60e9, 900e9, 230e9, 2e-6));
@@ -428,11 +367,11 @@ mod tests {
 
     #[test]
     fn small_models_are_sketched_whole_and_large_ones_twice_in_part() {
-        let n4 = Mix::parse("n4").unwrap();
+        let n4 = Preset::by_name("n4").unwrap();
         assert_eq!(sketch_layers(30, 106_000_000, n4), [30]);
         assert_eq!(sketch_layers(32, 7_000_000_000, n4), [1, 2]);
         assert_eq!(sketch_layers(1, 218_000_000, n4), [1]);
-        assert_eq!(sketch_layers(30, 106_000_000, Mix::parse("f32").unwrap()), [6, 12]);
+        assert_eq!(sketch_layers(30, 106_000_000, Preset::by_name("f32").unwrap()), [6, 12]);
     }
 
     #[test]
@@ -476,7 +415,7 @@ mod tests {
             context: 0,
             repetitions: 1,
         };
-        let p = profile.predict(Mix::parse("n4").unwrap(), &model, &question, 64);
+        let p = profile.predict(Preset::by_name("n4").unwrap(), &model, &question, 64);
         assert_eq!((p.file_bytes, p.weight_bytes, p.bits_per_weight), (200, 140, 4.0));
         assert_eq!((p.prompt_tokens_per_second, p.tokens_per_second), (Some(4.0), Some(1.0 / 3.0)));
         // 2 of keys and values, 10 layers, 3 KV heads, 64 elements of 2 bytes, 64 tokens.

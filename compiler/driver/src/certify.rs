@@ -135,7 +135,7 @@ pub(crate) fn certify(subject: &Subject<'_>, clock: &mut Clock<'_, '_>) -> Resul
                 bytes: text.len() as u64,
                 tokens,
             };
-            Ok(Ok(certificate(subject.report, text, target, reference, &comparison)))
+            Ok(Ok(certificate(subject.report, text, target, &reference, &comparison)))
         }
         // A model that cannot read text at all can still be compiled.
         Err(e) if !given && unmeasurable(&e) => Ok(Err(Reason::plain(&e.to_string()))),
@@ -157,7 +157,7 @@ fn measure(
     subject: &Subject<'_>,
     text: &str,
     clock: &mut Clock<'_, '_>,
-) -> Result<(u64, String, &'static str, Comparison)> {
+) -> Result<(u64, String, String, Comparison)> {
     let options = subject.options;
     let fail = |e: evaluate::Error| Error::new(Phase::Certify, ErrorKind::Evaluate(e));
     let model = open(subject.path, options).map_err(fail)?;
@@ -200,7 +200,7 @@ fn is_exact(manifest: &Manifest, kv: KvType) -> bool {
 fn reference(options: &CompileOptions, model: &Model, clock: &mut Clock<'_, '_>) -> Result<(Preset, Model)> {
     let preset = reference_preset(&options.source)?;
     let bug = |problem: String| Error::new(Phase::Certify, ErrorKind::Bug { problem });
-    let recipe = Recipe::parse(preset.recipe(), preset.name(), &registry()?)?;
+    let recipe = Recipe::parse(&preset.recipe(), &preset.name(), &registry()?)?;
     // Where prompts have kernels of less exact arithmetic, the reference uses those of the level below.
     let measured = Target::by_name(model.target());
     let target = measured
@@ -247,7 +247,7 @@ fn reference_preset(source: &Path) -> Result<Preset> {
         attar_import::open(source).map_err(|e| Error::new(Phase::Certify, ErrorKind::Import(e)))?;
     let weights = &imported.weights;
     let mut matrices = weights.names().filter_map(|n| weights.info(n).ok()).filter(|i| i.shape.len() > 1);
-    Ok(if matrices.all(|i| i.stored_as.eq_ignore_ascii_case("bf16")) { Preset::Bf16 } else { Preset::F32 })
+    Ok(if matrices.all(|i| i.stored_as.eq_ignore_ascii_case("bf16")) { Preset::BF16 } else { Preset::F32 })
 }
 
 fn certificate(

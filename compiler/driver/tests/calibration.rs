@@ -22,7 +22,7 @@ fn calibration(source: CalibrationSource) -> CalibrationOptions {
 
 fn options(model: &str, source: CalibrationSource, out: &Path) -> CompileOptions {
     let registry = registry().expect("passes");
-    let recipe = Recipe::parse(Preset::N4.calibrated_recipe(), "preset", &registry).expect("a recipe");
+    let recipe = Recipe::parse(&Preset::N4.calibrated_recipe(), "preset", &registry).expect("a recipe");
     let targets = resolve_targets(&["native".to_owned()]).expect("targets");
     let mut options = CompileOptions::new(tiny(model), recipe, targets, out.to_owned());
     options.calibration = calibration(source);

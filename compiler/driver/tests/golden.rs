@@ -70,7 +70,7 @@ fn golden(file: &Path) -> Golden {
 fn runner(model: &Path, preset: Preset, kernels: Kernels) -> HostRunner {
     let mut imported = attar_import::open(model).expect("imports");
     let registry = registry().expect("passes");
-    let recipe = Recipe::parse(preset.recipe(), "preset", &registry).expect("a recipe");
+    let recipe = Recipe::parse(&preset.recipe(), "preset", &registry).expect("a recipe");
     let pipeline = Pipeline::new(&pipeline::default_passes(), &recipe, &registry).expect("a pipeline");
     let (graph, weights) = (&mut imported.graph, &mut imported.weights);
     Manager::default().run(&pipeline, graph, weights, &mut |_| {}).expect("passes run");
@@ -140,7 +140,7 @@ fn compressed_weights_drift_but_do_not_break() {
     };
     let scale =
         (golden.last_logits.iter().map(|v| v * v).sum::<f64>() / golden.last_logits.len() as f64).sqrt();
-    let (bf16, w8, n4) = (error(Preset::Bf16), error(Preset::W8), error(Preset::N4));
+    let (bf16, w8, n4) = (error(Preset::BF16), error(Preset::W8), error(Preset::N4));
     assert!(bf16 < 0.02 * scale, "bf16 drifts by {bf16} of {scale}");
     // These seeded models amplify: int8 activations cost as much as 8-bit weights, and both show.
     assert!(w8 < 0.1 * scale, "w8 drifts by {w8} of {scale}");

@@ -221,7 +221,11 @@ impl fmt::Display for ErrorKind {
                 did_you_mean(f, nearest)
             }
             ErrorKind::UnknownPreset { name, nearest } => {
-                write!(f, "no preset is called {name}; there are {}", crate::Preset::names().join(", "))?;
+                write!(
+                    f,
+                    "no preset is called {name}; there are {}, and two of them as in n4/n6",
+                    attar_format::formats::ALL.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
+                )?;
                 did_you_mean(f, nearest)
             }
             ErrorKind::UnknownOption { pass, name, nearest, known } => {

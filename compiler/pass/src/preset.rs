@@ -1,37 +1,51 @@
-//! Presets: the recipes behind `--quantize f32|bf16|w8|n4`.
+//! Presets: the recipes behind `--quantize`, a format for the layers and one for embedding and head.
 
 use crate::error::{Error, ErrorKind, Result, nearest};
+use attar_format::{FormatRef, formats};
 
-/// A named recipe.
+/// Formats of all matrices. Layers come first in names: `n4/n6`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preset {
-    /// As in the checkpoint, in 32 bits.
-    F32,
-    /// All matrices in bf16.
-    Bf16,
-    /// All matrices in w8.
-    W8,
-    /// Layers in n4, embedding and head in w8: they are the most sensitive tensors.
-    N4,
+pub struct Preset {
+    /// Of the matrices within layers.
+    pub layers: FormatRef,
+    /// Of embedding and head, which are the most sensitive matrices.
+    pub rest: FormatRef,
 }
 
 impl Preset {
-    /// All presets, largest artifacts first.
-    pub const ALL: [Preset; 4] = [Preset::F32, Preset::Bf16, Preset::W8, Preset::N4];
+    /// As in the checkpoint, in 32 bits.
+    pub const F32: Preset = Preset { layers: &formats::F32, rest: &formats::F32 };
+    /// All matrices in bf16.
+    pub const BF16: Preset = Preset { layers: &formats::BF16, rest: &formats::BF16 };
+    /// All matrices in w8.
+    pub const W8: Preset = Preset { layers: &formats::W8, rest: &formats::W8 };
+    /// Layers in n4, embedding and head in w8.
+    pub const N4: Preset = Preset { layers: &formats::N4, rest: &formats::W8 };
 
-    /// Name as `--quantize` takes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Preset::F32 => "f32",
-            Preset::Bf16 => "bf16",
-            Preset::W8 => "w8",
-            Preset::N4 => "n4",
-        }
+    /// The preset of a format of the layers. Embedding and head are kept as they are where layers are; in w8 beside formats of
+    /// four bits and more; in two bits and more above the layers beside smaller ones, where w8 would be half the file.
+    pub fn of(layers: FormatRef) -> Preset {
+        let rest = match layers.name {
+            _ if layers.is_uncompressed() => layers,
+            "n3" => &formats::N6,
+            "n2" => &formats::N5,
+            _ => &formats::W8,
+        };
+        Preset { layers, rest }
     }
 
-    /// Names of all presets.
-    pub fn names() -> [&'static str; 4] {
-        Preset::ALL.map(Preset::name)
+    /// One preset for every format, in the order of the formats.
+    pub fn all() -> impl Iterator<Item = Preset> {
+        formats::ALL.iter().map(|f| Preset::of(f))
+    }
+
+    /// Name as `--quantize` takes it: the format of the layers, and the other one where it is not the usual one.
+    pub fn name(&self) -> String {
+        if *self == Preset::of(self.layers) {
+            self.layers.name.to_owned()
+        } else {
+            format!("{}/{}", self.layers.name, self.rest.name)
+        }
     }
 
     /// The preset of that name.
@@ -39,36 +53,63 @@ impl Preset {
     /// # Errors
     /// [`ErrorKind::UnknownPreset`].
     pub fn by_name(name: &str) -> Result<Preset> {
-        Preset::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
-            Error::new(ErrorKind::UnknownPreset {
-                name: name.to_owned(),
-                nearest: nearest(name, Preset::names()),
+        let format = |part: &str| {
+            attar_format::by_name(part).ok_or_else(|| {
+                let nearest = nearest(part, formats::ALL.iter().map(|f| f.name));
+                Error::new(ErrorKind::UnknownPreset { name: name.to_owned(), nearest })
             })
-        })
+        };
+        match name.split_once('/') {
+            None => format(name).map(Preset::of),
+            Some((layers, rest)) => Ok(Preset { layers: format(layers)?, rest: format(rest)? }),
+        }
     }
 
     /// The recipe it stands for where calibration is allowed: codes of few bits are chosen by what the layers' inputs
     /// are like.
-    pub fn calibrated_recipe(self) -> &'static str {
-        match self {
-            Preset::N4 => {
-                "[[pass]]\nname = \"quantize-gptq\"\ntensors = [\"model.layers.*\"]\nformat = \"n4\"\n\n\
-                 [[pass]]\nname = \"quantize-rtn\"\nexclude = [\"model.layers.*\"]\nformat = \"w8\"\n"
-            }
-            Preset::F32 | Preset::Bf16 | Preset::W8 => self.recipe(),
-        }
+    pub fn calibrated_recipe(&self) -> String {
+        let pass =
+            |format: FormatRef| if format.table().is_some() { "quantize-gptq" } else { "quantize-rtn" };
+        self.recipe_with(pass(self.layers), pass(self.rest), "")
     }
 
     /// The recipe it stands for without calibration.
-    pub fn recipe(self) -> &'static str {
-        match self {
-            Preset::F32 => "[[pass]]\nname = \"quantize-rtn\"\nformat = \"f32\"\n",
-            Preset::Bf16 => "[[pass]]\nname = \"quantize-rtn\"\nformat = \"bf16\"\n",
-            Preset::W8 => "[[pass]]\nname = \"quantize-rtn\"\nformat = \"w8\"\n",
-            Preset::N4 => {
-                "[[pass]]\nname = \"quantize-rtn\"\ntensors = [\"model.layers.*\"]\nformat = \"n4\"\n\n\
-                 [[pass]]\nname = \"quantize-rtn\"\nexclude = [\"model.layers.*\"]\nformat = \"w8\"\n"
-            }
+    pub fn recipe(&self) -> String {
+        self.recipe_with("quantize-rtn", "quantize-rtn", "")
+    }
+
+    /// The same without a search for scales: as large and as fast, and quickly made.
+    pub fn rough_recipe(&self) -> String {
+        self.recipe_with("quantize-rtn", "quantize-rtn", "search = false\n")
+    }
+
+    fn recipe_with(&self, layers: &str, rest: &str, options: &str) -> String {
+        let Preset { layers: format, rest: other } = self;
+        if (format, layers) == (other, rest) {
+            return format!("[[pass]]\nname = \"{layers}\"\nformat = \"{}\"\n{options}", format.name);
+        }
+        format!(
+            "[[pass]]\nname = \"{layers}\"\ntensors = [\"model.layers.*\"]\nformat = \"{}\"\n{options}\n\
+             [[pass]]\nname = \"{rest}\"\nexclude = [\"model.layers.*\"]\nformat = \"{}\"\n{options}",
+            format.name, other.name
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_named_as_they_are_written() {
+        for preset in Preset::all() {
+            assert_eq!(Preset::by_name(&preset.name()).unwrap(), preset);
+            assert_eq!(preset.name(), preset.layers.name);
+        }
+        assert_eq!(Preset::by_name("n4/w8").unwrap(), Preset::N4);
+        assert_eq!(Preset::by_name("n4/n6").unwrap().name(), "n4/n6");
+        for wrong in ["", "q4", "n4/", "n4/n5/n6", "/n4"] {
+            assert!(Preset::by_name(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -130,9 +130,6 @@ fn globs_must_match_the_model() {
 
 #[test]
 fn presets_have_names() {
-    for p in Preset::ALL {
-        assert_eq!(Preset::by_name(p.name()).unwrap(), p);
-    }
     let e = Preset::by_name("bf61").unwrap_err();
     assert!(e.to_string().contains("did you mean bf16?"), "{e}");
 }

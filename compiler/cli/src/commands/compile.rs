@@ -45,9 +45,9 @@ Examples:
 pub struct Compile {
     /// The checkpoint
     model: String,
-    /// What happens to the weights
-    #[arg(long, value_name = "FORMAT", group = "weights")]
-    quantize: Option<Quantize>,
+    /// What happens to the weights: a format of the layers, or two with that of embedding and head, as in n4/n6
+    #[arg(long, value_name = "FORMAT", group = "weights", value_parser = preset)]
+    quantize: Option<Preset>,
     /// A file that says which passes run on which tensors
     #[arg(long, value_name = "FILE", group = "weights")]
     recipe: Option<PathBuf>,
@@ -102,27 +102,6 @@ pub struct Compile {
     /// Print a report as JSON
     #[arg(long)]
     json: bool,
-}
-
-/// Values of `--quantize`: the presets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Quantize {
-    F32,
-    Bf16,
-    W8,
-    N4,
-}
-
-impl Quantize {
-    /// The preset behind the name.
-    pub fn preset(self) -> Preset {
-        match self {
-            Quantize::F32 => Preset::F32,
-            Quantize::Bf16 => Preset::Bf16,
-            Quantize::W8 => Preset::W8,
-            Quantize::N4 => Preset::N4,
-        }
-    }
 }
 
 /// Values of `--kv`.
@@ -248,11 +227,15 @@ impl Compile {
                 let text = read_text(file)?;
                 Ok(Recipe::parse(&text, &file.display().to_string(), &registry()?)?)
             }
-            (None, Some(q)) if calibrated => recipe_of(q.preset(), q.preset().calibrated_recipe()),
-            (None, Some(q)) => preset_recipe(q.preset()),
+            (None, Some(q)) if calibrated => recipe_of(q, &q.calibrated_recipe()),
+            (None, Some(q)) => preset_recipe(q),
             (None, None) => Err(Failure::input("give --quantize or --recipe")),
         }
     }
+}
+
+fn preset(text: &str) -> std::result::Result<Preset, String> {
+    Preset::by_name(text).map_err(|e| e.to_string())
 }
 
 /// The recipe of a preset that knows nothing of activations.
@@ -260,11 +243,11 @@ impl Compile {
 /// # Errors
 /// A bug when the preset's own text does not parse.
 pub fn preset_recipe(preset: Preset) -> Result<Recipe> {
-    recipe_of(preset, preset.recipe())
+    recipe_of(preset, &preset.recipe())
 }
 
 fn recipe_of(preset: Preset, text: &str) -> Result<Recipe> {
-    let parsed = Recipe::parse(text, preset.name(), &registry()?);
+    let parsed = Recipe::parse(text, &preset.name(), &registry()?);
     parsed.map_err(|e| Failure::bug(format!("preset {}: {e}", preset.name())))
 }
 

@@ -3,9 +3,10 @@
 use crate::commands::compile::Kv;
 use crate::failure::{Failure, Result};
 use crate::model::find_checkpoint;
-use crate::plan::{Machine, Mix, Prediction, Question, cache_path, profile};
+use crate::plan::{Machine, Prediction, Question, cache_path, profile};
 use crate::terminal::{Terminal, bytes_text, table};
 use attar_compiler::{describe, resolve_targets};
+use attar_pass::Preset;
 use clap::Args;
 use serde::Serialize;
 
@@ -128,7 +129,8 @@ impl Plan {
     /// Those of the importer, the compiler and the engine; an input failure for options that make no sense.
     pub fn run(&self, terminal: Terminal) -> Result<()> {
         self.check()?;
-        let mixes = self.formats.iter().map(|f| Mix::parse(f)).collect::<Result<Vec<_>>>()?;
+        let mixes = self.formats.iter().map(|f| Preset::by_name(f));
+        let mixes = mixes.collect::<attar_pass::Result<Vec<_>>>()?;
         let machine = self.machine.as_deref().map(Machine::parse).transpose()?;
         let source = find_checkpoint(&self.model)?;
         let model = describe(&source)?;

@@ -86,7 +86,7 @@ pub(crate) fn windows_of_model(
 /// Compiles the model for this machine and opens it.
 fn compiled(source: &Path, path: &Path) -> std::result::Result<Model, String> {
     let registry = crate::registry().map_err(|e| e.to_string())?;
-    let recipe = Recipe::parse(Preset::W8.recipe(), "w8", &registry).map_err(|e| e.to_string())?;
+    let recipe = Recipe::parse(&Preset::W8.recipe(), "w8", &registry).map_err(|e| e.to_string())?;
     let targets = resolve_targets(&["native".to_owned()]).map_err(|e| e.to_string())?;
     let options = CompileOptions::new(source.to_owned(), recipe, targets, path.to_owned());
     Session::new(options).and_then(|s| s.run(&mut |_| {})).map_err(|e| e.to_string())?;
