@@ -4,6 +4,7 @@
 //! same checkpoint compiled with weights that keep all it holds, f32 activations and an f32 cache, into a temporary
 //! artifact. What is measured depends on the artifact, the text and the target, not on time or threads.
 
+use crate::calibrate::CalibrationSource;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evaluate::{self, Comparison, Windows};
 use crate::events::Event;
@@ -75,7 +76,7 @@ pub(crate) struct Subject<'a> {
 /// Refuses before the compile what could not be certified after it.
 ///
 /// # Errors
-/// A text was given but no target runs here.
+/// A text was given but no target runs here, or it is the one that the model is calibrated on.
 pub(crate) fn check(options: &CompileOptions) -> Result<()> {
     if options.certify_windows == 0 {
         return Err(Error::option("--certify-windows", "must be 1 or more"));
@@ -85,6 +86,16 @@ pub(crate) fn check(options: &CompileOptions) -> Result<()> {
         let problem = format!(
             "no code for {} runs on this machine, so nothing can be measured; add --target native, or leave it out",
             names.join(", ")
+        );
+        return Err(Error::option("--certify", problem));
+    }
+    // A file that cannot be read is calibration's affair to tell.
+    if let (Certify::Text { name, text }, CalibrationSource::File(path)) =
+        (&options.certify, &options.calibration.source)
+        && std::fs::read(path).is_ok_and(|bytes| bytes == text.as_bytes())
+    {
+        let problem = format!(
+            "{name} is also what the model is calibrated on, so it would say too little of other texts; give another"
         );
         return Err(Error::option("--certify", problem));
     }

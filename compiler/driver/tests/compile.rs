@@ -3,7 +3,8 @@
 use attar_artifact::manifest::{KvType, SectionKind};
 use attar_artifact::{Artifact, Verify};
 use attar_compiler::{
-    Certify, CompileOptions, CompileReport, Error, Family, HELD_OUT_TEXT, Phase, Session, Target, registry,
+    CalibrationSource, Certify, CompileOptions, CompileReport, Error, Family, HELD_OUT_TEXT, Phase, Session,
+    Target, registry,
 };
 use attar_pass::{Preset, Recipe};
 use std::path::{Path, PathBuf};
@@ -310,6 +311,14 @@ fn a_text_that_cannot_be_measured_is_an_error_and_leaves_nothing() {
     assert!(fails(text(""), native()).contains("the text has"));
     let foreign = if cfg!(target_arch = "riscv64") { Target::X86_64V2 } else { Target::Riscv64 };
     assert!(fails(text("any"), foreign).contains("--certify: no code for"));
+
+    let elsewhere = folder();
+    let calibration = elsewhere.path().join("calibration.txt");
+    std::fs::write(&calibration, "seen before ".repeat(200)).expect("writes");
+    let mut seen = certified("tiny/llama2", Preset::W8, text(&"seen before ".repeat(200)), &[native()], &out);
+    seen.calibration.source = CalibrationSource::File(calibration);
+    let error = compile(seen).expect_err("not held out").to_string();
+    assert!(error.contains("--certify: mine.txt is also what the model is calibrated on"), "{error}");
 
     let own = certified("tiny/llama2", Preset::W8, text(&"of my own ".repeat(200)), &[native()], &out);
     let report = compile(CompileOptions { certify_windows: 2, ..own }).expect("compiles");
