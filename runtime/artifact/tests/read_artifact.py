@@ -14,8 +14,8 @@ import sys
 PAGE, HEADER, CHANNELS = 4096, 128, 16
 # name: (weights along K per group, bytes of a scale field, bits of a weight)
 FORMATS = {"f32": (1, 0, 32), "bf16": (1, 0, 16), "w8": (32, 2, 8), **{f"n{b}": (32, 1, b) for b in range(2, 7)}}
-# Bits of a code: widths of its planes, the lowest bits first
-PLANES = {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2]}
+# Bits of a code: first bit and width of each of its planes
+PLANES = {2: [(0, 2)], 3: [(2, 1), (0, 2)], 4: [(0, 4)], 5: [(4, 1), (0, 4)], 6: [(4, 2), (0, 4)]}
 
 
 def up(n, align):
@@ -77,12 +77,12 @@ def decode(tensor, data):
                 scale = bf16(struct.unpack_from("<H", data, at)[0])
                 row.append(f32(scale * struct.unpack_from("<b", data, lane + within)[0]))
             else:
-                code, low, plane = 0, 0, base + codes + i // group * bits * 64 + c * 4 + i % 4
+                code, plane = 0, base + codes + i // group * bits * 64 + c * 4 + i % 4
                 pair, odd = i % group // 8, i % 8 // 4
-                for width in PLANES[bits]:
+                for low, width in PLANES[bits]:
                     byte = data[plane + pair * width // 4 * 64]
                     code |= (byte >> 4 * odd + pair * width % 4 & (1 << width) - 1) << low
-                    low, plane = low + width, plane + 64 * width
+                    plane += 64 * width
                 scale = f32(row_scale * ((data[at] >> 2) - 32))
                 row.append(f32(scale * (table[code] + (data[at] & 3) * shift)))
         rows.append(row)

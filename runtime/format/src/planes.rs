@@ -37,16 +37,19 @@ impl Plane {
 }
 
 /// The planes of codes of `bits` (2 to 6) bits; the first one holds the lowest.
+///
+/// In memory the smaller plane comes first: all quads need its rows, and kernels that load them first read a group in
+/// ascending order, as processors expect of a stream.
 pub const fn planes(bits: usize) -> &'static [Plane] {
     const fn plane(low: u32, width: u32, first_row: usize) -> Plane {
         Plane { low, width, first_row }
     }
     match bits {
         2 => const { &[plane(0, 2, 0)] },
-        3 => const { &[plane(0, 2, 0), plane(2, 1, 2)] },
+        3 => const { &[plane(0, 2, 1), plane(2, 1, 0)] },
         4 => const { &[plane(0, 4, 0)] },
-        5 => const { &[plane(0, 4, 0), plane(4, 1, 4)] },
-        6 => const { &[plane(0, 4, 0), plane(4, 2, 4)] },
+        5 => const { &[plane(0, 4, 1), plane(4, 1, 0)] },
+        6 => const { &[plane(0, 4, 2), plane(4, 2, 0)] },
         _ => panic!("codes of tables have 2 to 6 bits"),
     }
 }
