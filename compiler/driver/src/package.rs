@@ -62,7 +62,7 @@ pub(crate) fn write(
     ];
     for (kind, text) in texts {
         if let Some(text) = text {
-            writer.add_section(kind, text.as_bytes()).map_err(artifact)?;
+            writer.add_text(kind, text).map_err(artifact)?;
         }
     }
     Ok(writer)

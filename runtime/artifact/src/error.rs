@@ -159,6 +159,8 @@ pub enum SectionFault {
     NoTarget,
     #[error("is {len} bytes long, more than the {most} allowed for its kind")]
     TooLong { len: u64, most: u64 },
+    #[error("is no zlib stream of {len} bytes")]
+    Stream { len: u64 },
     #[error("non-zero padding after it")]
     Padding,
 }

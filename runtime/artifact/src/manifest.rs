@@ -209,6 +209,9 @@ pub struct Section {
     /// A reader that does not know the kind must refuse the file.
     #[serde(default, skip_serializing_if = "is_false")]
     pub required: bool,
+    /// The section is a zlib stream (RFC 1950) of a text of so many bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inflated: Option<u64>,
 }
 
 /// A packed weight tensor within the weights section.

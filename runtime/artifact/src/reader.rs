@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Bytes read at a time of sections that are only looked at.
 const BUFFER: usize = 1 << 16;
+/// Longest text that a section may unpack to.
+const MOST_TEXT: u64 = 1 << 28;
 /// Chunks that a thread copies at a time: two huge pages.
 const PIECE_CHUNKS: usize = 4;
 
@@ -132,7 +134,7 @@ impl Artifact {
                 | SectionKind::ChatTemplate
                 | SectionKind::Graph
                 | SectionKind::Recipe
-                | SectionKind::Certificate => self.verify_stream(section, true)?,
+                | SectionKind::Certificate => self.verify_stream(section, section.inflated.is_none())?,
                 _ => self.verify_stream(section, false)?,
             }
         }
@@ -219,10 +221,15 @@ impl Artifact {
     /// A text section such as [`SectionKind::Tokenizer`], verified as in [`Artifact::read`]; `None` when absent.
     ///
     /// # Errors
-    /// [`ErrorKind::Text`] when it is not UTF-8, and as [`Artifact::read`].
+    /// [`ErrorKind::Text`] when it is not UTF-8, [`ErrorKind::Section`] when it is no zlib stream where the manifest says so,
+    /// and as [`Artifact::read`].
     pub fn text(&self, kind: &SectionKind) -> Result<Option<String>> {
         let Some(section) = self.section(|k| k == kind) else { return Ok(None) };
-        let bytes = self.read(section)?;
+        let mut bytes = self.read(section)?;
+        if let Some(len) = section.inflated {
+            bytes = inflate(&bytes, len)
+                .map_err(|fault| self.error(ErrorKind::Section { section: section.kind.name(), fault }))?;
+        }
         String::from_utf8(bytes)
             .map(Some)
             .map_err(|e| self.error(ErrorKind::Text { section: kind.name(), source: e.utf8_error() }))
@@ -530,6 +537,17 @@ impl Source {
         let end = usize::try_from(offset.checked_add(len)?).ok()?;
         all.get(start..end)
     }
+}
+
+/// Unpacks a zlib stream that must hold exactly `len` bytes.
+fn inflate(stream: &[u8], len: u64) -> std::result::Result<Vec<u8>, SectionFault> {
+    if len > MOST_TEXT {
+        return Err(SectionFault::TooLong { len, most: MOST_TEXT });
+    }
+    // Memory grows with what is unpacked, not with what is promised.
+    let bytes = miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(stream, len as usize);
+    let bytes = bytes.map_err(|_| SectionFault::Stream { len })?;
+    if bytes.len() as u64 == len { Ok(bytes) } else { Err(SectionFault::Stream { len }) }
 }
 
 #[cfg(unix)]

@@ -88,6 +88,7 @@ impl Writer {
             offset,
             hash: blake3::Hasher::new(),
             chunks: Chunks::new(chunked),
+            inflated: None,
         })
     }
 
@@ -99,6 +100,24 @@ impl Writer {
         let site = self.site.clone();
         let mut section = self.section(kind)?;
         section.write_all(bytes).map_err(|source| write_error(source, &site))?;
+        section.finish();
+        Ok(())
+    }
+
+    /// Writes a text, as a zlib stream where that is shorter.
+    ///
+    /// # Errors
+    /// As [`Writer::section`].
+    pub fn add_text(&mut self, kind: SectionKind, text: &str) -> Result<()> {
+        // The slowest level: a tokenizer takes half a second once, and every copy of the file is smaller.
+        let stream = miniz_oxide::deflate::compress_to_vec_zlib(text.as_bytes(), 10);
+        if stream.len() >= text.len() {
+            return self.add_section(kind, text.as_bytes());
+        }
+        let site = self.site.clone();
+        let mut section = self.section(kind)?;
+        section.inflated = Some(text.len() as u64);
+        section.write_all(&stream).map_err(|source| write_error(source, &site))?;
         section.finish();
         Ok(())
     }
@@ -122,7 +141,7 @@ impl Writer {
     /// # Errors
     /// As [`Writer::section`].
     pub fn add_tokenizer(&mut self, json: &str) -> Result<()> {
-        self.add_section(SectionKind::Tokenizer, json.as_bytes())?;
+        self.add_text(SectionKind::Tokenizer, json)?;
         match crate::vocabulary::encode(json) {
             Some(bytes) => self.add_section(SectionKind::Vocabulary, &bytes),
             None => Ok(()),
@@ -299,6 +318,7 @@ pub struct SectionWriter<'a> {
     offset: u64,
     hash: blake3::Hasher,
     chunks: Chunks,
+    inflated: Option<u64>,
 }
 
 impl Write for SectionWriter<'_> {
@@ -328,6 +348,7 @@ impl SectionWriter<'_> {
             hash: self.hash.finalize().to_hex().to_string(),
             chunks: self.chunks.done,
             required: false,
+            inflated: self.inflated,
         });
     }
 }

@@ -3,6 +3,7 @@
 mod sample;
 
 use attar_artifact::header::{HEADER_BYTES, MAGIC};
+use attar_artifact::manifest::SectionKind;
 use attar_artifact::program::{Arg, Extent, Launch, Program, ProgramKind, StepBuffer, StepSize};
 use attar_artifact::{Artifact, Verify};
 use proptest::prelude::*;
@@ -510,4 +511,33 @@ fn collect_numbers(value: &serde_json::Value, path: &mut String, out: &mut Vec<S
         }
         _ => {}
     }
+}
+
+/// A text section that claims to be a stream, of a length that is not its own, or that memory would not hold.
+#[test]
+fn streams_that_are_none_are_refused() {
+    let good = &*GOOD;
+    let stream = miniz_oxide::deflate::compress_to_vec_zlib(&[b'a'; 1000], 6);
+    let mut bomb = miniz_oxide::deflate::compress_to_vec_zlib(&[0; 1 << 20], 6);
+    bomb.truncate(bomb.len() - 1);
+    let cases: [(&[u8], u64, &str); 6] = [
+        (b"no stream at all", 1000, "no zlib stream of 1000 bytes"),
+        (&stream, 999, "no zlib stream of 999 bytes"),
+        (&stream, 1001, "no zlib stream of 1001 bytes"),
+        (&stream[..stream.len() - 1], 1000, "no zlib stream"),
+        (&bomb, 1 << 20, "no zlib stream"),
+        (&stream, u64::MAX, "more than the 268435456 allowed"),
+    ];
+    let open = |bytes: &[u8], inflated: u64| {
+        let file = sample::edit(&sample::with_section(good, "graph", bytes), |m| {
+            let i = sample::section(m, "graph");
+            m["sections"][i]["inflated"] = inflated.into();
+        });
+        Artifact::from_bytes(file, Verify::Code).unwrap()
+    };
+    for (bytes, inflated, message) in cases {
+        let e = open(bytes, inflated).text(&SectionKind::Graph).unwrap_err().to_string();
+        assert!(e.contains("section graph") && e.contains(message), "{e}");
+    }
+    assert_eq!(open(&stream, 1000).text(&SectionKind::Graph).unwrap().unwrap(), "a".repeat(1000));
 }

@@ -35,6 +35,26 @@ fn reads_what_was_written() {
 }
 
 #[test]
+fn long_texts_are_packed_and_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.attar");
+    let long = "é, again and again; ".repeat(10_000);
+    let mut w = Writer::create(&path).unwrap();
+    w.add_text(SectionKind::Graph, &long).unwrap();
+    w.add_text(SectionKind::Recipe, "short").unwrap();
+    let (manifest, _) = w.finish("attar test", sample::model()).unwrap();
+    let section = |kind: SectionKind| manifest.sections.iter().find(|s| s.kind == kind).unwrap();
+    assert_eq!(section(SectionKind::Graph).inflated, Some(long.len() as u64));
+    assert!(section(SectionKind::Graph).len < 5_000);
+    assert_eq!(section(SectionKind::Recipe).inflated, None);
+    for verify in [Verify::None, Verify::Code, Verify::Full] {
+        let a = Artifact::open(&path, verify).unwrap();
+        assert_eq!(a.text(&SectionKind::Graph).unwrap().unwrap(), long);
+        assert_eq!(a.text(&SectionKind::Recipe).unwrap().unwrap(), "short");
+    }
+}
+
+#[test]
 fn same_inputs_give_the_same_bytes() {
     assert_eq!(sample::bytes(), sample::bytes());
 }

@@ -163,6 +163,7 @@ mod tests {
 
     fn section(target: &str, features: &[&str]) -> Section {
         Section {
+            inflated: None,
             kind: SectionKind::Code {
                 target: target.to_owned(),
                 features: features.iter().map(|f| (*f).to_owned()).collect(),
