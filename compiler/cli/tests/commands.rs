@@ -52,7 +52,10 @@ fn compiled(quantize: &str) -> Compiled {
     let folder = tempfile::tempdir().expect("a folder");
     let artifact = utf8(&folder.path().join("tiny.attar")).to_owned();
     let model = tiny("smollm2");
-    let report = json(&["compile", utf8(&model), "--quantize", quantize, "-o", &artifact, "--json"]);
+    // A few windows are enough for a model this small.
+    let few = ["--calibration-windows", "4"];
+    let compile = ["compile", utf8(&model), "--quantize", quantize, "-o", &artifact, "--json"];
+    let report = json(&[&compile[..], &few].concat());
     Compiled { folder, artifact, report }
 }
 
@@ -652,4 +655,30 @@ fn an_artifact_is_made_again_byte_by_byte() {
     assert!(said.contains("--check") && said.contains("another file"), "{said}");
     let said = failure(2, &["compile", utf8(&model), "--from", &c.artifact, "--check", "--kv", "f32"]);
     assert!(said.contains("--kv"), "{said}");
+}
+
+#[test]
+fn statistics_are_made_once_and_used_by_compiles() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    let (statistics, artifact, model) = (at("statistics"), at("model.attar"), tiny("smollm2"));
+    let made = json(&["calibrate", utf8(&model), "--calibration-windows", "4", "-o", &statistics, "--json"]);
+    assert_eq!((&made["windows"], &made["inputs"]), (&Value::from(4), &Value::from(9)));
+
+    let compile = ["compile", utf8(&model), "--quantize", "n4", "--no-certify", "-o", &artifact, "--json"];
+    let metrics = |extra: &[&str]| {
+        let report = json(&[&compile[..], extra].concat());
+        report["metrics"].as_array().expect("metrics").clone()
+    };
+    let solved = |m: &Value| m["values"].get("relative_output_error").is_some();
+    assert_eq!(metrics(&["--calibration", &statistics]).iter().filter(|m| solved(m)).count(), 14);
+    assert_eq!(metrics(&["--calibrate", "none"]).iter().filter(|m| solved(m)).count(), 0);
+
+    let other = failure(
+        2,
+        &["compile", utf8(&tiny("qwen3")), "--quantize", "n4", "--calibration", &statistics, "-o", &artifact],
+    );
+    assert!(other.contains("another model"), "{other}");
+    let both = failure(2, &[&compile[..], &["--calibration", &statistics, "--calibrate", "none"]].concat());
+    assert!(both.contains("cannot be used with"), "{both}");
 }
