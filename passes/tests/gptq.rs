@@ -3,7 +3,7 @@
 
 use attar_format::{Encoded, FormatRef, formats};
 use attar_ir::ops::{Linear, Silu};
-use attar_ir::{Dim, Graph, TensorType, ValueId, WeightStore};
+use attar_ir::{Dim, Graph, TensorType, ValueId, WeightName, WeightStore};
 use attar_pass::{
     Calibrator, Error, ErrorKind, Family, InputStatistics, Manager, MetricValue, Pipeline, Recipe, Registry,
     Report,
@@ -81,6 +81,17 @@ impl Calibrator for Fixed {
     ) -> Result<InputStatistics, Error> {
         self.asked.push(input);
         Ok(self.statistics.clone())
+    }
+
+    fn divergence(
+        &mut self,
+        _: &Graph,
+        _: &WeightStore,
+        _: Option<ValueId>,
+        _: &[(WeightName, Vec<f32>)],
+        _: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<f64> {
+        Err(Error::new(ErrorKind::Uncalibrated))
     }
 }
 

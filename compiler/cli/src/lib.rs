@@ -14,6 +14,7 @@ pub mod model;
 pub mod plan;
 pub mod profile;
 pub mod quality;
+mod remake;
 pub mod report;
 pub mod speed;
 pub mod terminal;

@@ -33,7 +33,7 @@ pub use origin::{Again, CalibrationKind, Origin, Remake, remake};
 pub use report::{
     CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
 };
-pub use session::{CompileOptions, Session, describe, describe_inputs, registry};
+pub use session::{CompileOptions, Session, beside_matrices, describe, describe_inputs, registry};
 pub use targets::resolve_targets;
 
 /// What artifacts name as their maker.

@@ -49,6 +49,26 @@ pub fn describe_inputs(source: &Path) -> Result<Vec<InputFile>> {
     hash_files(&imported.map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?.source.files)
 }
 
+/// About how many bytes of an artifact are no matrices: vectors, code, programs, tokenizer, and what describes them. A
+/// little more than it will be.
+///
+/// # Errors
+/// Those of importing the checkpoint.
+pub fn beside_matrices(source: &Path, targets: &[Target]) -> Result<u64> {
+    /// Code of one target; programs, graph and manifest of the model, and of each of its layers.
+    const TARGET: u64 = 250_000;
+    const MODEL: u64 = 100_000;
+    const LAYER: u64 = 18_000;
+    let imported = attar_import::open(source).map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
+    let vectors = imported.weights.names().filter_map(|n| imported.weights.info(n).ok());
+    let vectors: u64 =
+        vectors.filter(|i| i.shape.len() == 1).map(|i| (i.shape[0] as u64 * 4).next_multiple_of(64)).sum();
+    let tokenizer = imported.tokenizer_json.as_deref().map_or(0, attar_artifact::tokenizer_bytes);
+    let template = imported.chat_template.as_ref().map_or(0, |t| t.len() as u64);
+    let described = MODEL + LAYER * imported.model.layers as u64 + TARGET * targets.len() as u64;
+    Ok(vectors + tokenizer + template + described)
+}
+
 /// What to compile, how, and where to.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {

@@ -3,7 +3,7 @@
 //! Passes ask; whoever runs the pipeline answers, for running a model over text is no business of a pass.
 
 use crate::error::Result;
-use attar_ir::{Graph, ValueId, WeightStore};
+use attar_ir::{Graph, ValueId, WeightName, WeightStore};
 
 /// Second moments of the rows `X` `[n_tokens, K]` that reach one value during calibration.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +68,23 @@ pub trait Calibrator {
         input: ValueId,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputStatistics>;
+
+    /// Mean Kullback-Leibler divergence, in nats, of the model's predictions with the values of some weights changed from those
+    /// with the weights as they are, over a part of the calibration text. `from` is a value computed before any of
+    /// the weights is read; without it the model runs from its beginning. Asking in topological order costs least.
+    /// To be asked before a pass encodes anything.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`]; [`ErrorKind::Calibration`](crate::ErrorKind::Calibration) when only statistics are
+    /// at hand.
+    fn divergence(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        from: Option<ValueId>,
+        changed: &[(WeightName, Vec<f32>)],
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<f64>;
 }
 
 #[cfg(test)]

@@ -154,6 +154,26 @@ impl<'a> PassCx<'a> {
         calibrator.input_statistics(graph, self.weights, input, &mut parts)
     }
 
+    /// How far predictions move when weights change, see [`Calibrator::divergence`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn divergence(
+        &mut self,
+        graph: &Graph,
+        from: Option<ValueId>,
+        changed: &[(WeightName, Vec<f32>)],
+    ) -> Result<f64> {
+        let Some(calibrator) = self.calibrator.as_deref_mut() else {
+            return Err(Error::new(ErrorKind::Uncalibrated));
+        };
+        let (progress, (done, total)) = (&mut *self.progress, self.told);
+        let mut parts = |what: &str, part: u64, parts: u64| {
+            progress(&format!("{what}, {part}/{parts}"), done, total);
+        };
+        calibrator.divergence(graph, self.weights, from, changed, &mut parts)
+    }
+
     /// Asks leave for a rewrite and counts it. `site` says in a few words what is rewritten. When the answer is
     /// no (the fuel is spent), the pass leaves that site alone.
     #[must_use]

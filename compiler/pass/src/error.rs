@@ -83,6 +83,8 @@ pub enum ErrorKind {
     Uncalibrated,
     /// Calibration cannot be done, or not with these values.
     Calibration { problem: String },
+    /// A budget that is not said clearly, or that nothing keeps.
+    Budget { problem: String },
     /// The machine refused what calibration needs: a file, memory.
     CalibrationIo { problem: String },
     /// The graph or a weight, as the IR sees it.
@@ -273,6 +275,7 @@ impl fmt::Display for ErrorKind {
             ErrorKind::Calibration { problem } | ErrorKind::CalibrationIo { problem } => {
                 write!(f, "calibration: {problem}")
             }
+            ErrorKind::Budget { problem } => f.write_str(problem),
             ErrorKind::Ir(e) => e.fmt(f),
             ErrorKind::Broken { pass, rewrite, problem, .. } => {
                 write!(f, "bug in {pass}: ")?;

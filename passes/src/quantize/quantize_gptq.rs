@@ -26,12 +26,16 @@ use attar_pass::{
 };
 use rayon::prelude::*;
 
-struct QuantizeGptq {
+pub(super) struct QuantizeGptq {
     format: FormatRef,
     damping: f64,
     by_magnitude: bool,
     rounds: usize,
 }
+
+/// Defaults of the options.
+const DAMPING: f64 = 0.01;
+const ROUNDS: i64 = 4;
 
 static DECL: PassDecl = PassDecl {
     name: "quantize-gptq",
@@ -47,7 +51,7 @@ static DECL: PassDecl = PassDecl {
         },
         OptionDecl {
             name: "damping",
-            kind: OptionKind::Float { default: 0.01, min: 0.0, max: 1.0 },
+            kind: OptionKind::Float { default: DAMPING, min: 0.0, max: 1.0 },
             doc: "what is added to the diagonal of the inputs' second moment, as a share of its mean",
         },
         OptionDecl {
@@ -57,7 +61,7 @@ static DECL: PassDecl = PassDecl {
         },
         OptionDecl {
             name: "refine_rounds",
-            kind: OptionKind::Int { default: 4, min: 0, max: 64 },
+            kind: OptionKind::Int { default: ROUNDS, min: 0, max: 64 },
             doc: "most rounds in which codes and scales are refined group by group",
         },
     ],
@@ -112,14 +116,24 @@ impl Pass for QuantizeGptq {
 }
 
 impl QuantizeGptq {
-    fn curvature(&self, graph: &Graph, cx: &mut PassCx<'_>, site: &Site) -> Result<Option<Curvature>> {
+    /// The pass with its default options.
+    pub(super) fn with_format(format: FormatRef) -> QuantizeGptq {
+        QuantizeGptq { format, damping: DAMPING, by_magnitude: true, rounds: ROUNDS as usize }
+    }
+
+    pub(super) fn curvature(
+        &self,
+        graph: &Graph,
+        cx: &mut PassCx<'_>,
+        site: &Site,
+    ) -> Result<Option<Curvature>> {
         match site.statistics(graph, cx)? {
             Some(statistics) => Curvature::new(&statistics, self.damping, self.by_magnitude).map(Some),
             None => Ok(None),
         }
     }
 
-    fn quantize(
+    pub(super) fn quantize(
         &self,
         graph: &mut Graph,
         cx: &mut PassCx<'_>,

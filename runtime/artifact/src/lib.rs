@@ -18,7 +18,7 @@ mod writer;
 
 pub use error::{Error, ErrorKind, ProgramFault, Result, SectionFault, Site, TensorFault};
 pub use reader::{Artifact, Verify, Weights};
-pub use writer::{SectionWriter, WeightsWriter, Writer, place_tensor};
+pub use writer::{SectionWriter, WeightsWriter, Writer, place_tensor, tokenizer_bytes};
 
 /// Bytes per chunk hash.
 pub const CHUNK: u64 = 1 << 20;

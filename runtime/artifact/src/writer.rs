@@ -109,8 +109,7 @@ impl Writer {
     /// # Errors
     /// As [`Writer::section`].
     pub fn add_text(&mut self, kind: SectionKind, text: &str) -> Result<()> {
-        // The slowest level: a tokenizer takes half a second once, and every copy of the file is smaller.
-        let stream = miniz_oxide::deflate::compress_to_vec_zlib(text.as_bytes(), 10);
+        let stream = miniz_oxide::deflate::compress_to_vec_zlib(text.as_bytes(), TEXT_LEVEL);
         if stream.len() >= text.len() {
             return self.add_section(kind, text.as_bytes());
         }
@@ -273,6 +272,16 @@ fn folder(path: &Path) -> &Path {
         _ => Path::new("."),
     }
 }
+
+/// Bytes that a tokenizer takes in an artifact.
+pub fn tokenizer_bytes(json: &str) -> u64 {
+    let stream = miniz_oxide::deflate::compress_to_vec_zlib(json.as_bytes(), TEXT_LEVEL).len();
+    let vocabulary = crate::vocabulary::encode(json).map_or(0, |v| v.len());
+    (stream.min(json.len()) as u64).next_multiple_of(PAGE) + (vocabulary as u64).next_multiple_of(PAGE)
+}
+
+/// The slowest level: a tokenizer takes half a second once, and every copy of the file is smaller.
+const TEXT_LEVEL: u8 = 10;
 
 /// Hashes of the 1 MiB chunks of a stream.
 #[derive(Debug)]

@@ -1,18 +1,18 @@
 //! `attar compile MODEL`: a checkpoint becomes one artifact.
 
 use crate::calibration::CalibrationArgs;
-use crate::commands::remake;
 use crate::commands::run::read_text;
 use crate::failure::{Failure, Result};
 use crate::model::find_checkpoint;
 use crate::quality;
+use crate::remake;
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
     Again, CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
-    Remake, Session, registry, resolve_targets,
+    Remake, Session, beside_matrices, registry, resolve_targets,
 };
-use attar_pass::{Fuel, Preset, PrintAfter, Recipe};
+use attar_pass::{Fuel, MetricValue, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,8 @@ use std::time::Instant;
     after_help = "MODEL is a folder with config.json and safetensors, a .gguf file, or a name that was pulled.
 
 --quantize: f32 and bf16 keep the weights; w8 takes 8.5 bits per weight; n4 takes 4.25 for the layers, with embedding
-and head at w8; its codes are chosen by calibration, see --calibrate. A recipe (TOML) says it tensor by tensor; `attar passes` lists what it may name.
+and head at w8; codes of n2 to n6 are chosen by calibration, see --calibrate. --max-bytes and --max-kld choose a format
+for every matrix, and print what each choice is worth. A recipe (TOML) says it tensor by tensor; `attar passes` lists what it may name.
 
 The artifact just made is compared with the uncompressed model on a text that comes with Attar, or on another one
 (--certify); the result goes into the artifact as its certificate, which `attar inspect` shows and --require of other
@@ -39,6 +40,7 @@ Examples:
   attar compile model.gguf --recipe recipe.toml -o model.attar --json
   attar compile smollm2-135m --quantize n4 --certify wiki.valid.txt --certify-windows 40 -o smollm2.attar
   attar compile smollm2-135m --quantize n4 --no-certify -o smollm2.attar
+  attar compile smollm2-135m --max-bytes 84MB --calibrate mixed.txt -o smollm2.attar
   attar compile smollm2-135m --from smollm2.attar --check
   attar compile smollm2-135m --quantize n4 --stop-after fuse --emit-ir ir/"
 )]
@@ -51,6 +53,12 @@ pub struct Compile {
     /// A file that says which passes run on which tensors
     #[arg(long, value_name = "FILE", group = "weights")]
     recipe: Option<PathBuf>,
+    /// Give every matrix the format that serves the model best in a file of at most so many bytes, e.g. 84MB
+    #[arg(long, value_name = "BYTES", group = "weights", value_parser = decimal_bytes)]
+    max_bytes: Option<u64>,
+    /// The same with the smallest file whose divergence from the uncompressed model is foretold to be at most this
+    #[arg(long, value_name = "NATS", group = "weights")]
+    max_kld: Option<f64>,
     /// Make this artifact again: its recipe, targets, context and cache, with MODEL as the checkpoint
     #[arg(long, value_name = "ARTIFACT", group = "weights", conflicts_with_all = ["target", "context", "kv",
         "calibration_windows", "calibration_context", "certify_windows", "no_certify", "stop_after"])]
@@ -177,6 +185,32 @@ impl Compile {
         }
     }
 
+    /// The recipe that shares a budget out.
+    fn budget(&self) -> Result<Recipe> {
+        let option = match (self.max_bytes, self.max_kld) {
+            (Some(file), _) => {
+                let beside =
+                    beside_matrices(&find_checkpoint(&self.model)?, &resolve_targets(&self.target)?)?;
+                let left = file.checked_sub(beside).filter(|left| *left > 0).ok_or_else(|| {
+                    let (asked, least) = (bytes_text(file), bytes_text(beside));
+                    Failure::input(format!(
+                        "--max-bytes {asked}: tokenizer, code and vectors alone take about {least}"
+                    ))
+                })?;
+                format!("max_bytes = {left}")
+            }
+            (None, Some(kld)) if kld.is_finite() && kld > 0.0 => format!("max_kld = {kld:?}"),
+            (None, Some(kld)) => {
+                return Err(Failure::input(format!("--max-kld {kld}: expected a number above 0")));
+            }
+            (None, None) => {
+                return Err(Failure::input("give --quantize, --recipe, --max-bytes or --max-kld"));
+            }
+        };
+        let text = format!("[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
+        Ok(Recipe::parse(&text, "the budget", &registry()?)?)
+    }
+
     fn run_again(&self, from: &Path, source: PathBuf, output: PathBuf, terminal: Terminal) -> Result<()> {
         let folder = if self.check { Some(tempfile::tempdir()?) } else { None };
         let output = folder.as_ref().map_or(output, |f| f.path().join("again.attar"));
@@ -229,13 +263,29 @@ impl Compile {
             }
             (None, Some(q)) if calibrated => recipe_of(q, &q.calibrated_recipe()),
             (None, Some(q)) => preset_recipe(q),
-            (None, None) => Err(Failure::input("give --quantize or --recipe")),
+            (None, None) => self.budget(),
         }
     }
 }
 
 fn preset(text: &str) -> std::result::Result<Preset, String> {
     Preset::by_name(text).map_err(|e| e.to_string())
+}
+
+/// `84MB`, `1.5GB`, `900kB`, or plain bytes; decimal, as files are listed.
+fn decimal_bytes(text: &str) -> std::result::Result<u64, String> {
+    let expected = || "expected bytes, with kB, MB or GB if you like, such as 84MB".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" | "k" => 1e3,
+        "mb" | "m" => 1e6,
+        "gb" | "g" => 1e9,
+        _ => return Err(expected()),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| expected())?;
+    let bytes = number * unit;
+    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(expected()) }
 }
 
 /// The recipe of a preset that knows nothing of activations.
@@ -341,6 +391,33 @@ fn keep_air(text: String) -> Option<PathBuf> {
     file.keep().ok().map(|(_, path)| path)
 }
 
+/// What `quantize-mixed` chose, and why.
+fn choices(r: &CompileReport) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for m in r.metrics.iter().filter(|m| m.values.contains_key("why")) {
+        let format = r.metrics.iter().find(|o| o.subject == m.subject && o.values.contains_key("format"));
+        let text = |of: Option<&MetricValue>| match of {
+            Some(MetricValue::Text(t)) => t.clone(),
+            Some(MetricValue::Number(n)) => format!("{n:.1e}"),
+            Some(MetricValue::Count(n)) => n.to_string(),
+            None => String::new(),
+        };
+        rows.push(vec![
+            m.subject.clone(),
+            text(format.and_then(|f| f.values.get("format"))),
+            text(m.values.get("sensitivity")),
+            text(m.values.get("why")),
+        ]);
+    }
+    if !rows.is_empty() {
+        rows.insert(
+            0,
+            ["TENSOR", "FORMAT", "KLD", "ONE STEP LESS; ONE STEP MORE"].map(str::to_owned).to_vec(),
+        );
+    }
+    rows
+}
+
 /// The report as tables.
 pub fn render(r: &CompileReport) -> String {
     let mut out = format!(
@@ -375,6 +452,10 @@ pub fn render(r: &CompileReport) -> String {
             "{:<5} {:>4} tensors  {size:>9}  {:.2} bits per weight\n",
             f.format, f.tensors, f.bits_per_weight
         ));
+    }
+    let mixed = choices(r);
+    if !mixed.is_empty() {
+        out.push_str(&format!("{}\n", table(&mixed)));
     }
     if r.artifact_bytes > 0 {
         let (from, to) = (bytes_text(before), bytes_text(r.artifact_bytes));

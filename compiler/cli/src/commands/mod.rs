@@ -13,5 +13,4 @@ pub mod passes;
 pub mod plan;
 pub mod pull;
 pub mod quickstart;
-mod remake;
 pub mod run;

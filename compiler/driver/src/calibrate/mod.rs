@@ -7,6 +7,7 @@
 
 mod activations;
 mod dense;
+mod probe;
 mod sampled;
 mod saved;
 mod sequential;
@@ -18,9 +19,10 @@ use crate::error::{Error, Result};
 use crate::inputs::InputFile;
 use crate::origin::{CalibrationKind, CalibrationOrigin};
 use attar_import::ModelInfo;
-use attar_ir::{Graph, ValueId, WeightStore};
+use attar_ir::{Graph, ValueId, WeightName, WeightStore};
 use attar_pass::{Calibrator, InputStatistics};
 use attar_runtime::{ChatTemplate, Tokenizer};
+use probe::Probe;
 use saved::SavedStatistics;
 use sequential::SequentialRun;
 use std::path::{Path, PathBuf};
@@ -161,11 +163,13 @@ pub(crate) struct DriverCalibrator<'a> {
     subject: Subject<'a>,
     options: &'a CalibrationOptions,
     state: State,
+    /// Of the model before any of its weights was encoded.
+    probe: Option<Probe>,
 }
 
 enum State {
     Fresh,
-    Running { run: SequentialRun, text_hash: String },
+    Running { run: SequentialRun, windows: Vec<Vec<u32>>, text_hash: String },
     Saved(SavedStatistics),
 }
 
@@ -173,7 +177,7 @@ impl<'a> DriverCalibrator<'a> {
     /// A calibrator, unless there is to be none.
     pub(crate) fn new(subject: Subject<'a>, options: &'a CalibrationOptions) -> Option<DriverCalibrator<'a>> {
         let wanted = options.source != CalibrationSource::None;
-        wanted.then_some(DriverCalibrator { subject, options, state: State::Fresh })
+        wanted.then_some(DriverCalibrator { subject, options, state: State::Fresh, probe: None })
     }
 
     /// What the artifact depends on; `None` when no pass has asked.
@@ -194,14 +198,9 @@ impl<'a> DriverCalibrator<'a> {
     }
 }
 
-impl Calibrator for DriverCalibrator<'_> {
-    fn input_statistics(
-        &mut self,
-        graph: &Graph,
-        weights: &WeightStore,
-        input: ValueId,
-        progress: &mut dyn FnMut(&str, u64, u64),
-    ) -> attar_pass::Result<InputStatistics> {
+impl DriverCalibrator<'_> {
+    /// Prepares text, or opens statistics, when first asked.
+    fn prepare(&mut self, progress: &mut dyn FnMut(&str, u64, u64)) -> attar_pass::Result<()> {
         if let State::Fresh = self.state {
             self.state = match &self.options.source {
                 CalibrationSource::Saved(path) => {
@@ -210,10 +209,49 @@ impl Calibrator for DriverCalibrator<'_> {
                 _ => {
                     let windows = self.subject.windows(self.options, progress)?;
                     let text_hash = hash_of(&windows);
-                    State::Running { run: SequentialRun::new(windows, self.options.max_memory), text_hash }
+                    let run = SequentialRun::new(windows.clone(), self.options.max_memory);
+                    State::Running { run, windows, text_hash }
                 }
             };
         }
+        Ok(())
+    }
+}
+
+impl Calibrator for DriverCalibrator<'_> {
+    fn divergence(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        from: Option<ValueId>,
+        changed: &[(WeightName, Vec<f32>)],
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<f64> {
+        self.prepare(progress)?;
+        let State::Running { windows, .. } = &self.state else {
+            return Err(problem(
+                "saved statistics tell nothing of predictions; give text with --calibrate".to_owned(),
+            ));
+        };
+        if self.probe.is_none() {
+            self.probe = Some(Probe::new(windows, graph, weights, self.options.max_memory)?);
+        }
+        match &mut self.probe {
+            Some(probe) => probe.divergence(graph, weights, from, changed),
+            None => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
+        }
+    }
+
+    fn input_statistics(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<InputStatistics> {
+        self.prepare(progress)?;
+        // Weights are about to change: nothing can be compared with the original after this.
+        self.probe = None;
         match &mut self.state {
             State::Running { run, .. } => run.input_statistics(graph, weights, input, progress),
             State::Saved(saved) => saved.input_statistics(graph, input),

@@ -116,6 +116,57 @@ impl SequentialRun {
         Ok(())
     }
 
+    /// A value of every window with other values of some weights, computed from what is known by now, which stays as it is.
+    /// `rows` are the rows of logits that are wanted of each window. Weights are read one node at a time.
+    pub(crate) fn rest(
+        &self,
+        graph: &Graph,
+        weights: &WeightStore,
+        value: ValueId,
+        changed: &BTreeMap<&str, &[f32]>,
+        rows: &[Vec<i32>],
+    ) -> Result<Vec<Vec<f32>>> {
+        let stage = self.try_stage(graph, value).ok_or_else(|| damaged(graph, value, "is known already"))?;
+        let mut known: Vec<BTreeMap<ValueId, Vec<f32>>> = vec![BTreeMap::new(); self.windows.len()];
+        for (window, values) in known.iter_mut().enumerate() {
+            for v in &stage.taken {
+                let data = self.kept.get(*v, window).map_err(spill)?;
+                values.insert(*v, data.ok_or_else(|| damaged(graph, *v, "was lost between two stages"))?);
+            }
+        }
+        let last_use = last_uses(graph, &stage.nodes);
+        for (time, id) in stage.nodes.iter().enumerate() {
+            let inputs = graph.inputs_of(*id);
+            let mut read = BTreeMap::new();
+            for v in &inputs {
+                if let OpKind::Weight(w) = graph.op(v.node) {
+                    let values = match changed.get(&*w.name) {
+                        Some(values) => values.to_vec(),
+                        None => weights.read_f32(&w.name)?,
+                    };
+                    read.insert(v.node, values);
+                }
+            }
+            known.par_iter_mut().enumerate().try_for_each(|(window, values)| {
+                let tokens = &self.windows[window];
+                let positions: Vec<i32> = (0..tokens.len() as i32).collect();
+                let indices = Indices { tokens, positions: &positions, rows: &rows[window] };
+                let result = evaluate(graph, *id, &inputs, &read, values, &indices)?;
+                values.insert(ValueId { node: *id, slot: 0 }, result);
+                for v in &inputs {
+                    if last_use.get(v) == Some(&time) && *v != value {
+                        values.remove(v);
+                    }
+                }
+                Ok::<(), Error>(())
+            })?;
+        }
+        let take = |mut values: BTreeMap<ValueId, Vec<f32>>| {
+            values.remove(&value).ok_or_else(|| damaged(graph, value, "was not computed"))
+        };
+        known.into_iter().map(take).collect()
+    }
+
     /// Plans a stage; starts from the beginning when a value it needs is gone.
     fn stage(&mut self, graph: &Graph, value: ValueId) -> Stage {
         let shape: Vec<_> = graph
@@ -219,32 +270,12 @@ impl SequentialRun {
             let data = self.kept.get(*v, window).map_err(spill)?;
             values.insert(*v, data.ok_or_else(|| damaged(graph, *v, "was lost between two stages"))?);
         }
-        let mut last_use: BTreeMap<ValueId, usize> = BTreeMap::new();
-        for (time, id) in stage.nodes.iter().enumerate() {
-            last_use.extend(graph.inputs_of(*id).into_iter().map(|v| (v, time)));
-        }
+        let last_use = last_uses(graph, &stage.nodes);
+        // The logits of all tokens are wanted: their rows count up as the positions do.
+        let indices = Indices { tokens, positions: &positions, rows: &positions };
         for (time, id) in stage.nodes.iter().enumerate() {
             let inputs = graph.inputs_of(*id);
-            let mut operands = Vec::with_capacity(inputs.len());
-            for v in &inputs {
-                operands.push(match graph.op(v.node) {
-                    OpKind::Weight(_) => {
-                        let w = weights.get(&v.node);
-                        Operand::Real(w.ok_or_else(|| damaged(graph, *v, "was not read"))?)
-                    }
-                    OpKind::Input(_) => match graph.node(v.node).name.as_str() {
-                        "tokens" => Operand::Index(tokens),
-                        // The logits of all tokens are wanted: their rows count up as the positions do.
-                        _ => Operand::Index(&positions),
-                    },
-                    _ => {
-                        let data = values.get(v);
-                        Operand::Real(data.ok_or_else(|| damaged(graph, *v, "was not computed"))?)
-                    }
-                });
-            }
-            let widths: Vec<usize> = inputs.iter().map(|v| graph.ty(*v).last().unwrap_or(1)).collect();
-            let result = dense::evaluate(graph, *id, &operands, &widths)?;
+            let result = evaluate(graph, *id, &inputs, weights, &values, &indices)?;
             values.insert(ValueId { node: *id, slot: 0 }, result);
             for v in inputs {
                 if last_use.get(&v) == Some(&time) && v != value && !stage.keep.contains(&v) {
@@ -269,6 +300,53 @@ impl SequentialRun {
             }
         }
     }
+}
+
+/// What the graph's inputs are for one window.
+struct Indices<'a> {
+    tokens: &'a [i32],
+    positions: &'a [i32],
+    rows: &'a [i32],
+}
+
+/// Runs one node over one window.
+fn evaluate(
+    graph: &Graph,
+    id: NodeId,
+    inputs: &[ValueId],
+    weights: &BTreeMap<NodeId, Vec<f32>>,
+    values: &BTreeMap<ValueId, Vec<f32>>,
+    indices: &Indices<'_>,
+) -> Result<Vec<f32>> {
+    let mut operands = Vec::with_capacity(inputs.len());
+    for v in inputs {
+        operands.push(match graph.op(v.node) {
+            OpKind::Weight(_) => {
+                let w = weights.get(&v.node);
+                Operand::Real(w.ok_or_else(|| damaged(graph, *v, "was not read"))?)
+            }
+            OpKind::Input(_) => match graph.node(v.node).name.as_str() {
+                "tokens" => Operand::Index(indices.tokens),
+                "rows" => Operand::Index(indices.rows),
+                _ => Operand::Index(indices.positions),
+            },
+            _ => {
+                let data = values.get(v);
+                Operand::Real(data.ok_or_else(|| damaged(graph, *v, "was not computed"))?)
+            }
+        });
+    }
+    let widths: Vec<usize> = inputs.iter().map(|v| graph.ty(*v).last().unwrap_or(1)).collect();
+    dense::evaluate(graph, id, &operands, &widths)
+}
+
+/// After which of the nodes each value is no longer needed.
+fn last_uses(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<ValueId, usize> {
+    let mut last = BTreeMap::new();
+    for (time, id) in nodes.iter().enumerate() {
+        last.extend(graph.inputs_of(*id).into_iter().map(|v| (v, time)));
+    }
+    last
 }
 
 fn damaged(graph: &Graph, value: ValueId, problem: &str) -> Error {

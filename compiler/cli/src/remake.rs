@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// Those of opening it; an input failure when it does not say how it was made, or from something else.
-pub(super) fn options(
+pub(crate) fn options(
     artifact: &Path,
     source: PathBuf,
     out: PathBuf,
@@ -37,7 +37,7 @@ pub(super) fn options(
 ///
 /// # Errors
 /// An input failure when it is not the same.
-pub(super) fn compare(was: &Path, report: &CompileReport, is: &Path, origin: &Origin) -> Result<String> {
+pub(crate) fn compare(was: &Path, report: &CompileReport, is: &Path, origin: &Origin) -> Result<String> {
     if same_bytes(was, is)? {
         let (bytes, hash) =
             (bytes_text(report.artifact_bytes), report.artifact_hash.as_deref().unwrap_or(""));
