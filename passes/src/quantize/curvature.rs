@@ -122,7 +122,7 @@ impl Curvature {
                 }
                 Err(_) => {
                     let diagonal = |at: usize| {
-                        if at % (group + 1) == 0 { 1.0 / form[(at / group, at / group)] } else { 0.0 }
+                        if at.is_multiple_of(group + 1) { 1.0 / form[(at / group, at / group)] } else { 0.0 }
                     };
                     inverses.extend((0..group * group).map(|at| diagonal(at) as f32));
                 }

@@ -274,8 +274,8 @@ impl Way {
         // One loop for each step and sums in fixed lanes, so that the compiler vectorises and the order of
         // additions does not depend on the machine.
         let (mut cells, mut values) = ([0u32; GROUP], [0.0f32; GROUP]);
-        for i in 0..GROUP {
-            cells[i] = cell_of(group.values[i] * inverse) as u32;
+        for (cell, w) in cells.iter_mut().zip(&group.values) {
+            *cell = cell_of(w * inverse) as u32;
         }
         for i in 0..GROUP {
             values[i] = self.values[cells[i] as usize % CELLS];
