@@ -149,3 +149,52 @@ fn lines_of_text_are_read() {
     let source = text(dir.path(), "lines.jsonl", format!("{line}\n\n{line}\n").as_bytes());
     compile(options("qwen2", source, &dir.path().join("model.attar"))).expect("compiles");
 }
+
+#[test]
+fn budgets_are_kept_and_shared_out() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let mixed = |option: &str, out: &str, threads: usize| {
+        let out = dir.path().join(out);
+        let recipe = format!("[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
+        let recipe = Recipe::parse(&recipe, "test", &registry().expect("passes"))?;
+        let mut options = CompileOptions { recipe, ..options("smollm2", source.clone(), &out) };
+        options.threads = Some(threads);
+        let report = compile(options)?;
+        Ok::<_, Error>((std::fs::read(out).expect("an artifact"), report))
+    };
+    let matrices = |report: &CompileReport| -> u64 {
+        report.tensors.iter().filter(|t| t.shape.len() > 1).map(|t| t.bytes).sum()
+    };
+    let all_in = |format: &str| {
+        let option = format!("max_kld = 99.0\ncoarsest = \"{format}\"\nfinest = \"{format}\"");
+        matrices(&mixed(&option, "all.attar", 2).expect("compiles").1)
+    };
+    let (least, most) = (all_in("n2"), all_in("w8"));
+    let budget = (least + most) / 2;
+    let (one, report) = mixed(&format!("max_bytes = {budget}"), "1.attar", 1).expect("compiles");
+    assert!((least..=budget).contains(&matrices(&report)), "{} of {budget}", matrices(&report));
+    let (three, _) = mixed(&format!("max_bytes = {budget}"), "3.attar", 3).expect("compiles");
+    assert!(one == three, "threads change the bytes");
+    let explained = report.metrics.iter().filter(|m| m.values.contains_key("why")).count();
+    assert!(explained > 10, "{explained} tensors are explained");
+
+    let (_, close) = mixed("max_kld = 0.005", "close.attar", 2).expect("compiles");
+    let (_, far) = mixed("max_kld = 0.5", "far.attar", 2).expect("compiles");
+    assert!(matrices(&close) > matrices(&far));
+
+    for (option, parts) in [
+        ("max_bytes = 9000".to_owned(), vec!["cannot be met", "n2", "bytes"]),
+        ("max_kld = 1e-12".to_owned(), vec!["cannot be met", "w8"]),
+        ("max_kld = 1.0\nmax_bytes = 5".to_owned(), vec!["not both"]),
+        (String::new(), vec!["max_bytes or max_kld"]),
+        ("max_kld = 1.0\ncoarsest = \"n5\"\nfinest = \"n3\"".to_owned(), vec!["coarsest"]),
+    ] {
+        let e = mixed(&option, "refused.attar", 2).expect_err(&option);
+        assert_eq!(e.family(), Family::Input);
+        for part in parts {
+            assert!(e.to_string().contains(part), "{option}: {e}");
+        }
+        assert!(!dir.path().join("refused.attar").exists());
+    }
+}

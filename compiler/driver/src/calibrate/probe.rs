@@ -18,8 +18,6 @@ pub(crate) struct Probe {
     windows: Vec<Vec<u32>>,
     memory: u64,
     run: SequentialRun,
-    /// Scored positions of a window.
-    rows: Vec<Vec<i32>>,
     /// Logarithms of the predicted probabilities `[R, V]` of each window.
     base: Vec<Vec<f32>>,
 }
@@ -35,10 +33,9 @@ impl Probe {
         let every = windows.len().div_ceil(WINDOWS).max(1);
         let cut = |w: &Vec<u32>| w[..w.len().min(TOKENS)].to_vec();
         let windows: Vec<Vec<u32>> = windows.iter().step_by(every).map(cut).collect();
-        let rows = windows.iter().map(|w| (0..w.len() as i32).skip(1).step_by(EVERY).collect()).collect();
-        let run = SequentialRun::new(windows.clone(), memory);
-        let mut probe = Probe { windows, memory, run, rows, base: Vec::new() };
-        let logits = probe.run.rest(graph, weights, output(graph)?, &BTreeMap::new(), &probe.rows)?;
+        let run = SequentialRun::with_rows(windows.clone(), memory, 1, EVERY);
+        let mut probe = Probe { windows, memory, run, base: Vec::new() };
+        let logits = probe.run.rest(graph, weights, output(graph)?, &BTreeMap::new())?;
         probe.base = logits;
         let vocab = graph.ty(output(graph)?).last().unwrap_or(1).max(1);
         probe.base.par_iter_mut().flat_map(|l| l.par_chunks_exact_mut(vocab)).for_each(|row| {
@@ -62,11 +59,11 @@ impl Probe {
         let logits = match from {
             Some(from) => {
                 self.run.advance(graph, weights, from, &mut |_, _, _| (), &mut |_| ())?;
-                self.run.rest(graph, weights, value, &changed, &self.rows)?
+                self.run.rest(graph, weights, value, &changed)?
             }
             None => {
-                let fresh = SequentialRun::new(self.windows.clone(), self.memory);
-                fresh.rest(graph, weights, value, &changed, &self.rows)?
+                let fresh = SequentialRun::with_rows(self.windows.clone(), self.memory, 1, EVERY);
+                fresh.rest(graph, weights, value, &changed)?
             }
         };
         let vocab = graph.ty(value).last().unwrap_or(1).max(1);

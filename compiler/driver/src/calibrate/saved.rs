@@ -12,7 +12,7 @@ use crate::inputs::hash_files;
 use attar_ir::{Graph, OpKind, ValueId};
 use attar_pass::{InputStatistics, Phase};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -92,14 +92,18 @@ fn run(
         tensors.push((format!("{name}{MOMENT}"), lower.flat_map(|v| v.to_le_bytes()).collect()));
         tensors.push((format!("{name}{MAX_ABS}"), s.max_abs.iter().flat_map(|v| v.to_le_bytes()).collect()));
     }
-    let metadata: HashMap<String, String> = [
-        ("format", FORMAT.to_owned()),
-        ("model", subject.hash()),
-        ("text", text_hash.clone()),
-        ("tokens", sequence.tokens().to_string()),
-    ]
-    .map(|(k, v)| (k.to_owned(), v))
-    .into();
+    let about = About {
+        format: FORMAT.to_owned(),
+        model: subject.hash(),
+        text: text_hash.clone(),
+        tokens: sequence.tokens(),
+    };
+    let about = serde_json::to_string(&about).map_err(|e| {
+        let problem = format!("statistics cannot be described: {e}");
+        Error::new(Phase::Compress, ErrorKind::Bug { problem })
+    })?;
+    // One entry: several would be written in any order.
+    let metadata = HashMap::from([(ABOUT.to_owned(), about)]);
     let broken = |e: safetensors::SafeTensorError| {
         Error::new(Phase::Compress, ErrorKind::Bug { problem: format!("statistics cannot be written: {e}") })
     };
@@ -156,6 +160,17 @@ pub(crate) struct SavedStatistics {
     text_hash: String,
 }
 
+/// What the file says of itself, in one entry of its metadata.
+#[derive(Serialize, Deserialize)]
+struct About {
+    format: String,
+    model: String,
+    text: String,
+    tokens: u64,
+}
+
+const ABOUT: &str = "attar";
+
 impl SavedStatistics {
     /// Opens a file that must be of the model with that hash.
     ///
@@ -166,12 +181,12 @@ impl SavedStatistics {
         let bytes = std::fs::read(path).map_err(|e| problem(format!("{name}: cannot read it: {e}")))?;
         let other = || problem(format!("{name}: is no file of `attar calibrate`"));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|_| other())?;
-        let metadata = metadata.metadata().clone().unwrap_or_default();
-        let field = |key: &str| metadata.get(key).cloned().ok_or_else(other);
-        if field("format")? != FORMAT {
+        let about = metadata.metadata().as_ref().and_then(|m| m.get(ABOUT)).ok_or_else(other)?;
+        let about: About = serde_json::from_str(about).map_err(|_| other())?;
+        if about.format != FORMAT {
             return Err(other());
         }
-        let of_model = field("model")?;
+        let of_model = about.model;
         if of_model != model_hash {
             let problem_text = format!(
                 "{name}: was made from another model (its files hash to {}, these to {}); run `attar calibrate` again",
@@ -180,8 +195,7 @@ impl SavedStatistics {
             );
             return Err(problem(problem_text));
         }
-        let tokens = field("tokens")?.parse().map_err(|_| other())?;
-        let text_hash = field("text")?;
+        let (tokens, text_hash) = (about.tokens, about.text);
         SafeTensors::deserialize(&bytes).map_err(|_| other())?;
         Ok(SavedStatistics { path: path.to_owned(), bytes, tokens, text_hash })
     }

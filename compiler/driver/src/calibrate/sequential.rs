@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub(crate) struct SequentialRun {
     windows: Vec<Vec<i32>>,
+    /// Rows of logits that are wanted of each window.
+    rows: Vec<Vec<i32>>,
     kept: Activations,
     memory: u64,
     /// Nodes that have run, and need not run again.
@@ -50,9 +52,17 @@ struct Stage {
 impl SequentialRun {
     /// A run over these windows that keeps at most `memory` bytes of values in memory between stages.
     pub(crate) fn new(windows: Vec<Vec<u32>>, memory: u64) -> SequentialRun {
-        let windows = windows.into_iter().map(|w| w.into_iter().map(|t| t as i32).collect()).collect();
+        SequentialRun::with_rows(windows, memory, 0, 1)
+    }
+
+    /// The same, with logits of every `step`-th token from `first` on.
+    pub(crate) fn with_rows(windows: Vec<Vec<u32>>, memory: u64, first: usize, step: usize) -> SequentialRun {
+        let windows: Vec<Vec<i32>> =
+            windows.into_iter().map(|w| w.into_iter().map(|t| t as i32).collect()).collect();
+        let rows = windows.iter().map(|w| (0..w.len() as i32).skip(first).step_by(step).collect()).collect();
         SequentialRun {
             windows,
+            rows,
             kept: Activations::new(memory),
             memory,
             done: BTreeSet::new(),
@@ -117,14 +127,13 @@ impl SequentialRun {
     }
 
     /// A value of every window with other values of some weights, computed from what is known by now, which stays as it is.
-    /// `rows` are the rows of logits that are wanted of each window. Weights are read one node at a time.
+    /// Weights are read one node at a time.
     pub(crate) fn rest(
         &self,
         graph: &Graph,
         weights: &WeightStore,
         value: ValueId,
         changed: &BTreeMap<&str, &[f32]>,
-        rows: &[Vec<i32>],
     ) -> Result<Vec<Vec<f32>>> {
         let stage = self.try_stage(graph, value).ok_or_else(|| damaged(graph, value, "is known already"))?;
         let mut known: Vec<BTreeMap<ValueId, Vec<f32>>> = vec![BTreeMap::new(); self.windows.len()];
@@ -150,7 +159,7 @@ impl SequentialRun {
             known.par_iter_mut().enumerate().try_for_each(|(window, values)| {
                 let tokens = &self.windows[window];
                 let positions: Vec<i32> = (0..tokens.len() as i32).collect();
-                let indices = Indices { tokens, positions: &positions, rows: &rows[window] };
+                let indices = Indices { tokens, positions: &positions, rows: &self.rows[window] };
                 let result = evaluate(graph, *id, &inputs, &read, values, &indices)?;
                 values.insert(ValueId { node: *id, slot: 0 }, result);
                 for v in &inputs {
@@ -271,8 +280,7 @@ impl SequentialRun {
             values.insert(*v, data.ok_or_else(|| damaged(graph, *v, "was lost between two stages"))?);
         }
         let last_use = last_uses(graph, &stage.nodes);
-        // The logits of all tokens are wanted: their rows count up as the positions do.
-        let indices = Indices { tokens, positions: &positions, rows: &positions };
+        let indices = Indices { tokens, positions: &positions, rows: &self.rows[window] };
         for (time, id) in stage.nodes.iter().enumerate() {
             let inputs = graph.inputs_of(*id);
             let result = evaluate(graph, *id, &inputs, weights, &values, &indices)?;

@@ -1,5 +1,6 @@
 //! The evaluator against the reference interpreter on the tiny checkpoints, and what must not change its results.
 
+use super::probe::Probe;
 use super::sequential::SequentialRun;
 use attar_import::Imported;
 use attar_ir::interp::{KvState, Precision, Step, run_step};
@@ -114,4 +115,61 @@ fn a_value_that_is_no_number_is_named() {
     let first = linear_inputs(&model.graph)[0];
     let e = run.input_statistics(&model.graph, &model.weights, first, &mut |_, _, _| {}).expect_err("damage");
     assert!(e.to_string().contains("%l0_attn_norm holds"), "{e}");
+}
+
+/// A probe that goes on from a layer's input tells what a run from the beginning tells, and what the interpreter does.
+#[test]
+fn probes_tell_how_far_predictions_move() {
+    for name in ["tiny/llama2", "tiny/qwen3", "tiny/smollm2"] {
+        let model = tiny(name);
+        let (graph, weights) = (&model.graph, &model.weights);
+        let mut probe = Probe::new(&windows(), graph, weights, 1 << 30).expect("a probe");
+        for value in linear_inputs(graph) {
+            let reads = |id: &attar_ir::NodeId| graph.inputs_of(*id).first() == Some(&value);
+            let linear = graph.topo().into_iter().find(reads).expect("a linear");
+            let OpKind::Weight(w) = graph.op(graph.inputs_of(linear)[1].node) else { continue };
+            // A tied head is an embedding too: nothing comes before it.
+            let from = (!w.name.contains("embed")).then_some(value);
+            let same = weights.read_f32(&w.name).expect("values");
+            let other: Vec<f32> =
+                same.iter().enumerate().map(|(i, v)| v * (1.0 + 0.2 * ((i % 7) as f32 - 3.0))).collect();
+            let mut ask = |from, values: &[f32]| {
+                let changed = [(w.name.clone(), values.to_vec())];
+                probe.divergence(graph, weights, from, &changed).expect("a divergence")
+            };
+            assert!(ask(from, &same) < 1e-9, "{name}: {}", w.name);
+            let moved = ask(from, &other);
+            assert_eq!(moved, ask(None, &other), "{name}: {}", w.name);
+            let expected = divergence_by_interpreter(&model, &w.name, &other);
+            assert!((moved - expected).abs() < 1e-3 * expected + 1e-7, "{name}: {moved} for {expected}");
+        }
+    }
+}
+
+/// Mean divergence over the positions that a probe scores.
+fn divergence_by_interpreter(model: &Imported, name: &str, values: &[f32]) -> f64 {
+    let mut other = attar_ir::WeightStore::new();
+    for n in model.weights.names() {
+        let shape = model.weights.info(n).expect("a weight").shape.clone();
+        let own = if &**n == name { values.to_vec() } else { model.weights.read_f32(n).expect("values") };
+        other.add_values(n, &shape, own);
+    }
+    let mut each = Vec::new();
+    for window in windows() {
+        let tokens: Vec<i32> = window.iter().map(|t| *t as i32).collect();
+        let step = Step::new(&tokens, 0).all_rows();
+        let run = |weights: &attar_ir::WeightStore| {
+            let mut cache = KvState::default();
+            run_step(&model.graph, weights, Precision::F64, &mut cache, &step).expect("a step")
+        };
+        let (base, new) = (run(&model.weights), run(&other));
+        let vocab = model.model.vocab;
+        let rows = base[0].as_real().chunks_exact(vocab).zip(new[0].as_real().chunks_exact(vocab));
+        each.extend(rows.skip(1).step_by(2).map(|(p, q)| {
+            let log_sum = |x: &[f64]| x.iter().map(|v| v.exp()).sum::<f64>().ln();
+            let (a, b) = (log_sum(p), log_sum(q));
+            p.iter().zip(q).map(|(p, q)| (p - a).exp() * ((p - a) - (q - b))).sum::<f64>()
+        }));
+    }
+    each.iter().sum::<f64>() / each.len() as f64
 }
