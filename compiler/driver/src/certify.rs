@@ -301,9 +301,16 @@ fn tensor_errors(report: &CompileReport) -> Vec<TensorError> {
             continue;
         };
         let (name, format) = (metric.subject.clone(), format.clone());
-        let sensitivity = number(metric.values.get("sensitivity"));
-        let error = TensorError { name: name.clone(), format, bits_per_weight, relative_error, sensitivity };
+        let error =
+            TensorError { name: name.clone(), format, bits_per_weight, relative_error, sensitivity: None };
         errors.insert(name, error);
+    }
+    for metric in &report.metrics {
+        if let (Some(error), Some(sensitivity)) =
+            (errors.get_mut(&metric.subject), number(metric.values.get("sensitivity")))
+        {
+            error.sensitivity = Some(sensitivity);
+        }
     }
     errors.into_values().collect()
 }

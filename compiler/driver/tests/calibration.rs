@@ -1,8 +1,8 @@
 //! Compiles with calibration on tiny checkpoints: the same bytes wherever, saved statistics, text that will not do.
 
 use attar_compiler::{
-    CalibrateOptions, CalibrationOptions, CalibrationSource, CompileOptions, CompileReport, Error, Family,
-    Session, calibrate, registry, resolve_targets,
+    CalibrateOptions, CalibrationOptions, CalibrationSource, Certify, CompileOptions, CompileReport, Error,
+    Family, Session, calibrate, registry, resolve_targets,
 };
 use attar_pass::{MetricValue, Preset, Recipe};
 use std::path::{Path, PathBuf};
@@ -158,7 +158,8 @@ fn budgets_are_kept_and_shared_out() {
         let out = dir.path().join(out);
         let recipe = format!("[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
         let recipe = Recipe::parse(&recipe, "test", &registry().expect("passes"))?;
-        let mut options = CompileOptions { recipe, ..options("smollm2", source.clone(), &out) };
+        let certify = if threads == 1 { Certify::BuiltIn } else { Certify::No };
+        let mut options = CompileOptions { recipe, certify, ..options("smollm2", source.clone(), &out) };
         options.threads = Some(threads);
         let report = compile(options)?;
         Ok::<_, Error>((std::fs::read(out).expect("an artifact"), report))
@@ -174,8 +175,14 @@ fn budgets_are_kept_and_shared_out() {
     let budget = (least + most) / 2;
     let (one, report) = mixed(&format!("max_bytes = {budget}"), "1.attar", 1).expect("compiles");
     assert!((least..=budget).contains(&matrices(&report)), "{} of {budget}", matrices(&report));
+    let certificate = report.certificate.as_ref().expect("a certificate");
+    assert!(!certificate.tensors.is_empty() && certificate.tensors.iter().all(|t| t.sensitivity.is_some()));
+    let weights = |file: &[u8]| {
+        let artifact = attar_artifact::Artifact::from_bytes(file.to_vec(), attar_artifact::Verify::Full);
+        artifact.expect("an artifact").weights().expect("weights").bytes().to_vec()
+    };
     let (three, _) = mixed(&format!("max_bytes = {budget}"), "3.attar", 3).expect("compiles");
-    assert!(one == three, "threads change the bytes");
+    assert!(weights(&one) == weights(&three), "threads change the bytes");
     let explained = report.metrics.iter().filter(|m| m.values.contains_key("why")).count();
     assert!(explained > 10, "{explained} tensors are explained");
 

@@ -56,7 +56,8 @@ pub struct TensorError {
     pub bits_per_weight: f64,
     /// `|w - decoded| / |w|`.
     pub relative_error: f64,
-    /// Mean divergence of the model when this tensor alone is compressed, where a pass measured it, in nats.
+    /// Mean divergence of the model with only this tensor, and those that meet the same values, compressed, in nats; where a
+    /// pass has foretold it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<f64>,
 }

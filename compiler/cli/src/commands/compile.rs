@@ -285,7 +285,7 @@ fn decimal_bytes(text: &str) -> std::result::Result<u64, String> {
     };
     let number: f64 = digits.trim().parse().map_err(|_| expected())?;
     let bytes = number * unit;
-    if bytes >= 1.0 && bytes < 1e18 { Ok(bytes as u64) } else { Err(expected()) }
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(expected()) }
 }
 
 /// The recipe of a preset that knows nothing of activations.
