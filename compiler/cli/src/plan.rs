@@ -1,9 +1,10 @@
 //! What a model would weigh and how fast it would be, before it is compiled.
 //!
 //! A sketch, a model of the same shapes with made-up weights, is compiled and run: on this machine its speed is that of the model,
-//! since neither depends on the values. Where the model is large, two sketches of fewer layers stand for it, both
-//! larger than the caches of most processors, and size and time are taken for linear in the layers. What was measured is kept
-//! as a profile. Another machine is described by a few numbers, and the time of a step is the longest of what they allow.
+//! since neither depends on the values. Where the model is large, sketches of fewer layers stand for it. Size is linear in the
+//! layers, and two sketches tell it. Time is measured with the larger one, which exceeds the caches of most processors: a
+//! prompt's grows with the layers, a token's with the bytes of weights it reads. (The difference of two times would be mostly
+//! noise: memory is not equally fast from minute to minute.) What was measured is kept as a profile. Another machine is described by a few numbers, and the time of a step is the longest of what they allow.
 
 use crate::failure::{Failure, Result};
 use crate::home::{Home, make_folder};
@@ -120,7 +121,8 @@ pub fn profile(
     }
     let folder = tempfile::tempdir()?;
     let (mut samples, mut shape) = (Vec::new(), None);
-    for layers in sketch_layers(model.layers, layer_weights(model), mix) {
+    let sizes = sketch_layers(model.layers, layer_weights(model), mix);
+    for layers in sizes.iter().copied() {
         progress(&format!("{}: compiling {layers} layers", mix.name()));
         let path = folder.path().join("sketch.attar");
         let mut options = CompileOptions::new(
@@ -135,7 +137,7 @@ pub fn profile(
         progress(&format!("{}: running {layers} layers", mix.name()));
         let artifact = Artifact::open(&path, attar_artifact::Verify::default())?;
         shape = Some(artifact.manifest().model.clone());
-        samples.push(measure(question, artifact, &path, layers)?);
+        samples.push(measure(question, artifact, &path, layers, sizes.last() == Some(&layers))?);
     }
     let shape = shape.ok_or_else(|| Failure::bug("a plan without a sketch".to_owned()))?;
     let profile = Profile { shape, samples };
@@ -155,7 +157,13 @@ fn rough_recipe(mix: Preset) -> Result<Recipe> {
     parsed.map_err(|e| Failure::bug(format!("recipe of a plan: {e}")))
 }
 
-fn measure(question: &Question, artifact: Artifact, path: &Path, layers: usize) -> Result<Sample> {
+fn measure(
+    question: &Question,
+    artifact: Artifact,
+    path: &Path,
+    layers: usize,
+    timed: bool,
+) -> Result<Sample> {
     let sections = &artifact.manifest().sections;
     let weight_bytes = sections.iter().filter(|s| s.kind == SectionKind::Weights).map(|s| s.len).sum();
     let spans = artifact.manifest().model.kv.spans(question.context.max(question.prompt) as u64);
@@ -165,7 +173,7 @@ fn measure(question: &Question, artifact: Artifact, path: &Path, layers: usize) 
         p.arena.at(StepSize { tokens, rows: 1, spans }).unwrap_or(0)
     };
     let arena_bytes = programs.iter().map(arena).max().unwrap_or(0);
-    let speed = if question.targets.iter().any(|t| t.runs_here()) {
+    let speed = if timed && question.targets.iter().any(|t| t.runs_here()) {
         let open = OpenOptions { threads: question.threads, ..OpenOptions::default() };
         let model = Model::of(artifact, &open)?;
         let plan = speed::Plan {
@@ -198,12 +206,12 @@ impl Profile {
             }
         };
         let bytes = |value: &dyn Fn(&Sample) -> u64| line(&|s| value(s) as f64).max(0.0).round() as u64;
-        let seconds = |value: &dyn Fn(&SampleSpeed) -> f64| {
-            let measured = self.samples.iter().all(|s| s.speed.is_some());
-            let seconds = line(&|s| s.speed.as_ref().map_or(0.0, value));
-            (measured && seconds > 0.0).then_some(seconds)
-        };
         let weight_bytes = bytes(&|s| s.weight_bytes);
+        let measured = self.samples.iter().rev().find_map(|s| Some((s, s.speed?)));
+        let prompt_seconds =
+            measured.map(|(s, speed)| speed.prompt_seconds * layers as f64 / s.layers as f64);
+        let token_seconds = measured
+            .map(|(s, speed)| speed.token_seconds * weight_bytes as f64 / s.weight_bytes.max(1) as f64);
         let kv_bytes = kv_bytes(&self.shape, layers as u64, context);
         let spread = self.samples.iter().filter_map(|s| Some(s.speed?.spread)).fold(0.0, f64::max);
         Prediction {
@@ -213,8 +221,8 @@ impl Profile {
             bits_per_weight: weight_bytes as f64 * 8.0 / model.parameters.max(1) as f64,
             kv_bytes,
             memory_bytes: weight_bytes + kv_bytes + bytes(&|s| s.arena_bytes) + RUNTIME_BYTES,
-            prompt_tokens_per_second: seconds(&|s| s.prompt_seconds).map(|s| question.prompt as f64 / s),
-            tokens_per_second: seconds(&|s| s.token_seconds).map(|s| 1.0 / s),
+            prompt_tokens_per_second: prompt_seconds.map(|s| question.prompt as f64 / s),
+            tokens_per_second: token_seconds.map(|s| 1.0 / s),
             spread: (spread > 0.0).then_some(spread),
         }
     }
@@ -375,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn size_and_time_are_linear_in_layers() {
+    fn size_grows_with_layers_and_time_with_layers_or_bytes() {
         let sample = |layers: usize| Sample {
             layers,
             file_bytes: 100 + 10 * layers as u64,
@@ -417,7 +425,9 @@ mod tests {
         };
         let p = profile.predict(Preset::by_name("n4").unwrap(), &model, &question, 64);
         assert_eq!((p.file_bytes, p.weight_bytes, p.bits_per_weight), (200, 140, 4.0));
-        assert_eq!((p.prompt_tokens_per_second, p.tokens_per_second), (Some(4.0), Some(1.0 / 3.0)));
+        // 5 s for 4 layers; 1.5 s for 86 bytes of weights.
+        assert_eq!(p.prompt_tokens_per_second, Some(44.0 / 12.5));
+        assert_eq!(p.tokens_per_second, Some(1.0 / (1.5 * 140.0 / 86.0)));
         // 2 of keys and values, 10 layers, 3 KV heads, 64 elements of 2 bytes, 64 tokens.
         assert_eq!(p.kv_bytes, 2 * 10 * 3 * 64 * 2 * 64);
         assert_eq!(p.memory_bytes, 140 + p.kv_bytes + 7 + RUNTIME_BYTES);
