@@ -60,6 +60,8 @@ struct Entry {
 #[derive(Default)]
 pub struct WeightStore {
     entries: IndexMap<WeightName, Entry>,
+    /// What encoded entries were before.
+    originals: IndexMap<WeightName, Entry>,
     spill: spill::SpillFile,
 }
 
@@ -187,7 +189,16 @@ impl WeightStore {
     ) -> WeightName {
         let name: WeightName = Arc::from(name);
         let info = WeightInfo { shape: shape.to_vec(), elem, stored_as };
-        self.entries.insert(name.clone(), Entry { info, source });
+        let encoded = matches!(source, Source::Encoded(_));
+        match self.entries.insert(name.clone(), Entry { info, source }) {
+            Some(before) if encoded && !matches!(before.source, Source::Encoded(_)) => {
+                self.originals.insert(name.clone(), before);
+            }
+            Some(_) if encoded => {}
+            _ => {
+                self.originals.shift_remove(&name);
+            }
+        }
         name
     }
 
@@ -217,7 +228,21 @@ impl WeightStore {
     /// # Errors
     /// When the tensor is missing or its bytes cannot be read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let entry = self.entry(name)?;
+        self.values_of(name, self.entry(name)?)
+    }
+
+    /// The values a weight had before a pass encoded it; those it has when none did.
+    ///
+    /// # Errors
+    /// As [`WeightStore::read_f32`].
+    pub fn read_original_f32(&self, name: &str) -> Result<Vec<f32>> {
+        match self.originals.get(name) {
+            Some(entry) => self.values_of(name, entry),
+            None => self.read_f32(name),
+        }
+    }
+
+    fn values_of(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
         let values = match &entry.source {
             Source::Reader(r) => r.read_f32().map_err(|e| e.at_tensor(name))?,
             Source::Values(v) => v.as_ref().clone(),

@@ -50,6 +50,33 @@ impl InputStatistics {
     }
 }
 
+/// How far values have moved from those of the uncompressed model by the time they reach a linear layer. `X̂` `[n_tokens, K]`
+/// are the layer's inputs as they are now, `X` those of the uncompressed model on the same text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputDrift {
+    /// `(X - X̂)ᵀ X̂`, `[K, K]`, row-major.
+    pub of_input: Vec<f32>,
+    /// `(R - R̂)ᵀ X̂`, `[M, K]`, for the value R `[n_tokens, M]` that was asked for beside.
+    pub of_sum: Option<Vec<f32>>,
+}
+
+/// The nodes that compute one value from another and from weights alone, such as a decoder layer between two states of the
+/// residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub from: ValueId,
+    pub to: ValueId,
+}
+
+/// How far a part is from what the uncompressed model gives there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartGradient {
+    /// Mean over tokens of `|ŷ - y|² / |y|²`.
+    pub loss: f64,
+    /// Its derivatives by the changed weights, summed over tokens; none when only the loss was asked for.
+    pub weights: Vec<Vec<f32>>,
+}
+
 /// Runs the model over calibration text on behalf of passes.
 pub trait Calibrator {
     /// Statistics of the value `input`, a real `[.., K]`, computed by the graph and the weights as they are now: weights
@@ -68,6 +95,56 @@ pub trait Calibrator {
         input: ValueId,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputStatistics>;
+
+    /// How far `input` has drifted from what it is without encoded weights, and beside it `sum`, a value computed before it.
+    /// To be asked after the statistics of `input`, before anything it depends on changes again. `None` when there is
+    /// no text to run both models on, only statistics.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn input_drift(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        sum: Option<ValueId>,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<Option<InputDrift>>;
+
+    /// Runs the model up to a part, and remembers what goes in: everything before it has been encoded for good. Parts are to be
+    /// entered in topological order, before statistics of values within are asked for. Whether there is text to run on.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn enter_part(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        part: Part,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<bool>;
+
+    /// How far the output of the part entered last, computed with other values of some of its weights, is from what the
+    /// uncompressed model gives there; with derivatives for a `batch` of the text, numbered without end, and without
+    /// them for all of it. The same weights are to be changed each time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Calibration`](crate::ErrorKind::Calibration) when no part was entered; as
+    /// [`Calibrator::input_statistics`].
+    fn part_gradient(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        changed: &[(WeightName, Vec<f32>)],
+        batch: Option<u64>,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<PartGradient>;
+
+    /// Forgets what was computed behind the beginning of the part entered last: its weights have changed since.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn leave_part(&mut self) -> Result<()>;
 
     /// Mean Kullback-Leibler divergence, in nats, of the model's predictions with the values of some weights changed from those
     /// with the weights as they are, over a part of the calibration text. `from` is a value computed before any of

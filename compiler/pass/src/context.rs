@@ -1,6 +1,6 @@
 //! The pass trait, and what a pass may use while it runs.
 
-use crate::calibration::{Calibrator, InputStatistics};
+use crate::calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
 use crate::decl::{Numerics, PassDecl, Phase};
 use crate::error::{Error, ErrorKind, Result};
 use crate::globs::TensorGlobs;
@@ -143,15 +143,64 @@ impl<'a> PassCx<'a> {
     /// # Errors
     /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
     pub fn input_statistics(&mut self, graph: &Graph, input: ValueId) -> Result<InputStatistics> {
+        self.ask(|calibrator, weights, parts| calibrator.input_statistics(graph, weights, input, parts))
+    }
+
+    /// How far a value has drifted from the uncompressed model's, see [`Calibrator::input_drift`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn input_drift(
+        &mut self,
+        graph: &Graph,
+        input: ValueId,
+        sum: Option<ValueId>,
+    ) -> Result<Option<InputDrift>> {
+        self.ask(|calibrator, weights, parts| calibrator.input_drift(graph, weights, input, sum, parts))
+    }
+
+    /// Runs the model up to a part of it, see [`Calibrator::enter_part`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn enter_part(&mut self, graph: &Graph, part: Part) -> Result<bool> {
+        self.ask(|calibrator, weights, parts| calibrator.enter_part(graph, weights, part, parts))
+    }
+
+    /// How far the part entered last is from the uncompressed one, see [`Calibrator::part_gradient`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn part_gradient(
+        &mut self,
+        graph: &Graph,
+        changed: &[(WeightName, Vec<f32>)],
+        batch: Option<u64>,
+    ) -> Result<PartGradient> {
+        self.ask(|calibrator, weights, parts| calibrator.part_gradient(graph, weights, changed, batch, parts))
+    }
+
+    /// Goes back to the beginning of the part entered last, see [`Calibrator::leave_part`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn leave_part(&mut self) -> Result<()> {
+        self.ask(|calibrator, _, _| calibrator.leave_part())
+    }
+
+    /// Asks the calibrator. The pass's own count of what is done goes on: parts of a question are no measure of the whole.
+    fn ask<T>(
+        &mut self,
+        question: impl FnOnce(&mut dyn Calibrator, &WeightStore, &mut dyn FnMut(&str, u64, u64)) -> Result<T>,
+    ) -> Result<T> {
         let Some(calibrator) = self.calibrator.as_deref_mut() else {
             return Err(Error::new(ErrorKind::Uncalibrated));
         };
         let (progress, (done, total)) = (&mut *self.progress, self.told);
-        // The pass's own count goes on: parts of a question are no measure of the whole.
         let mut parts = |what: &str, part: u64, parts: u64| {
             progress(&format!("{what}, {part}/{parts}"), done, total);
         };
-        calibrator.input_statistics(graph, self.weights, input, &mut parts)
+        question(calibrator, self.weights, &mut parts)
     }
 
     /// How far predictions move when weights change, see [`Calibrator::divergence`].
@@ -164,14 +213,7 @@ impl<'a> PassCx<'a> {
         from: Option<ValueId>,
         changed: &[(WeightName, Vec<f32>)],
     ) -> Result<f64> {
-        let Some(calibrator) = self.calibrator.as_deref_mut() else {
-            return Err(Error::new(ErrorKind::Uncalibrated));
-        };
-        let (progress, (done, total)) = (&mut *self.progress, self.told);
-        let mut parts = |what: &str, part: u64, parts: u64| {
-            progress(&format!("{what}, {part}/{parts}"), done, total);
-        };
-        calibrator.divergence(graph, self.weights, from, changed, &mut parts)
+        self.ask(|calibrator, weights, parts| calibrator.divergence(graph, weights, from, changed, parts))
     }
 
     /// Asks leave for a rewrite and counts it. `site` says in a few words what is rewritten. When the answer is

@@ -16,7 +16,7 @@ mod recipe;
 mod reference;
 mod registry;
 
-pub use calibration::{Calibrator, InputStatistics};
+pub use calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
 pub use context::{Changed, Fuel, Pass, PassCx, Subject, graph_weights};
 pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, Value};
 pub use error::{Error, ErrorKind, Family, Result, Site};

@@ -22,6 +22,8 @@ pub struct Curvature {
     factor: Vec<f32>,
     /// λ as a share of the mean diagonal, as it was in the end.
     damping: f64,
+    /// n.
+    n_tokens: f64,
 }
 
 /// Largest share of the mean diagonal that damping may grow to.
@@ -65,7 +67,7 @@ impl Curvature {
             added = share * mean;
             if let Some(factor) = inverse_factor(&matrix, &order) {
                 let matrix = matrix.iter().map(|v| *v as f32).collect();
-                return Ok(Curvature { matrix, order, factor, damping: share });
+                return Ok(Curvature { matrix, order, factor, damping: share, n_tokens: count });
             }
             share = (share * 10.0).max(1e-6);
         }
@@ -84,6 +86,11 @@ impl Curvature {
     /// λ as a share of the mean diagonal, as it was in the end.
     pub fn damping(&self) -> f64 {
         self.damping
+    }
+
+    /// n, the tokens behind it.
+    pub(super) fn n_tokens(&self) -> f64 {
+        self.n_tokens
     }
 
     /// Columns in the order they are solved.
@@ -149,6 +156,28 @@ impl Curvature {
         let a = MatRef::from_row_major_slice(&self.matrix, k, k).get(.., columns.clone());
         let out = MatMut::from_row_major_slice_mut(out, rows, columns.len());
         matmul(out, Accum::Replace, MatRef::from_row_major_slice(errors, rows, k), a, 1.0, Par::Seq);
+    }
+
+    /// `rows · A⁻¹`; `rows` is `[n, K]`.
+    pub(super) fn divided(&self, rows: &[f32]) -> Vec<f32> {
+        let k = self.width();
+        let n = rows.len() / k;
+        // A⁻¹ = Uᵀ U in solve order.
+        let ordered: Vec<f32> =
+            rows.chunks_exact(k).flat_map(|row| self.order.iter().map(|c| row[*c])).collect();
+        let u = MatRef::from_row_major_slice(&self.factor, k, k);
+        let (mut half, mut solved) = (vec![0.0f32; rows.len()], vec![0.0f32; rows.len()]);
+        let product = |out: &mut [f32], left: &[f32], right: MatRef<'_, f32>| {
+            let out = MatMut::from_row_major_slice_mut(out, n, k);
+            matmul(out, Accum::Replace, MatRef::from_row_major_slice(left, n, k), right, 1.0, Par::Seq);
+        };
+        product(&mut half, &ordered, u.transpose());
+        product(&mut solved, &half, u);
+        let mut out = vec![0.0f32; rows.len()];
+        for (out, solved) in out.chunks_exact_mut(k).zip(solved.chunks_exact(k)) {
+            self.order.iter().zip(solved).for_each(|(column, v)| out[*column] = *v);
+        }
+        out
     }
 
     /// `d A dᵀ` for each row `d` of `errors` `[rows, K]`.

@@ -1,7 +1,7 @@
 //! Which values reach the linear layers a weight belongs to: what calibration is asked for.
 
 use attar_ir::{Graph, OpKind, ValueId};
-use attar_pass::{InputStatistics, PassCx, Result, Subject};
+use attar_pass::{InputDrift, InputStatistics, PassCx, Result, Subject};
 use std::collections::BTreeMap;
 
 /// Weights that the same values are multiplied with, such as q, k and v.
@@ -50,5 +50,28 @@ impl Site {
             }
         }
         Ok(sum)
+    }
+
+    /// How far the site's inputs have drifted from the uncompressed model's, where weights can make up for it: there is one
+    /// input, and nothing but linear layers reads the weights.
+    pub(super) fn drift(&self, graph: &Graph, cx: &mut PassCx<'_>) -> Result<Option<InputDrift>> {
+        let [input] = self.inputs[..] else { return Ok(None) };
+        let readers =
+            || self.subjects.iter().flat_map(|s| &s.nodes).flat_map(|n| graph.users(crate::pattern::out(*n)));
+        if readers().any(|(user, _)| !matches!(graph.op(user), OpKind::Linear(_))) {
+            return Ok(None);
+        }
+        cx.input_drift(graph, input, self.added_to(graph))
+    }
+
+    /// What the site's output is added to, if it has one output and that is all that happens to it.
+    fn added_to(&self, graph: &Graph) -> Option<ValueId> {
+        let [subject] = &self.subjects[..] else { return None };
+        let [node] = subject.nodes[..] else { return None };
+        let [(linear, _)] = graph.users(crate::pattern::out(node))[..] else { return None };
+        let output = crate::pattern::out(linear);
+        let [(add, slot)] = graph.users(output)[..] else { return None };
+        let is_sum = matches!(graph.op(add), OpKind::Add(_)) && graph.inputs_of(linear).len() == 2;
+        is_sum.then(|| graph.inputs_of(add)[usize::from(1 - slot)]).filter(|other| *other != output)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod allocation;
 mod block_descent;
+mod block_reconstruction;
 pub mod code_grid;
 pub mod curvature;
 mod error_feedback;

@@ -13,6 +13,7 @@
 //! References: Frantar et al. 2022, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885.
 
 use super::block_descent::descend;
+use super::block_reconstruction::{BlockByBlock, Reconstruction};
 use super::code_grid::CodeGrid;
 use super::curvature::Curvature;
 use super::error_feedback::round_with_feedback;
@@ -21,9 +22,11 @@ use super::quantize_rtn::{self, Suitable, elements, first_value};
 use attar_format::{Encoded, FormatRef, PackedLayout};
 use attar_ir::{Graph, TensorType};
 use attar_pass::{
-    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registered, Result,
-    Subject,
+    Changed, InputDrift, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
+    Registered, Result, Subject,
 };
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 pub(super) struct QuantizeGptq {
@@ -31,11 +34,16 @@ pub(super) struct QuantizeGptq {
     damping: f64,
     by_magnitude: bool,
     rounds: usize,
+    /// Share of the drift of inputs that weights make up for.
+    follow: f64,
+    pub(super) reconstruction: Reconstruction,
 }
 
 /// Defaults of the options.
 const DAMPING: f64 = 0.01;
 const ROUNDS: i64 = 4;
+const FOLLOW: f64 = 1.0;
+const STEPS: i64 = 48;
 
 static DECL: PassDecl = PassDecl {
     name: "quantize-gptq",
@@ -64,6 +72,16 @@ static DECL: PassDecl = PassDecl {
             kind: OptionKind::Int { default: ROUNDS, min: 0, max: 64 },
             doc: "most rounds in which codes and scales are refined group by group",
         },
+        OptionDecl {
+            name: "correct_drift",
+            kind: OptionKind::Float { default: FOLLOW, min: 0.0, max: 1.0 },
+            doc: "share of what layers before have changed in a layer's inputs that its weights make up for",
+        },
+        OptionDecl {
+            name: "reconstruct_steps",
+            kind: OptionKind::Int { default: STEPS, min: 0, max: 100_000 },
+            doc: "steps of gradient descent over each decoder layer that holds matrices of at most 3 bits",
+        },
     ],
     file: file!(),
     make: &|o: &Options| {
@@ -73,6 +91,8 @@ static DECL: PassDecl = PassDecl {
             damping: o.float("damping")?,
             by_magnitude: o.bool("act_order")?,
             rounds: o.int("refine_rounds")? as usize,
+            follow: o.float("correct_drift")?,
+            reconstruction: Reconstruction { steps: o.int("reconstruct_steps")? as usize },
         }))
     },
 };
@@ -97,19 +117,25 @@ impl Pass for QuantizeGptq {
         let suits: std::collections::BTreeMap<_, _> =
             subjects.iter().map(|(s, suitable)| (s.name.clone(), suitable.clone())).collect();
         let mut done = 0;
-        for site in sites(graph, subjects.into_iter().map(|(s, _)| s).collect()) {
+        let sites = sites(graph, subjects.into_iter().map(|(s, _)| s).collect());
+        let few = self.format.code_bits() <= Reconstruction::FEW_BITS;
+        let mut blocks = BlockByBlock::new(graph, self.reconstruction, sites.iter().map(|s| (s, few)));
+        for site in &sites {
+            blocks.before(graph, cx, site)?;
             let first = &site.subjects[0].name;
             let wanted = site.subjects.iter().any(|s| suits[&s.name].format == self.format);
             cx.progress(first, done, total);
-            let curvature =
-                if wanted { self.curvature(graph, cx, &site).map_err(|e| e.at_tensor(first))? } else { None };
+            let context =
+                if wanted { self.context(graph, cx, site).map_err(|e| e.at_tensor(first))? } else { None };
             for subject in &site.subjects {
                 cx.progress(&subject.name, done, total);
-                self.quantize(graph, cx, subject, &suits[&subject.name], curvature.as_ref())
+                self.quantize(graph, cx, subject, &suits[&subject.name], context.as_ref())
                     .map_err(|e| e.at_tensor(&subject.name))?;
                 done += elements(graph.ty(first_value(subject)));
             }
+            blocks.after(site);
         }
+        blocks.finish(graph, cx)?;
         cx.progress("", done, total);
         Ok(cx.changed())
     }
@@ -118,19 +144,22 @@ impl Pass for QuantizeGptq {
 impl QuantizeGptq {
     /// The pass with its default options.
     pub(super) fn with_format(format: FormatRef) -> QuantizeGptq {
-        QuantizeGptq { format, damping: DAMPING, by_magnitude: true, rounds: ROUNDS as usize }
+        QuantizeGptq {
+            format,
+            damping: DAMPING,
+            by_magnitude: true,
+            rounds: ROUNDS as usize,
+            follow: FOLLOW,
+            reconstruction: Reconstruction { steps: STEPS as usize },
+        }
     }
 
-    pub(super) fn curvature(
-        &self,
-        graph: &Graph,
-        cx: &mut PassCx<'_>,
-        site: &Site,
-    ) -> Result<Option<Curvature>> {
-        match site.statistics(graph, cx)? {
-            Some(statistics) => Curvature::new(&statistics, self.damping, self.by_magnitude).map(Some),
-            None => Ok(None),
-        }
+    /// What calibration tells of a site.
+    pub(super) fn context(&self, graph: &Graph, cx: &mut PassCx<'_>, site: &Site) -> Result<Option<Context>> {
+        let Some(statistics) = site.statistics(graph, cx)? else { return Ok(None) };
+        let curvature = Curvature::new(&statistics, self.damping, self.by_magnitude)?;
+        let drift = if self.follow > 0.0 { site.drift(graph, cx)? } else { None };
+        Ok(Some(Context { curvature, drift }))
     }
 
     pub(super) fn quantize(
@@ -139,7 +168,7 @@ impl QuantizeGptq {
         cx: &mut PassCx<'_>,
         subject: &Subject,
         suitable: &Suitable,
-        curvature: Option<&Curvature>,
+        context: Option<&Context>,
     ) -> Result<()> {
         if !cx.rewrite(&subject.name) {
             return Ok(());
@@ -148,12 +177,14 @@ impl QuantizeGptq {
         let weights = cx.weights.read_f32(&subject.name)?;
         let rounded = quantize_rtn::encode(format, *n, *k, true, &weights, None)?;
         let plain_error = quantize_rtn::relative_rmse(&weights, &rounded);
-        let solved = curvature.filter(|_| *format == self.format);
+        let solved = context.filter(|_| *format == self.format);
         let (encoded, outputs) = match solved {
-            Some(curvature) => {
+            Some(context) => {
+                let curvature = &context.curvature;
                 let importance = curvature.importance();
-                let first = quantize_rtn::encode(format, *n, *k, true, &weights, Some(&importance))?;
-                let solved = solve(curvature, &weights, rounded, first, self.rounds);
+                let targets = context.targets(&weights, self.follow);
+                let first = quantize_rtn::encode(format, *n, *k, true, &targets, Some(&importance))?;
+                let solved = solve(curvature, &targets, rounded, first, self.rounds);
                 (solved.encoded, Some((solved.relative_error, solved.rounded_error, curvature.damping())))
             }
             None => (rounded, None),
@@ -191,6 +222,43 @@ impl QuantizeGptq {
             cx.refused(&subject.name, reason);
         }
         Ok(())
+    }
+}
+
+/// What calibration tells of a site.
+pub(super) struct Context {
+    curvature: Curvature,
+    drift: Option<InputDrift>,
+}
+
+impl Context {
+    /// What codes are to stand for: weights `[N, K]` that give, from inputs as they are now, what the original weights gave from
+    /// the original inputs, as nearly as least squares can with A as the damped second moment.
+    ///
+    /// Reference: Li et al. 2025, arXiv:2504.02692 (GPTAQ), with the sum that the output is added to included.
+    fn targets(&self, weights: &[f32], follow: f64) -> Vec<f32> {
+        let Some(drift) = &self.drift else { return weights.to_vec() };
+        const ROWS: usize = 64;
+        let k = self.curvature.width();
+        let share = (follow / self.curvature.n_tokens()) as f32;
+        let mut targets = weights.to_vec();
+        targets.par_chunks_mut(ROWS * k).enumerate().for_each(|(chunk, rows)| {
+            let n = rows.len() / k;
+            let mut moved = match &drift.of_sum {
+                Some(sum) => sum[chunk * ROWS * k..][..rows.len()].to_vec(),
+                None => vec![0.0; rows.len()],
+            };
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut moved, n, k),
+                Accum::Add,
+                MatRef::from_row_major_slice(&*rows, n, k),
+                MatRef::from_row_major_slice(&drift.of_input, k, k),
+                1.0,
+                Par::Seq,
+            );
+            rows.iter_mut().zip(self.curvature.divided(&moved)).for_each(|(w, m)| *w += share * m);
+        });
+        targets
     }
 }
 

@@ -11,6 +11,7 @@
 //! Numerics: lossy.   Cost: as `quantize-gptq`, and a run of the model over some hundred tokens for each unit.
 
 use super::allocation::{Budget, Choice, Unmet, allocate};
+use super::block_reconstruction::{BlockByBlock, Reconstruction};
 use super::linear_inputs::{Site, sites};
 use super::quantize_gptq::QuantizeGptq;
 use super::quantize_rtn::{self, Suitable};
@@ -117,18 +118,23 @@ impl Pass for QuantizeMixed {
             self.judge(graph, cx, unit).map_err(|e| e.at_tensor(&name))?;
         }
         let plan = self.plan(&units)?;
+        let reconstruction = QuantizeGptq::with_format(self.formats[0]).reconstruction;
+        let few = |choice: &usize| self.formats[*choice].code_bits() <= Reconstruction::FEW_BITS;
+        let sites = units.iter().zip(&plan).map(|(unit, choice)| (&unit.site, few(choice)));
+        let mut blocks = BlockByBlock::new(graph, reconstruction, sites);
         for (i, (unit, choice)) in units.iter().zip(&plan).enumerate() {
+            blocks.before(graph, cx, &unit.site)?;
             let first = unit.site.subjects[0].name.clone();
             let format = self.formats[*choice];
             let gptq = QuantizeGptq::with_format(format);
             cx.progress(&first, count + 2 * i as u64, total);
-            let curvature = gptq.curvature(graph, cx, &unit.site).map_err(|e| e.at_tensor(&first))?;
+            let context = gptq.context(graph, cx, &unit.site).map_err(|e| e.at_tensor(&first))?;
             for (subject, suitable) in unit.site.subjects.iter().zip(&unit.suits) {
                 cx.progress(&subject.name, count + 2 * i as u64, total);
                 // A matrix that no coded format fits stays with what does.
                 let format = if suitable.reason.is_some() { suitable.format } else { format };
                 let suitable = Suitable { format, ..suitable.clone() };
-                gptq.quantize(graph, cx, subject, &suitable, curvature.as_ref())
+                gptq.quantize(graph, cx, subject, &suitable, context.as_ref())
                     .map_err(|e| e.at_tensor(&subject.name))?;
                 let foretold = LEFT_BY_CALIBRATION * unit.sensitivity * unit.errors[*choice];
                 cx.metric(
@@ -140,7 +146,9 @@ impl Pass for QuantizeMixed {
                     ],
                 );
             }
+            blocks.after(&unit.site);
         }
+        blocks.finish(graph, cx)?;
         cx.progress("", total, total);
         Ok(cx.changed())
     }

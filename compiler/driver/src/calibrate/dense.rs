@@ -83,7 +83,7 @@ pub(crate) fn evaluate(
 }
 
 /// What no pass before fusion can leave behind.
-fn unsupported(graph: &Graph, node: NodeId) -> Error {
+pub(crate) fn unsupported(graph: &Graph, node: NodeId) -> Error {
     let problem = format!("calibration cannot run {}", graph.op(node).name());
     let kind = attar_ir::ErrorKind::Structure { rule: "calibration", problem };
     Error::new(ErrorKind::Ir(attar_ir::Error::new(kind).at_node(graph.describe(node))))
@@ -135,7 +135,7 @@ fn layer_norm(x: &[f32], width: usize, gain: &[f32], bias: &[f32], eps: f64) -> 
     out
 }
 
-fn rope(op: &Rope, x: &[f32], positions: &[i32]) -> Vec<f32> {
+pub(crate) fn rope(op: &Rope, x: &[f32], positions: &[i32]) -> Vec<f32> {
     let half = op.inv_freq.len();
     let mut out = x.to_vec();
     if positions.is_empty() || half == 0 {
@@ -219,11 +219,17 @@ fn attention(
 }
 
 /// `width` numbers of each of some rows, `at` behind the row's start.
-fn gathered(m: &[f32], at: usize, stride: usize, rows: std::ops::Range<usize>, width: usize) -> Vec<f32> {
+pub(crate) fn gathered(
+    m: &[f32],
+    at: usize,
+    stride: usize,
+    rows: std::ops::Range<usize>,
+    width: usize,
+) -> Vec<f32> {
     rows.flat_map(|row| m[row * stride + at..row * stride + at + width].iter().copied()).collect()
 }
 
-fn softmax(row: &mut [f32]) {
+pub(crate) fn softmax(row: &mut [f32]) {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     row.iter_mut().for_each(|v| *v = exp(*v - largest));
     let total: f64 = row.iter().map(|v| f64::from(*v)).sum();

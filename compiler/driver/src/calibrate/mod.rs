@@ -6,7 +6,9 @@
 //! anew for every layer.
 
 mod activations;
+mod adjoint;
 mod dense;
+mod part;
 mod probe;
 mod sampled;
 mod saved;
@@ -20,8 +22,9 @@ use crate::inputs::InputFile;
 use crate::origin::{CalibrationKind, CalibrationOrigin};
 use attar_import::ModelInfo;
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
-use attar_pass::{Calibrator, InputStatistics};
+use attar_pass::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
 use attar_runtime::{ChatTemplate, Tokenizer};
+use part::PartRun;
 use probe::Probe;
 use saved::SavedStatistics;
 use sequential::SequentialRun;
@@ -169,7 +172,13 @@ pub(crate) struct DriverCalibrator<'a> {
 
 enum State {
     Fresh,
-    Running { run: SequentialRun, windows: Vec<Vec<u32>>, text_hash: String },
+    Running {
+        run: SequentialRun,
+        original: Option<SequentialRun>,
+        part: Option<PartRun>,
+        windows: Vec<Vec<u32>>,
+        text_hash: String,
+    },
     Saved(SavedStatistics),
 }
 
@@ -209,8 +218,8 @@ impl DriverCalibrator<'_> {
                 _ => {
                     let windows = self.subject.windows(self.options, progress)?;
                     let text_hash = hash_of(&windows);
-                    let run = SequentialRun::new(windows.clone(), self.options.max_memory);
-                    State::Running { run, windows, text_hash }
+                    let run = SequentialRun::new(windows.clone(), self.options.max_memory / 2);
+                    State::Running { run, original: None, part: None, windows, text_hash }
                 }
             };
         }
@@ -240,6 +249,57 @@ impl Calibrator for DriverCalibrator<'_> {
             Some(probe) => probe.divergence(graph, weights, from, changed),
             None => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
         }
+    }
+
+    fn enter_part(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        part: Part,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<bool> {
+        self.prepare(progress)?;
+        self.probe = None;
+        let State::Running { run, part: entered, .. } = &mut self.state else { return Ok(false) };
+        *entered = Some(PartRun::enter(run, graph, weights, part, progress)?);
+        Ok(true)
+    }
+
+    fn part_gradient(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        changed: &[(WeightName, Vec<f32>)],
+        batch: Option<u64>,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<PartGradient> {
+        match &mut self.state {
+            State::Running { run, original, part: Some(part), .. } => {
+                let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
+                part.gradient(run, original, graph, weights, changed, batch, progress)
+            }
+            _ => Err(problem("a part of the model was asked for that was not entered".to_owned())),
+        }
+    }
+
+    fn leave_part(&mut self) -> attar_pass::Result<()> {
+        match &mut self.state {
+            State::Running { run, part, .. } => part.take().map_or(Ok(()), |part| part.leave(run)),
+            _ => Ok(()),
+        }
+    }
+
+    fn input_drift(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        sum: Option<ValueId>,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<Option<InputDrift>> {
+        let State::Running { run, original, .. } = &mut self.state else { return Ok(None) };
+        let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
+        run.input_drift(original, graph, weights, input, sum, progress).map(Some)
     }
 
     fn input_statistics(

@@ -10,7 +10,7 @@
 use super::activations::Activations;
 use super::dense::{self, Operand};
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightStore};
-use attar_pass::{Error, ErrorKind, InputStatistics, Result};
+use attar_pass::{Error, ErrorKind, InputDrift, InputStatistics, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -24,6 +24,8 @@ pub(crate) struct SequentialRun {
     rows: Vec<Vec<i32>>,
     kept: Activations,
     memory: u64,
+    /// Whether weights count as what they were before they were encoded.
+    original: bool,
     /// Nodes that have run, and need not run again.
     done: BTreeSet<NodeId>,
     /// The graph without its weights, to notice when another is meant.
@@ -49,6 +51,19 @@ struct Stage {
     finished: Vec<NodeId>,
 }
 
+/// Which nodes had run at some time.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    done: BTreeSet<NodeId>,
+}
+
+/// A stage while windows run through it.
+struct OpenStage {
+    value: ValueId,
+    stage: Stage,
+    read: BTreeMap<NodeId, Vec<f32>>,
+}
+
 impl SequentialRun {
     /// A run over these windows that keeps at most `memory` bytes of values in memory between stages.
     pub(crate) fn new(windows: Vec<Vec<u32>>, memory: u64) -> SequentialRun {
@@ -65,9 +80,43 @@ impl SequentialRun {
             rows,
             kept: Activations::new(memory),
             memory,
+            original: false,
             done: BTreeSet::new(),
             shape: Vec::new(),
         }
+    }
+
+    /// The same windows with weights as they were before they were encoded.
+    pub(crate) fn of_original(&self, memory: u64) -> SequentialRun {
+        SequentialRun {
+            windows: self.windows.clone(),
+            rows: self.rows.clone(),
+            kept: Activations::new(memory),
+            memory,
+            original: true,
+            done: BTreeSet::new(),
+            shape: Vec::new(),
+        }
+    }
+
+    /// What has run by now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot { done: self.done.clone() }
+    }
+
+    /// Goes back to a snapshot; `values` are those of the value it was made at, window by window.
+    pub(crate) fn restore(
+        &mut self,
+        snapshot: Snapshot,
+        value: ValueId,
+        values: Vec<Vec<f32>>,
+    ) -> Result<()> {
+        self.kept = Activations::new(self.memory);
+        self.done = snapshot.done;
+        for (window, data) in values.into_iter().enumerate() {
+            self.kept.put(value, window, data).map_err(spill)?;
+        }
+        Ok(())
     }
 
     /// Tokens of all windows.
@@ -98,6 +147,69 @@ impl SequentialRun {
         progress: &mut dyn FnMut(&str, u64, u64),
         sink: &mut dyn FnMut(&[Vec<f32>]),
     ) -> Result<()> {
+        let open = self.open(graph, weights, value)?;
+        let name = graph.node(value.node).name.clone();
+        let total = self.windows.len();
+        for range in self.portions() {
+            progress(&format!("reading text up to %{name}"), range.start as u64, total as u64);
+            sink(&self.compute(graph, &open, range)?);
+        }
+        self.close(open);
+        progress(&format!("reading text up to %{name}"), total as u64, total as u64);
+        Ok(())
+    }
+
+    /// How far a value has drifted from what it is in the `original` run of the same windows, see
+    /// [`attar_pass::Calibrator::input_drift`].
+    pub(crate) fn input_drift(
+        &mut self,
+        original: &mut SequentialRun,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        sum: Option<ValueId>,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<InputDrift> {
+        let width = |v| graph.ty(v).last().ok_or_else(|| damaged(graph, v, "has no fixed width"));
+        let (open, before) = (self.open(graph, weights, input)?, original.open(graph, weights, input)?);
+        let mut of_input = Product::new(width(input)?, width(input)?);
+        let sum = sum.filter(|v| self.kept.has(*v) && original.kept.has(*v));
+        let mut of_sum = sum.map(|v| Ok::<_, Error>(Product::new(width(v)?, width(input)?))).transpose()?;
+        let name = graph.node(input.node).name.clone();
+        let total = self.windows.len();
+        for range in self.portions() {
+            progress(&format!("comparing at %{name}"), range.start as u64, total as u64);
+            let (now, was) = (
+                self.compute(graph, &open, range.clone())?,
+                original.compute(graph, &before, range.clone())?,
+            );
+            of_input.add(&differences(&was, &now), &now);
+            if let (Some(product), Some(v)) = (&mut of_sum, sum) {
+                let values = |run: &SequentialRun| -> Result<Vec<Vec<f32>>> {
+                    let get = |window| {
+                        run.kept
+                            .get(v, window)
+                            .map_err(spill)?
+                            .ok_or_else(|| damaged(graph, v, "is not known yet"))
+                    };
+                    range.clone().map(get).collect()
+                };
+                product.add(&differences(&values(original)?, &values(self)?), &now);
+            }
+        }
+        self.close(open);
+        original.close(before);
+        Ok(InputDrift { of_input: of_input.sum, of_sum: of_sum.map(|p| p.sum) })
+    }
+
+    /// Windows that are computed together.
+    fn portions(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let (total, at_once) = (self.windows.len(), rayon::current_num_threads() * WINDOWS_PER_THREAD);
+        (0..total).step_by(at_once).map(move |first| first..(first + at_once).min(total))
+    }
+
+    /// Plans the stage that ends with `value`, and reads its weights.
+    fn open(&mut self, graph: &Graph, weights: &WeightStore, value: ValueId) -> Result<OpenStage> {
         let stage = self.stage(graph, value);
         let mut read = BTreeMap::new();
         for node in &stage.nodes {
@@ -105,25 +217,34 @@ impl SequentialRun {
                 if let OpKind::Weight(w) = graph.op(operand.node)
                     && !read.contains_key(&operand.node)
                 {
-                    read.insert(operand.node, weights.read_f32(&w.name)?);
+                    let values = if self.original {
+                        weights.read_original_f32(&w.name)?
+                    } else {
+                        weights.read_f32(&w.name)?
+                    };
+                    read.insert(operand.node, values);
                 }
             }
         }
-        let total = self.windows.len();
-        let at_once = rayon::current_num_threads() * WINDOWS_PER_THREAD;
-        let name = graph.node(value.node).name.clone();
-        for first in (0..total).step_by(at_once) {
-            progress(&format!("reading text up to %{name}"), first as u64, total as u64);
-            let range = first..(first + at_once).min(total);
-            let computed: Vec<Vec<f32>> = range
-                .into_par_iter()
-                .map(|window| self.window(graph, &read, &stage, value, window))
-                .collect::<Result<_>>()?;
-            sink(&computed);
-        }
-        self.done.extend(stage.finished);
-        progress(&format!("reading text up to %{name}"), total as u64, total as u64);
-        Ok(())
+        Ok(OpenStage { value, stage, read })
+    }
+
+    /// The value of an open stage for some windows.
+    fn compute(
+        &self,
+        graph: &Graph,
+        open: &OpenStage,
+        range: std::ops::Range<usize>,
+    ) -> Result<Vec<Vec<f32>>> {
+        range
+            .into_par_iter()
+            .map(|window| self.window(graph, &open.read, &open.stage, open.value, window))
+            .collect()
+    }
+
+    /// Marks what every window has run as done.
+    fn close(&mut self, open: OpenStage) {
+        self.done.extend(open.stage.finished);
     }
 
     /// A value of every window with other values of some weights, computed from what is known by now, which stays as it is.
@@ -157,10 +278,8 @@ impl SequentialRun {
                 }
             }
             known.par_iter_mut().enumerate().try_for_each(|(window, values)| {
-                let tokens = &self.windows[window];
-                let positions: Vec<i32> = (0..tokens.len() as i32).collect();
-                let indices = Indices { tokens, positions: &positions, rows: &self.rows[window] };
-                let result = evaluate(graph, *id, &inputs, &read, values, &indices)?;
+                let weight = |node| read.get(&node).map(Vec::as_slice);
+                let result = evaluate(graph, *id, &inputs, &weight, values, &self.indices(window))?;
                 values.insert(ValueId { node: *id, slot: 0 }, result);
                 for v in &inputs {
                     if last_use.get(v) == Some(&time) && *v != value {
@@ -263,6 +382,12 @@ impl SequentialRun {
         Some(Stage { nodes, taken, keep, dropped, finished })
     }
 
+    /// What the graph's inputs are for a window.
+    pub(crate) fn indices(&self, window: usize) -> Indices<'_> {
+        let tokens = &self.windows[window];
+        Indices { tokens, positions: (0..tokens.len() as i32).collect(), rows: &self.rows[window] }
+    }
+
     /// Runs a stage over one window; gives the value asked for.
     fn window(
         &self,
@@ -272,18 +397,17 @@ impl SequentialRun {
         value: ValueId,
         window: usize,
     ) -> Result<Vec<f32>> {
-        let tokens = &self.windows[window];
-        let positions: Vec<i32> = (0..tokens.len() as i32).collect();
         let mut values: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
         for v in &stage.taken {
             let data = self.kept.get(*v, window).map_err(spill)?;
             values.insert(*v, data.ok_or_else(|| damaged(graph, *v, "was lost between two stages"))?);
         }
         let last_use = last_uses(graph, &stage.nodes);
-        let indices = Indices { tokens, positions: &positions, rows: &self.rows[window] };
+        let indices = self.indices(window);
+        let weight = |node| weights.get(&node).map(Vec::as_slice);
         for (time, id) in stage.nodes.iter().enumerate() {
             let inputs = graph.inputs_of(*id);
-            let result = evaluate(graph, *id, &inputs, weights, &values, &indices)?;
+            let result = evaluate(graph, *id, &inputs, &weight, &values, &indices)?;
             values.insert(ValueId { node: *id, slot: 0 }, result);
             for v in inputs {
                 if last_use.get(&v) == Some(&time) && v != value && !stage.keep.contains(&v) {
@@ -311,41 +435,55 @@ impl SequentialRun {
 }
 
 /// What the graph's inputs are for one window.
-struct Indices<'a> {
+pub(crate) struct Indices<'a> {
     tokens: &'a [i32],
-    positions: &'a [i32],
+    positions: Vec<i32>,
     rows: &'a [i32],
 }
 
-/// Runs one node over one window.
-fn evaluate(
+/// Runs one node over one window. `weight` gives the values of weight nodes.
+pub(crate) fn evaluate<'w>(
     graph: &Graph,
     id: NodeId,
     inputs: &[ValueId],
-    weights: &BTreeMap<NodeId, Vec<f32>>,
+    weight: &dyn Fn(NodeId) -> Option<&'w [f32]>,
     values: &BTreeMap<ValueId, Vec<f32>>,
     indices: &Indices<'_>,
 ) -> Result<Vec<f32>> {
-    let mut operands = Vec::with_capacity(inputs.len());
-    for v in inputs {
-        operands.push(match graph.op(v.node) {
+    let operands = operands(graph, inputs, weight, values, indices)?;
+    dense::evaluate(graph, id, &operands, &widths(graph, inputs))
+}
+
+/// The operands of a node over one window.
+pub(crate) fn operands<'a, 'w: 'a>(
+    graph: &Graph,
+    inputs: &[ValueId],
+    weight: &dyn Fn(NodeId) -> Option<&'w [f32]>,
+    values: &'a BTreeMap<ValueId, Vec<f32>>,
+    indices: &'a Indices<'_>,
+) -> Result<Vec<Operand<'a>>> {
+    let operand = |v: &ValueId| {
+        Ok(match graph.op(v.node) {
             OpKind::Weight(_) => {
-                let w = weights.get(&v.node);
-                Operand::Real(w.ok_or_else(|| damaged(graph, *v, "was not read"))?)
+                Operand::Real(weight(v.node).ok_or_else(|| damaged(graph, *v, "was not read"))?)
             }
             OpKind::Input(_) => match graph.node(v.node).name.as_str() {
                 "tokens" => Operand::Index(indices.tokens),
                 "rows" => Operand::Index(indices.rows),
-                _ => Operand::Index(indices.positions),
+                _ => Operand::Index(&indices.positions),
             },
             _ => {
                 let data = values.get(v);
                 Operand::Real(data.ok_or_else(|| damaged(graph, *v, "was not computed"))?)
             }
-        });
-    }
-    let widths: Vec<usize> = inputs.iter().map(|v| graph.ty(*v).last().unwrap_or(1)).collect();
-    dense::evaluate(graph, id, &operands, &widths)
+        })
+    };
+    inputs.iter().map(operand).collect()
+}
+
+/// Last dimensions of values.
+pub(crate) fn widths(graph: &Graph, values: &[ValueId]) -> Vec<usize> {
+    values.iter().map(|v| graph.ty(*v).last().unwrap_or(1)).collect()
 }
 
 /// After which of the nodes each value is no longer needed.
@@ -357,12 +495,44 @@ fn last_uses(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<ValueId, usize> {
     last
 }
 
-fn damaged(graph: &Graph, value: ValueId, problem: &str) -> Error {
+pub(crate) fn damaged(graph: &Graph, value: ValueId, problem: &str) -> Error {
     Error::new(ErrorKind::Calibration { problem: format!("%{} {problem}", graph.node(value.node).name) })
 }
 
 fn spill(e: std::io::Error) -> Error {
     Error::new(ErrorKind::CalibrationIo { problem: format!("the temporary file for activations: {e}") })
+}
+
+/// `was - now`, window by window.
+fn differences(was: &[Vec<f32>], now: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    was.iter().zip(now).map(|(was, now)| was.iter().zip(now).map(|(a, b)| a - b).collect()).collect()
+}
+
+/// A sum of products `Yᵀ X` over windows, `[M, K]`.
+struct Product {
+    height: usize,
+    width: usize,
+    sum: Vec<f32>,
+}
+
+impl Product {
+    fn new(height: usize, width: usize) -> Product {
+        Product { height, width, sum: vec![0.0; height * width] }
+    }
+
+    /// Adds the rows of some windows, in order.
+    fn add(&mut self, left: &[Vec<f32>], right: &[Vec<f32>]) {
+        let (height, width) = (self.height, self.width);
+        self.sum.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, sum)| {
+            let rows = tile * TILE..tile * TILE + sum.len() / width;
+            for (y, x) in left.iter().zip(right) {
+                let y = MatRef::from_row_major_slice(y, y.len() / height, height).get(.., rows.clone());
+                let x = MatRef::from_row_major_slice(x, x.len() / width, width);
+                let sum = MatMut::from_row_major_slice_mut(&mut *sum, rows.len(), width);
+                matmul(sum, Accum::Add, y.transpose(), x, 1.0, Par::Seq);
+            }
+        });
+    }
 }
 
 /// The lower half of a second moment, in tiles.

@@ -1,11 +1,12 @@
 //! The evaluator against the reference interpreter on the tiny checkpoints, and what must not change its results.
 
+use super::part::PartRun;
 use super::probe::Probe;
 use super::sequential::SequentialRun;
 use attar_import::Imported;
 use attar_ir::interp::{KvState, Precision, Step, run_step};
-use attar_ir::{Graph, OpKind, ValueId};
-use attar_pass::InputStatistics;
+use attar_ir::{Graph, OpKind, ValueId, WeightName};
+use attar_pass::{InputStatistics, Part};
 use std::path::Path;
 
 fn tiny(name: &str) -> Imported {
@@ -172,4 +173,136 @@ fn divergence_by_interpreter(model: &Imported, name: &str, values: &[f32]) -> f6
         }));
     }
     each.iter().sum::<f64>() / each.len() as f64
+}
+
+/// Derivatives of a whole model's error by each of its weights are what small steps along them show.
+#[test]
+fn gradients_are_slopes() {
+    for name in ["tiny/llama2", "tiny/mistral", "tiny/qwen2", "tiny/qwen3", "tiny/smollm2"] {
+        let model = tiny(name);
+        let (graph, weights) = (&model.graph, &model.weights);
+        let embed = graph.topo().into_iter().find(|id| matches!(graph.op(*id), OpKind::Embed(_)));
+        let from = ValueId { node: embed.expect("an embedding"), slot: 0 };
+        let part = Part { from, to: graph.outputs()[0] };
+        let mut run = SequentialRun::new(windows()[..4].to_vec(), 1 << 30);
+        let mut original = run.of_original(1 << 30);
+        let mut part_run = PartRun::enter(&mut run, graph, weights, part, &mut |_, _, _| {}).expect("a part");
+        let mut names: Vec<WeightName> = graph.weights().map(|(_, w)| w.name.clone()).collect();
+        names.retain(|n| !n.contains("embed") && !n.contains("lm_head"));
+        let moved = |name: &WeightName| {
+            let values = weights.read_f32(name).expect("a weight");
+            let value = |(i, v): (usize, &f32)| v * (1.0 + 0.1 * (((i * 37 + 11) % 17) as f32 / 8.0 - 1.0));
+            (name.clone(), values.iter().enumerate().map(value).collect::<Vec<f32>>())
+        };
+        let changed: Vec<(WeightName, Vec<f32>)> = names.iter().map(moved).collect();
+        let mut ask = |changed: &[(WeightName, Vec<f32>)], batch| {
+            part_run
+                .gradient(&run, &mut original, graph, weights, changed, batch, &mut |_, _, _| {})
+                .expect("a gradient")
+        };
+        let found = ask(&changed, Some(0));
+        let tokens: usize = windows()[..4].iter().map(Vec::len).sum();
+        assert!(found.loss > 1e-6, "{name}: nothing has changed");
+        assert_eq!(ask(&changed, None).loss, found.loss);
+        assert!(ask(&changed, Some(7)).weights == found.weights, "batches begin again");
+        for (at, gradient) in found.weights.iter().enumerate() {
+            let length = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+            let size = changed[at].1.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+            let step = 2e-3 * size / length;
+            let mut side = |sign: f64| {
+                let mut changed = changed.clone();
+                let moved = changed[at].1.iter_mut().zip(gradient);
+                moved.for_each(|(v, g)| *v += (sign * step * f64::from(*g)) as f32);
+                ask(&changed, None).loss * tokens as f64
+            };
+            let slope = (side(1.0) - side(-1.0)) / (2.0 * step);
+            let expected = length * length;
+            assert!(
+                (slope / expected - 1.0).abs() < 0.03,
+                "{name}, {}: {slope} for {expected}",
+                changed[at].0
+            );
+        }
+    }
+}
+
+/// After a part whose weights have changed, values are those of a run from the beginning.
+#[test]
+fn a_part_left_is_run_again() {
+    let mut model = tiny("tiny/smollm2");
+    let inputs = linear_inputs(&model.graph);
+    let sum = |id: &attar_ir::NodeId| matches!(model.graph.op(*id), OpKind::Add(_));
+    let sums: Vec<_> =
+        model.graph.topo().into_iter().filter(sum).map(|node| ValueId { node, slot: 0 }).collect();
+    let part = Part { from: sums[1], to: sums[3] };
+    let mut run = SequentialRun::new(windows(), 1 << 30);
+    let entered =
+        PartRun::enter(&mut run, &model.graph, &model.weights, part, &mut |_, _, _| {}).expect("a part");
+    let last = inputs[inputs.len() - 1];
+    let mut of = |run: &mut SequentialRun, model: &Imported| {
+        run.input_statistics(&model.graph, &model.weights, last, &mut |_, _, _| {}).expect("statistics")
+    };
+    let before = of(&mut run, &model);
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let shape = model.weights.info(name).expect("a weight").shape.clone();
+    model.weights.add_values(name, &shape, vec![0.0; shape.iter().product()]);
+    entered.leave(&mut run).expect("the beginning");
+    let after = of(&mut run, &model);
+    assert!(after != before);
+    assert!(after == of(&mut SequentialRun::new(windows(), 1 << 30), &model));
+}
+
+/// Drift is nothing while nothing is encoded, and what its definition says afterwards.
+#[test]
+fn drift_is_measured_from_the_original() {
+    let mut model = tiny("tiny/smollm2");
+    let inputs = linear_inputs(&model.graph);
+    let sum = |id: &attar_ir::NodeId| matches!(model.graph.op(*id), OpKind::Add(_));
+    let residual =
+        model.graph.topo().into_iter().find(sum).map(|node| ValueId { node, slot: 0 }).expect("a sum");
+    // What goes into the first layer's down projection, with the sum before it.
+    let down = inputs[3];
+    let values = |model: &Imported, value| {
+        let mut all = Vec::new();
+        let mut run = SequentialRun::new(windows(), 1 << 30);
+        run.advance(&model.graph, &model.weights, value, &mut |_, _, _| {}, &mut |v| all.extend(v.concat()))
+            .expect("values");
+        all
+    };
+    let (x, r) = (values(&model, down), values(&model, residual));
+    let drift = |model: &Imported| {
+        let mut run = SequentialRun::new(windows(), 1 << 30);
+        let mut original = run.of_original(1 << 30);
+        run.input_drift(&mut original, &model.graph, &model.weights, down, Some(residual), &mut |_, _, _| {})
+            .expect("drift")
+    };
+    assert!(drift(&model).of_input.iter().all(|v| *v == 0.0));
+    let name = "model.layers.0.self_attn.o_proj.weight";
+    let info = model.weights.info(name).expect("a weight").clone();
+    let coarse = attar_format::by_name("bf16").expect("a format");
+    let values_of =
+        model.weights.read_f32(name).expect("values").iter().map(|v| v * 1.5).collect::<Vec<f32>>();
+    let encoded =
+        attar_format::Encoded::from_f32(coarse, info.shape[0], info.shape[1], &values_of).expect("codes");
+    model.weights.set_encoded(name, &encoded).expect("encoded");
+    let (x_now, r_now) = (values(&model, down), values(&model, residual));
+    let found = drift(&model);
+    let tokens: usize = windows().iter().map(Vec::len).sum();
+    let check = |found: &[f32], was: &[f32], now: &[f32]| {
+        let (m, k) = (was.len() / tokens, x_now.len() / tokens);
+        assert_eq!(found.len(), m * k);
+        let mut largest = 0.0f64;
+        for (i, j) in (0..m).flat_map(|i| (0..k).map(move |j| (i, j))) {
+            let term = |t: usize| f64::from(was[t * m + i] - now[t * m + i]) * f64::from(x_now[t * k + j]);
+            let expected: f64 = (0..tokens).map(term).sum();
+            largest = largest.max(expected.abs());
+            assert!(
+                (f64::from(found[i * k + j]) - expected).abs() < 1e-4 * (1.0 + expected.abs()),
+                "{i} {j}"
+            );
+        }
+        assert!(largest > 0.0);
+    };
+    check(&found.of_input, &x, &x_now);
+    check(&found.of_sum.expect("the sum's"), &r, &r_now);
 }
