@@ -146,20 +146,14 @@ impl QuantizeGptq {
         }
         let Suitable { format, n, k, reason } = suitable;
         let weights = cx.weights.read_f32(&subject.name)?;
-        let rounded = quantize_rtn::encode(format, *n, *k, true, &weights, None)?;
-        let plain_error = quantize_rtn::relative_rmse(&weights, &rounded);
-        let solved = curvature.filter(|_| *format == self.format);
-        let (encoded, outputs) = match solved {
+        let (encoded, outputs) = match curvature.filter(|_| *format == self.format) {
             Some(curvature) => {
-                let importance = curvature.importance();
-                let first = quantize_rtn::encode(format, *n, *k, true, &weights, Some(&importance))?;
-                let solved = solve(curvature, &weights, rounded, first, self.rounds);
-                (solved.encoded, Some((solved.relative_error, solved.rounded_error, curvature.damping())))
+                let chosen = choose(format, *n, curvature, &weights, self.rounds)?;
+                (chosen.encoded, Some((chosen.relative_error, chosen.rounded_error, curvature.damping())))
             }
-            None => (rounded, None),
+            None => (quantize_rtn::encode(format, *n, *k, true, &weights, None)?, None),
         };
-        let error =
-            if solved.is_some() { quantize_rtn::relative_rmse(&weights, &encoded) } else { plain_error };
+        let error = quantize_rtn::relative_rmse(&weights, &encoded);
         let bytes = PackedLayout::new(format, *n, *k).map_or(0, |l| l.total_bytes());
         let name = cx.weights.set_encoded(&subject.name, &encoded)?;
         let elem = cx.weights.info(&name)?.elem;
@@ -199,6 +193,23 @@ pub struct Solved {
     pub encoded: Encoded,
     pub relative_error: f64,
     pub rounded_error: f64,
+}
+
+/// Chooses scales and codes of a format for `weights` `[n, K]` under a curvature.
+///
+/// # Errors
+/// [`ErrorKind::NotFinite`](attar_pass::ErrorKind::NotFinite), [`ErrorKind::OutOfRange`](attar_pass::ErrorKind::OutOfRange).
+pub fn choose(
+    format: FormatRef,
+    n: usize,
+    curvature: &Curvature,
+    weights: &[f32],
+    rounds: usize,
+) -> Result<Solved> {
+    let k = curvature.width();
+    let rounded = quantize_rtn::encode(format, n, k, true, weights, None)?;
+    let first = quantize_rtn::encode(format, n, k, true, weights, Some(&curvature.importance()))?;
+    Ok(solve(curvature, weights, rounded, first, rounds))
 }
 
 /// Chooses codes for `weights` `[N, K]` under a curvature; the scales of `encoded` are the first guess. No row is worse than
