@@ -9,6 +9,7 @@ use attar_format::FormatRef;
 use attar_pass::InputStatistics;
 use attar_passes::quantize::curvature::Curvature;
 use attar_passes::quantize::quantize_gptq::choose;
+use attar_passes::quantize::vector_level::Level;
 use clap::Args;
 use std::time::Instant;
 
@@ -35,7 +36,7 @@ pub(crate) fn run(options: &Codes) -> Result<()> {
             let weights = weights(n, k);
             for format in &options.format {
                 let start = Instant::now();
-                let chosen = choose(format, n, &curvature, &weights, options.rounds)
+                let chosen = choose(format, n, &curvature, &weights, options.rounds, Level::widest())
                     .map_err(|e| anyhow!("{e}"))?;
                 let (ms, error, rounded) =
                     (milliseconds(start), chosen.relative_error, chosen.rounded_error);

@@ -12,17 +12,20 @@
 //! each round, and `K³` for each distinct input.
 //! References: Frantar et al. 2022, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885.
 
-use super::block_descent::descend;
+use super::block_descent::Descent;
 use super::code_grid::CodeGrid;
 use super::curvature::Curvature;
 use super::error_feedback::round_with_feedback;
 use super::linear_inputs::{Site, sites};
-use super::quantize_rtn::{self, Suitable, elements, first_value};
+use super::quantize_rtn::{self, RowCoder, Suitable, elements, first_value};
+use super::row_chunk::{ROWS, RowChunk};
+use super::scale_search::{GROUP, TableSearch};
+use super::vector_level::Level;
 use attar_format::{Encoded, FormatRef, PackedLayout};
 use attar_ir::{Graph, TensorType};
 use attar_pass::{
-    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registered, Result,
-    Subject,
+    Changed, Error, ErrorKind, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
+    Registered, Result, Subject,
 };
 use rayon::prelude::*;
 
@@ -148,7 +151,7 @@ impl QuantizeGptq {
         let weights = cx.weights.read_f32(&subject.name)?;
         let (encoded, outputs) = match curvature.filter(|_| *format == self.format) {
             Some(curvature) => {
-                let chosen = choose(format, *n, curvature, &weights, self.rounds)?;
+                let chosen = choose(format, *n, curvature, &weights, self.rounds, Level::widest())?;
                 (chosen.encoded, Some((chosen.relative_error, chosen.rounded_error, curvature.damping())))
             }
             None => (quantize_rtn::encode(format, *n, *k, true, &weights, None)?, None),
@@ -189,61 +192,158 @@ impl QuantizeGptq {
 }
 
 /// Codes, and `sqrt(Σ d A dᵀ / Σ w A wᵀ)` of them and of plain rounding.
-pub struct Solved {
+pub struct Chosen {
     pub encoded: Encoded,
     pub relative_error: f64,
     pub rounded_error: f64,
 }
 
-/// Chooses scales and codes of a format for `weights` `[n, K]` under a curvature.
+/// Chooses scales and codes of a format with codes for `weights` `[n, K]` under a curvature, refined in at most `rounds` rounds.
+/// No row is worse than with plain rounding. Results do not depend on the level.
 ///
 /// # Errors
-/// [`ErrorKind::NotFinite`](attar_pass::ErrorKind::NotFinite), [`ErrorKind::OutOfRange`](attar_pass::ErrorKind::OutOfRange).
+/// [`ErrorKind::NotFinite`], [`ErrorKind::OutOfRange`], [`ErrorKind::FormatDoesNotFit`].
 pub fn choose(
     format: FormatRef,
     n: usize,
     curvature: &Curvature,
     weights: &[f32],
     rounds: usize,
-) -> Result<Solved> {
+    level: Level,
+) -> Result<Chosen> {
     let k = curvature.width();
-    let rounded = quantize_rtn::encode(format, n, k, true, weights, None)?;
-    let first = quantize_rtn::encode(format, n, k, true, weights, Some(&curvature.importance()))?;
-    Ok(solve(curvature, weights, rounded, first, rounds))
+    let does_not_fit =
+        |problem: String| Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem });
+    quantize_rtn::check_finite(weights, k)?;
+    let mut encoded = Encoded::zeros(format, n, k).map_err(|e| does_not_fit(e.to_string()))?;
+    let Some(grid) = CodeGrid::of(format).filter(|_| format.group == GROUP) else {
+        return Err(does_not_fit("its codes are of a kind this pass does not know".to_owned()));
+    };
+    let mut coder = RowCoder::new(format, true)?;
+    coder.search = coder.search.map(|s| s.at_level(level));
+    let has_row_scale = !encoded.row_scale.is_empty();
+    let search = coder.search.as_ref().map(TableSearch::brief);
+    let chooser = Chooser {
+        format,
+        curvature,
+        grid: &grid,
+        coder,
+        importance: curvature.importance(),
+        alike: vec![1.0; k],
+        descent: Descent::new(curvature, &grid, search, has_row_scale, level),
+        rounds,
+        level,
+    };
+    let groups = encoded.groups();
+    let mut row_scale = std::mem::take(&mut encoded.row_scale);
+    row_scale.resize(n, 0.0);
+    let chunks = encoded.codes.par_chunks_mut(ROWS * k).zip(encoded.field.par_chunks_mut(ROWS * groups));
+    let chunks = chunks.zip(row_scale.par_chunks_mut(ROWS)).zip(weights.par_chunks(ROWS * k)).enumerate();
+    let sums: Vec<Sums> = chunks
+        .map(|(chunk, (((codes, fields), row_scale), weights))| {
+            chooser.rows(weights, Rows { codes, fields, row_scale }, has_row_scale, chunk * ROWS)
+        })
+        .collect::<Result<_>>()?;
+    if has_row_scale {
+        encoded.row_scale = row_scale;
+    }
+    // Added in order: the sums must not depend on threads.
+    let total = sums.iter().fold(Sums::default(), |a, b| Sums {
+        square: a.square + b.square,
+        rounded: a.rounded + b.rounded,
+        chosen: a.chosen + b.chosen,
+    });
+    let relative = |e: f64| if total.square > 0.0 { (e / total.square).max(0.0).sqrt() } else { 0.0 };
+    Ok(Chosen { relative_error: relative(total.chosen), rounded_error: relative(total.rounded), encoded })
 }
 
-/// Chooses codes for `weights` `[N, K]` under a curvature; the scales of `encoded` are the first guess. No row is worse than
-/// in `rounded`.
-pub fn solve(
-    curvature: &Curvature,
-    weights: &[f32],
-    rounded: Encoded,
-    mut encoded: Encoded,
+/// `Σ w A wᵀ`, and `Σ d A dᵀ` of plain rounding and of the codes that were chosen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    square: f64,
+    rounded: f64,
+    chosen: f64,
+}
+
+/// Where codes and scales of some rows go.
+struct Rows<'a> {
+    codes: &'a mut [u8],
+    fields: &'a mut [u16],
+    row_scale: &'a mut [f32],
+}
+
+/// What choosing codes needs, whatever the rows.
+struct Chooser<'a> {
+    format: FormatRef,
+    curvature: &'a Curvature,
+    grid: &'a CodeGrid,
+    coder: RowCoder,
+    importance: Vec<f32>,
+    alike: Vec<f32>,
+    descent: Descent<'a>,
     rounds: usize,
-) -> Solved {
-    let Some(grid) = CodeGrid::of(&rounded) else {
-        return Solved { encoded: rounded, relative_error: 0.0, rounded_error: 0.0 };
-    };
-    round_with_feedback(curvature, &grid, weights, &mut encoded);
-    descend(curvature, &grid, weights, &mut encoded, rounds);
-    let before = row_errors(curvature, weights, &rounded);
-    let mut after = row_errors(curvature, weights, &encoded);
-    let (k, groups) = (encoded.k, encoded.groups());
-    for row in 0..encoded.n {
-        if after[row] <= before[row] {
-            continue;
+    level: Level,
+}
+
+impl Chooser<'_> {
+    /// Rounds some rows, of which the first is row `first` of the matrix.
+    fn encode(&self, weights: &[f32], importance: &[f32], out: &mut Rows<'_>, first: usize) -> Result<()> {
+        let k = self.curvature.width();
+        let rows = out.codes.chunks_exact_mut(k).zip(out.fields.chunks_exact_mut(k / GROUP));
+        let rows = rows.zip(&mut *out.row_scale).zip(weights.chunks_exact(k));
+        for (row, (((codes, fields), scale), w)) in rows.enumerate() {
+            let encoded = self.coder.encode(w, importance, codes, fields);
+            *scale = encoded.map_err(|w| quantize_rtn::out_of_range(self.format, first + row, w))?;
         }
-        after[row] = before[row];
-        encoded.codes[row * k..(row + 1) * k].copy_from_slice(&rounded.codes[row * k..(row + 1) * k]);
-        let fields = row * groups..(row + 1) * groups;
-        encoded.field[fields.clone()].copy_from_slice(&rounded.field[fields]);
-        if let Some(scale) = encoded.row_scale.get_mut(row) {
-            *scale = rounded.row_scale[row];
-        }
+        Ok(())
     }
-    let square = sum(&parallel_row_errors(curvature, weights));
-    let relative = |e: &[f64]| if square > 0.0 { (sum(e) / square).max(0.0).sqrt() } else { 0.0 };
-    Solved { relative_error: relative(&after), rounded_error: relative(&before), encoded }
+
+    /// Chooses for at most [`ROWS`] rows, of which the first is row `first` of the matrix.
+    fn rows(&self, weights: &[f32], mut out: Rows<'_>, has_row_scale: bool, first: usize) -> Result<Sums> {
+        let k = self.curvature.width();
+        let groups = k / GROUP;
+        let each = || weights.chunks_exact(k).enumerate();
+        self.encode(weights, &self.importance, &mut out, first)?;
+        let scales: &[f32] = if has_row_scale { out.row_scale } else { &[] };
+        let mut chunk = RowChunk::new(weights, k, self.grid, out.fields, scales);
+        round_with_feedback(self.curvature, self.grid, &mut chunk, self.level);
+        let square = self.descent.descend(&mut chunk, self.rounds);
+        self.encode(weights, &self.alike, &mut out, first)?;
+        let Rows { codes, fields, row_scale } = out;
+        let mut errors = Vec::with_capacity(weights.len());
+        for (row, w) in each() {
+            for (column, (code, w)) in codes[row * k..(row + 1) * k].iter().zip(w).enumerate() {
+                let s = self.grid.group_scale(fields[row * groups + column / GROUP], row_scale[row]);
+                errors.push(s.scale * self.grid.value(s.choice, *code) - w);
+            }
+            // Rounding up near the largest f32 can leave the range of numbers.
+            if errors[row * k..].iter().any(|e| !e.is_finite()) {
+                return Err(quantize_rtn::out_of_range(self.format, first + row, w));
+            }
+        }
+        let rounded = self.curvature.row_errors(&errors);
+        let now = chunk.errors();
+        for (row, errors) in errors.chunks_exact_mut(k).enumerate() {
+            errors.iter_mut().zip(&now).for_each(|(e, now)| *e = now[row]);
+        }
+        let mut chosen = self.curvature.row_errors(&errors);
+        for row in 0..chunk.rows {
+            if chosen[row] <= rounded[row] {
+                let (codes, fields) =
+                    (&mut codes[row * k..(row + 1) * k], &mut fields[row * groups..(row + 1) * groups]);
+                chunk.store(row, self.grid, codes, fields);
+                row_scale[row] = chunk.row_scale[row];
+            } else {
+                chosen[row] = rounded[row];
+            }
+        }
+        let square = match square {
+            Some(square) => square[..chunk.rows].to_vec(),
+            None => self.curvature.row_errors(weights),
+        };
+        let sum = |errors: &[f64]| errors.iter().sum();
+        Ok(Sums { square: sum(&square), rounded: sum(&rounded), chosen: sum(&chosen) })
+    }
 }
 
 /// `d A dᵀ` of each row of what the codes stand for, less the weights.
@@ -261,8 +361,4 @@ pub fn row_errors(curvature: &Curvature, weights: &[f32], encoded: &Encoded) -> 
 fn parallel_row_errors(curvature: &Curvature, errors: &[f32]) -> Vec<f64> {
     const ROWS: usize = 64;
     errors.par_chunks(ROWS * curvature.width()).flat_map_iter(|rows| curvature.row_errors(rows)).collect()
-}
-
-fn sum(errors: &[f64]) -> f64 {
-    errors.iter().sum()
 }
