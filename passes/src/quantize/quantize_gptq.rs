@@ -99,16 +99,19 @@ impl Pass for QuantizeGptq {
         let total: u64 = subjects.iter().map(|(s, _)| elements(graph.ty(first_value(s)))).sum();
         let suits: std::collections::BTreeMap<_, _> =
             subjects.iter().map(|(s, suitable)| (s.name.clone(), suitable.clone())).collect();
+        let resumed = subjects.iter().filter(|(s, _)| cx.has_kept(&kept_as(&s.name))).count();
+        if resumed > 0 {
+            cx.progress(&format!("resumed: {resumed} of {} tensors", subjects.len()), 0, total);
+        }
         let mut done = 0;
         for site in sites(graph, subjects.into_iter().map(|(s, _)| s).collect()) {
             let first = &site.subjects[0].name;
-            let wanted = site.subjects.iter().any(|s| suits[&s.name].format == self.format);
+            let suits: Vec<Suitable> = site.subjects.iter().map(|s| suits[&s.name].clone()).collect();
             cx.progress(first, done, total);
-            let curvature =
-                if wanted { self.curvature(graph, cx, &site).map_err(|e| e.at_tensor(first))? } else { None };
-            for subject in &site.subjects {
+            let source = self.source(graph, cx, &site, &suits).map_err(|e| e.at_tensor(first))?;
+            for (i, (subject, suitable)) in site.subjects.iter().zip(&suits).enumerate() {
                 cx.progress(&subject.name, done, total);
-                self.quantize(graph, cx, subject, &suits[&subject.name], curvature.as_ref())
+                self.quantize(graph, cx, subject, suitable, source.of(i))
                     .map_err(|e| e.at_tensor(&subject.name))?;
                 done += elements(graph.ty(first_value(subject)));
             }
@@ -124,16 +127,37 @@ impl QuantizeGptq {
         QuantizeGptq { format, damping: DAMPING, by_magnitude: true, rounds: ROUNDS as usize }
     }
 
-    pub(super) fn curvature(
+    /// Where the codes of a site's matrices come from: the journal when it has all of them, else statistics, which are asked
+    /// for only then.
+    pub(super) fn source(
         &self,
         graph: &Graph,
         cx: &mut PassCx<'_>,
         site: &Site,
-    ) -> Result<Option<Curvature>> {
-        match site.statistics(graph, cx)? {
-            Some(statistics) => Curvature::new(&statistics, self.damping, self.by_magnitude).map(Some),
-            None => Ok(None),
+        suits: &[Suitable],
+    ) -> Result<Source> {
+        if suits.iter().all(|s| s.format != self.format) {
+            return Ok(Source::Rounding);
         }
+        // A matrix that meets several values may take part in computing the later ones: these have to be computed while it is
+        // as it was, or what comes after would differ.
+        if site.inputs.len() == 1 {
+            let kept: Option<Vec<Kept>> = site
+                .subjects
+                .iter()
+                .zip(suits)
+                .map(|(subject, suitable)| Kept::read(&cx.recall(&kept_as(&subject.name))?, suitable))
+                .collect();
+            if let Some(kept) = kept {
+                return Ok(Source::Kept(kept));
+            }
+        }
+        Ok(match site.statistics(graph, cx)? {
+            Some(statistics) => {
+                Source::Solving(Box::new(Curvature::new(&statistics, self.damping, self.by_magnitude)?))
+            }
+            None => Source::Rounding,
+        })
     }
 
     pub(super) fn quantize(
@@ -142,21 +166,31 @@ impl QuantizeGptq {
         cx: &mut PassCx<'_>,
         subject: &Subject,
         suitable: &Suitable,
-        curvature: Option<&Curvature>,
+        source: SourceOf<'_>,
     ) -> Result<()> {
         if !cx.rewrite(&subject.name) {
             return Ok(());
         }
         let Suitable { format, n, k, reason } = suitable;
-        let weights = cx.weights.read_f32(&subject.name)?;
-        let (encoded, outputs) = match curvature.filter(|_| *format == self.format) {
-            Some(curvature) => {
+        let Kept { encoded, error, outputs } = match source {
+            SourceOf::Kept(kept) => kept.clone(),
+            SourceOf::Solving(curvature) if *format == self.format => {
+                let weights = cx.weights.read_f32(&subject.name)?;
                 let chosen = choose(format, *n, curvature, &weights, self.rounds, Level::widest())?;
-                (chosen.encoded, Some((chosen.relative_error, chosen.rounded_error, curvature.damping())))
+                let error = quantize_rtn::relative_rmse(&weights, &chosen.encoded);
+                let outputs = Some([chosen.relative_error, chosen.rounded_error, curvature.damping()]);
+                let kept = Kept { encoded: chosen.encoded, error, outputs };
+                if let Some(bytes) = kept.bytes() {
+                    cx.keep(&kept_as(&subject.name), &bytes);
+                }
+                kept
             }
-            None => (quantize_rtn::encode(format, *n, *k, true, &weights, None)?, None),
+            _ => {
+                let weights = cx.weights.read_f32(&subject.name)?;
+                let encoded = quantize_rtn::encode(format, *n, *k, true, &weights, None)?;
+                Kept { error: quantize_rtn::relative_rmse(&weights, &encoded), encoded, outputs: None }
+            }
         };
-        let error = quantize_rtn::relative_rmse(&weights, &encoded);
         let bytes = PackedLayout::new(format, *n, *k).map_or(0, |l| l.total_bytes());
         let name = cx.weights.set_encoded(&subject.name, &encoded)?;
         let elem = cx.weights.info(&name)?.elem;
@@ -173,7 +207,7 @@ impl QuantizeGptq {
             ],
         );
         match outputs {
-            Some((error, rounded, damping)) => cx.metric(
+            Some([error, rounded, damping]) => cx.metric(
                 &subject.name,
                 [
                     ("relative_output_error", error.into()),
@@ -188,6 +222,68 @@ impl QuantizeGptq {
             cx.refused(&subject.name, reason);
         }
         Ok(())
+    }
+}
+
+/// Key of the journal for a matrix.
+pub(super) fn kept_as(name: &str) -> String {
+    format!("codes/{name}")
+}
+
+/// Where the codes of a site's matrices come from.
+pub(super) enum Source {
+    /// No statistics are needed, or there are none.
+    Rounding,
+    Solving(Box<Curvature>),
+    /// Of every matrix.
+    Kept(Vec<Kept>),
+}
+
+/// The same for one matrix.
+#[derive(Clone, Copy)]
+pub(super) enum SourceOf<'a> {
+    Rounding,
+    Solving(&'a Curvature),
+    Kept(&'a Kept),
+}
+
+impl Source {
+    /// Of the `i`-th matrix of the site.
+    pub(super) fn of(&self, i: usize) -> SourceOf<'_> {
+        match self {
+            Source::Rounding => SourceOf::Rounding,
+            Source::Solving(curvature) => SourceOf::Solving(curvature),
+            Source::Kept(all) => SourceOf::Kept(&all[i]),
+        }
+    }
+}
+
+/// Codes that were chosen, and what is told of them.
+#[derive(Clone)]
+pub(super) struct Kept {
+    encoded: Encoded,
+    /// Relative to the weights.
+    error: f64,
+    /// Relative error of the outputs, that of plain rounding, and damping; nothing for what was rounded.
+    outputs: Option<[f64; 3]>,
+}
+
+impl Kept {
+    /// For the journal; `None` when the codes do not suit their format.
+    fn bytes(&self) -> Option<Vec<u8>> {
+        let outputs = self.outputs?;
+        let mut bytes: Vec<u8> =
+            std::iter::once(self.error).chain(outputs).flat_map(f64::to_le_bytes).collect();
+        bytes.extend(self.encoded.pack().ok()?);
+        Some(bytes)
+    }
+
+    fn read(bytes: &[u8], suitable: &Suitable) -> Option<Kept> {
+        let (numbers, packed) = bytes.split_at_checked(4 * size_of::<f64>())?;
+        let mut numbers = numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b));
+        let (error, outputs) = (numbers.next()?, [numbers.next()?, numbers.next()?, numbers.next()?]);
+        let encoded = Encoded::unpack(suitable.format, suitable.n, suitable.k, packed).ok()?;
+        Some(Kept { encoded, error, outputs: Some(outputs) })
     }
 }
 
