@@ -78,7 +78,7 @@ fn statistics(k: usize) -> InputStatistics {
             let own = if i == j { 0.5 } else { 0.0 };
             s.second_moment[i * k + j] = TOKENS * (shared + own) * (size[i] + size[j]).exp();
         }
-        s.max_abs[i] = 4.0 * size[i].exp();
+        (s.minimum[i], s.maximum[i]) = (-4.0 * size[i].exp(), 4.0 * size[i].exp());
     }
     s
 }

@@ -41,7 +41,7 @@ fn statistics(k: usize, n_tokens: usize, seed: u64, dead: usize) -> InputStatist
             })
             .collect();
         for i in 0..k {
-            s.max_abs[i] = s.max_abs[i].max(x[i].abs());
+            (s.minimum[i], s.maximum[i]) = (s.minimum[i].min(x[i]), s.maximum[i].max(x[i]));
             for j in 0..k {
                 s.second_moment[i * k + j] += x[i] * x[j];
             }

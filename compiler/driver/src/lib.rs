@@ -26,7 +26,7 @@ pub use attar_codegen_cpu::Target;
 pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
 pub use calibrate::{
-    CalibrateOptions, CalibrationOptions, CalibrationReport, CalibrationSource, calibrate,
+    CalibrateOptions, CalibrationOptions, CalibrationReport, CalibrationSource, Outliers, calibrate,
 };
 pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};

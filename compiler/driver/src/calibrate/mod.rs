@@ -28,7 +28,7 @@ use sequential::SequentialRun;
 use std::path::{Path, PathBuf};
 use text::{Language, problem};
 
-pub use saved::{CalibrateOptions, CalibrationReport, calibrate};
+pub use saved::{CalibrateOptions, CalibrationReport, Outliers, calibrate};
 
 /// Where calibration text comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
