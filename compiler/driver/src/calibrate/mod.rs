@@ -61,7 +61,7 @@ impl CalibrationOptions {
     /// Tokens that show most of what attention does in a short text.
     pub const CONTEXT: usize = 512;
     /// Memory that every machine has.
-    pub const MAX_MEMORY: u64 = 512 << 20;
+    pub const MAX_MEMORY: u64 = 256 << 20;
 
     /// The default amount of text from a source.
     pub fn new(source: CalibrationSource) -> CalibrationOptions {
