@@ -6,6 +6,7 @@
 //! disturbed machine disturbs both. Whole models are measured by `attar bench`, other engines by `benches/peers`.
 
 mod attention;
+mod codes;
 mod linear;
 mod memory;
 mod peak;
@@ -46,6 +47,8 @@ enum Command {
     Bandwidth(Bandwidth),
     /// Kernels as fractions of these
     Kernels(Kernels),
+    /// Choosing codes of one matrix by the second moment of its inputs
+    Codes(codes::Codes),
 }
 
 #[derive(Args, Debug)]
@@ -142,6 +145,7 @@ fn main() -> Result<()> {
         Command::Limits(options) => limits(&options),
         Command::Bandwidth(options) => bandwidth(&options),
         Command::Kernels(options) => kernels(&options),
+        Command::Codes(options) => codes::run(&options),
     }
 }
 

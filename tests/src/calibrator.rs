@@ -112,11 +112,14 @@ fn divergence_of(p: &[f64], q: &[f64]) -> f64 {
 pub fn statistics_of(rows: &[Vec<f64>]) -> InputStatistics {
     let width = rows.first().map_or(0, Vec::len);
     let moment = |i: usize, j: usize| rows.iter().map(|r| r[i] * r[j]).sum::<f64>() as f32;
-    let largest = |i: usize| rows.iter().fold(0.0f64, |m, r| m.max(r[i].abs())) as f32;
+    let least = |i: usize| rows.iter().fold(f64::INFINITY, |m, r| m.min(r[i])) as f32;
+    let greatest = |i: usize| rows.iter().fold(f64::NEG_INFINITY, |m, r| m.max(r[i])) as f32;
     InputStatistics {
         n_tokens: rows.len() as u64,
         width,
         second_moment: (0..width * width).map(|at| moment(at / width, at % width)).collect(),
-        max_abs: (0..width).map(largest).collect(),
+        minimum: (0..width).map(least).collect(),
+        maximum: (0..width).map(greatest).collect(),
+        fourth_moment: (0..width).map(|i| rows.iter().map(|r| r[i].powi(4)).sum()).collect(),
     }
 }

@@ -50,7 +50,18 @@ const CRATES: [(&str, &str, &[&str]); 13] = [
         "attar-tests",
         &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-ir", "attar-pass", "attar-passes"],
     ),
-    ("benches", "attar-benches", &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-kernel"]),
+    (
+        "benches",
+        "attar-benches",
+        &[
+            "attar-artifact",
+            "attar-codegen-cpu",
+            "attar-format",
+            "attar-kernel",
+            "attar-pass",
+            "attar-passes",
+        ],
+    ),
 ];
 
 fn root() -> PathBuf {

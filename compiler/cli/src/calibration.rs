@@ -18,7 +18,7 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "N", default_value_t = CalibrationOptions::CONTEXT)]
     calibration_context: usize,
     /// Memory for intermediate values of calibration, e.g. 512M or 2G; what is more goes to a temporary file
-    #[arg(long, value_name = "BYTES", default_value = "512M", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = bytes)]
     max_memory: u64,
 }
 

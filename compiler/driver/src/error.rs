@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Weights(attar_ir::Error),
     /// The artifact cannot be written.
     Artifact(attar_artifact::Error),
+    /// The artifact is larger than it may be: its bytes, those it may have, and those of its matrices.
+    TooLarge { bytes: u64, most: u64, matrices: u64 },
     /// The artifact cannot be measured.
     Evaluate(crate::evaluate::Error),
     /// The operating system refused a file.
@@ -61,7 +63,7 @@ impl Error {
     /// Whose fault it is; decides exit codes.
     pub fn family(&self) -> Family {
         match &*self.kind {
-            ErrorKind::Option { .. } => Family::Input,
+            ErrorKind::Option { .. } | ErrorKind::TooLarge { .. } => Family::Input,
             ErrorKind::Import(e) if e.is_bug() => Family::Bug,
             ErrorKind::Import(e) if e.is_environment() => Family::Environment,
             ErrorKind::Import(_) => Family::Input,
@@ -102,6 +104,12 @@ impl fmt::Display for Error {
             ErrorKind::Codegen(e) => write!(f, "{e}"),
             ErrorKind::Weights(e) => write!(f, "{}: {e}", self.phase),
             ErrorKind::Artifact(e) => write!(f, "{e}"),
+            ErrorKind::TooLarge { bytes, most, matrices } => write!(
+                f,
+                "the file would take {bytes} bytes, and at most {most} were asked for; {matrices} of them are matrices, so ask \
+                 for about {} bytes to get what was meant",
+                most.saturating_sub(bytes - most)
+            ),
             ErrorKind::Evaluate(e) => write!(f, "measuring the certificate: {e}"),
             ErrorKind::Io { action, path, source } => {
                 write!(f, "{}: cannot {action}: {source}", path.display())

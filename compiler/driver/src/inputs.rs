@@ -29,7 +29,7 @@ pub(crate) fn hash_files(files: &[SourceFile]) -> Result<Vec<InputFile>> {
     Ok(hashed)
 }
 
-fn hash_file(path: &Path) -> Result<InputFile> {
+pub(crate) fn hash_file(path: &Path) -> Result<InputFile> {
     let fail = |source| Error::io(Phase::Import, "read it", path, source);
     let mut file = File::open(path).map_err(fail)?;
     let mut hasher = blake3::Hasher::new();

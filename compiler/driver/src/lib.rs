@@ -15,6 +15,7 @@ mod inputs;
 mod memory;
 mod origin;
 mod package;
+mod partial;
 pub mod pipeline;
 mod report;
 mod session;
@@ -24,7 +25,9 @@ pub use attar_artifact::certificate::Certificate;
 pub use attar_codegen_cpu::Target;
 pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
-pub use calibrate::{CalibrateOptions, CalibrationOptions, CalibrationReport, CalibrationSource, calibrate};
+pub use calibrate::{
+    CalibrateOptions, CalibrationOptions, CalibrationReport, CalibrationSource, Outliers, calibrate,
+};
 pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};
 pub use events::Event;

@@ -14,6 +14,8 @@ pub struct CompileReport {
     pub inputs: Vec<InputFile>,
     pub phases: Vec<PhaseReport>,
     pub passes: Vec<PassRow>,
+    /// Tensors whose codes an interrupted compile had chosen.
+    pub resumed_tensors: u64,
     /// What passes measured.
     pub metrics: Vec<Metric>,
     /// Packed tensors in file order.

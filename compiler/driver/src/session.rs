@@ -7,6 +7,7 @@ use crate::events::Event;
 use crate::inputs::{InputFile, hash_files};
 use crate::origin::{CalibrationOrigin, CertificateOrigin, Origin};
 use crate::package::{self, Contents};
+use crate::partial::PartialResults;
 use crate::pipeline::default_passes;
 use crate::report::{CompileReport, ModelReport, PhaseReport, SectionReport, TensorReport, by_format};
 use attar_artifact::manifest::{KvSpec, KvType, Model};
@@ -98,6 +99,10 @@ pub struct CompileOptions {
     pub sketch: Option<usize>,
     /// Threads to compile with; by default one per core. Never changes the artifact.
     pub threads: Option<usize>,
+    /// Whether to go on from what an interrupted compile of the same inputs left beside the artifact; else it is forgotten.
+    pub resume: bool,
+    /// Most bytes that the artifact may have; a larger one is not put in its place.
+    pub max_bytes: Option<u64>,
     /// Whether the artifact's quality is measured and written into it.
     pub certify: Certify,
     /// Most windows of the text to measure.
@@ -121,6 +126,8 @@ impl CompileOptions {
             fuel: Fuel::UNLIMITED,
             sketch: None,
             threads: None,
+            resume: true,
+            max_bytes: None,
             certify: Certify::No,
             certify_windows: DEFAULT_WINDOWS,
         }
@@ -213,12 +220,15 @@ impl Session {
             tokenizer_json: tokenizer_json.as_deref(),
             chat_template: chat_template.as_deref(),
         };
-        let mut calibrator = DriverCalibrator::new(subject, &self.options.calibration);
-        let passes = self.run_passes(&mut graph, &mut weights, calibrator.as_mut(), &mut clock)?;
+        let partial = PartialResults::of(&self.options, &inputs);
+        let journal = partial.as_ref().map(|p| p as &dyn attar_pass::Journal);
+        let mut calibrator = DriverCalibrator::new(subject, &self.options.calibration, journal);
+        let passes = self.run_passes(&mut graph, &mut weights, calibrator.as_mut(), journal, &mut clock)?;
         let calibration = calibrator.and_then(|c| c.origin());
         let mut report = self.report(&model, inputs, context_length);
         report.passes = passes.passes.into_iter().map(Into::into).collect();
         report.metrics = passes.metrics;
+        report.resumed_tensors = partial.as_ref().map_or(0, PartialResults::resumed);
         if let Some(stop) = &self.stop
             && (passes.stopped || matches!(stop, Stop::Phase(p) if *p < Phase::Lower))
         {
@@ -281,9 +291,21 @@ impl Session {
                 });
             }
         }
+        if let Some(most) = self.options.max_bytes {
+            let path = writer.preview(crate::GENERATOR, contents.model.clone()).map_err(artifact)?;
+            let file = std::fs::metadata(&path);
+            let bytes = file.map_err(|e| Error::io(Phase::Package, "read its size", &path, e))?.len();
+            if bytes > most {
+                let matrices = report.tensors.iter().filter(|t| t.shape.len() > 1).map(|t| t.bytes).sum();
+                return Err(Error::new(Phase::Package, ErrorKind::TooLarge { bytes, most, matrices }));
+            }
+        }
         let (manifest, bytes) = writer.finish(crate::GENERATOR, contents.model).map_err(artifact)?;
         report.artifact_bytes = bytes;
         report.artifact_hash = Some(manifest_hash(&self.options.out)?);
+        if let Some(partial) = &partial {
+            partial.remove();
+        }
         let section =
             |s: &attar_artifact::manifest::Section| SectionReport { name: s.kind.name(), bytes: s.len };
         report.sections = manifest.sections.iter().map(section).collect();
@@ -295,6 +317,7 @@ impl Session {
         graph: &mut Graph,
         weights: &mut attar_ir::WeightStore,
         calibrator: Option<&mut DriverCalibrator<'_>>,
+        journal: Option<&dyn attar_pass::Journal>,
         clock: &mut Clock<'_, '_>,
     ) -> Result<Report> {
         if let Some(dir) = &self.options.emit_ir {
@@ -333,7 +356,7 @@ impl Session {
         };
         let report = {
             let calibrator = calibrator.map(|c| c as &mut dyn attar_pass::Calibrator);
-            manager.run_calibrated(&self.pipeline, graph, weights, calibrator, &mut sink)?
+            manager.run_resumable(&self.pipeline, graph, weights, calibrator, journal, &mut sink)?
         };
         match failed {
             Some(e) => Err(e),
@@ -426,6 +449,7 @@ impl Session {
             inputs,
             phases: Vec::new(),
             passes: Vec::new(),
+            resumed_tensors: 0,
             metrics: Vec::new(),
             tensors: Vec::new(),
             formats: Vec::new(),

@@ -105,8 +105,19 @@ fn saved_statistics_serve_their_own_model_only() {
     };
     let report = calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
     assert_eq!(report.bytes, std::fs::metadata(&saved).expect("a file").len());
+    assert!(report.outliers.is_sorted_by(|a, b| a.largest_over_rms >= b.largest_over_rms));
+    assert!(report.outliers.iter().all(|o| o.largest_over_rms > 1.0 && o.channel_kurtosis >= 1.0));
     let out = dir.path().join("model.attar");
     compile(options("qwen3", CalibrationSource::Saved(saved.clone()), &out)).expect("compiles");
+
+    // A file of an older version, which has no fourth moments.
+    let old = dir.path().join("old");
+    let mut bytes = std::fs::read(&saved).expect("a file");
+    let at = bytes.windows(19).position(|w| w == b"attar calibration 2").expect("its version") + 18;
+    bytes[at] = b'1';
+    std::fs::write(&old, &bytes).expect("a file");
+    let e = compile(options("qwen3", CalibrationSource::Saved(old), &out)).expect_err("an old version");
+    assert!(e.to_string().contains("is version 1") && e.to_string().contains("attar calibrate"), "{e}");
 
     let other =
         compile(options("smollm2", CalibrationSource::Saved(saved), &out)).expect_err("another model");

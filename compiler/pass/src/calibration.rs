@@ -14,8 +14,11 @@ pub struct InputStatistics {
     pub width: usize,
     /// `H = Xᵀ X`, `[K, K]`, symmetric, row-major; the sum over all rows, not their mean.
     pub second_moment: Vec<f32>,
-    /// Largest magnitude in each column of `X`, `[K]`.
-    pub max_abs: Vec<f32>,
+    /// Least and greatest value in each column of `X`, `[K]`; infinite while there are no rows.
+    pub minimum: Vec<f32>,
+    pub maximum: Vec<f32>,
+    /// Sum of the fourth powers in each column of `X`, `[K]`.
+    pub fourth_moment: Vec<f64>,
 }
 
 impl InputStatistics {
@@ -25,7 +28,9 @@ impl InputStatistics {
             n_tokens: 0,
             width,
             second_moment: vec![0.0; width * width],
-            max_abs: vec![0.0; width],
+            minimum: vec![f32::INFINITY; width],
+            maximum: vec![f32::NEG_INFINITY; width],
+            fourth_moment: vec![0.0; width],
         }
     }
 
@@ -33,6 +38,31 @@ impl InputStatistics {
     pub fn mean_squares(&self) -> Vec<f32> {
         let count = self.n_tokens.max(1) as f32;
         (0..self.width).map(|i| self.second_moment[i * self.width + i] / count).collect()
+    }
+
+    /// Largest magnitude in each column of `X`, `[K]`.
+    pub fn max_abs(&self) -> Vec<f32> {
+        self.minimum.iter().zip(&self.maximum).map(|(low, high)| high.max(-low).max(0.0)).collect()
+    }
+
+    /// Mean of the fourth powers over the square of the mean square, of each column of `X`: 1 when all values are of one size, 3
+    /// for normal numbers, more where a few stand out. 0 for a column of zeros.
+    pub fn kurtosis(&self) -> Vec<f64> {
+        let count = self.n_tokens.max(1) as f64;
+        let square = |i: usize| f64::from(self.second_moment[i * self.width + i]) / count;
+        (0..self.width).map(|i| ratio(self.fourth_moment[i] / count, square(i))).collect()
+    }
+
+    /// The same of all values together: large when some columns are much larger than others, too.
+    pub fn layer_kurtosis(&self) -> f64 {
+        let count = self.n_tokens.max(1) as f64 * self.width.max(1) as f64;
+        ratio(self.fourth_moment.iter().sum::<f64>() / count, self.layer_square())
+    }
+
+    /// Mean of the squares of all values.
+    pub fn layer_square(&self) -> f64 {
+        let count = self.n_tokens.max(1) as f64 * self.width.max(1) as f64;
+        (0..self.width).map(|i| f64::from(self.second_moment[i * self.width + i])).sum::<f64>() / count
     }
 
     /// Adds what another run over the same value has seen.
@@ -44,10 +74,21 @@ impl InputStatistics {
         for (a, b) in self.second_moment.iter_mut().zip(&other.second_moment) {
             *a += b;
         }
-        for (a, b) in self.max_abs.iter_mut().zip(&other.max_abs) {
+        for (a, b) in self.minimum.iter_mut().zip(&other.minimum) {
+            *a = a.min(*b);
+        }
+        for (a, b) in self.maximum.iter_mut().zip(&other.maximum) {
             *a = a.max(*b);
         }
+        for (a, b) in self.fourth_moment.iter_mut().zip(&other.fourth_moment) {
+            *a += b;
+        }
     }
+}
+
+/// A mean of fourth powers over the square of a mean square.
+fn ratio(fourth: f64, square: f64) -> f64 {
+    if square > 0.0 { fourth / (square * square) } else { 0.0 }
 }
 
 /// How far values have moved from those of the uncompressed model by the time they reach a linear layer. `X̂` `[n_tokens, K]`
@@ -169,17 +210,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn merging_adds_moments_and_keeps_the_largest_magnitude() {
+    fn merging_adds_moments_and_widens_ranges() {
         let one = |x: f32| InputStatistics {
             n_tokens: 1,
             width: 2,
-            second_moment: vec![x * x, x, x, 1.0],
-            max_abs: vec![x, 1.0],
+            second_moment: vec![x * x, -x, -x, 1.0],
+            minimum: vec![x, -1.0],
+            maximum: vec![x, -1.0],
+            fourth_moment: vec![f64::from(x).powi(4), 1.0],
         };
         let mut sum = InputStatistics::zeros(2);
         sum.merge(&one(2.0));
         sum.merge(&one(3.0));
         assert_eq!((sum.n_tokens, sum.mean_squares()), (2, vec![6.5, 1.0]));
-        assert_eq!((sum.second_moment, sum.max_abs), (vec![13.0, 5.0, 5.0, 2.0], vec![3.0, 1.0]));
+        assert_eq!(sum.second_moment, vec![13.0, -5.0, -5.0, 2.0]);
+        assert_eq!((&sum.minimum[..], &sum.maximum[..]), (&[2.0, -1.0][..], &[3.0, -1.0][..]));
+        assert_eq!((sum.max_abs(), &sum.fourth_moment[..]), (vec![3.0, 1.0], &[97.0, 2.0][..]));
+        // Two rows: (97 / 2) / (13 / 2)², and over all four values (99 / 4) / (15 / 4)².
+        assert_eq!(sum.kurtosis(), vec![48.5 / 42.25, 1.0]);
+        assert_eq!(sum.layer_kurtosis(), 24.75 / (3.75 * 3.75));
+        assert_eq!(InputStatistics::zeros(3).max_abs(), vec![0.0; 3]);
     }
 }

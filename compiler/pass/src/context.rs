@@ -4,6 +4,7 @@ use crate::calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGrad
 use crate::decl::{Numerics, PassDecl, Phase};
 use crate::error::{Error, ErrorKind, Result};
 use crate::globs::TensorGlobs;
+use crate::journal::Journal;
 use crate::metrics::{Metric, MetricValue};
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName, WeightStore};
 
@@ -93,6 +94,7 @@ pub struct PassCx<'a> {
     metrics: &'a mut Vec<Metric>,
     progress: &'a mut dyn FnMut(&str, u64, u64),
     calibrator: Option<&'a mut dyn Calibrator>,
+    journal: Option<&'a dyn Journal>,
     /// Done and total as the pass told them last.
     told: (u64, u64),
     rewrites: u64,
@@ -120,6 +122,7 @@ impl<'a> PassCx<'a> {
             metrics,
             progress,
             calibrator: None,
+            journal: None,
             told: (0, 0),
             rewrites: 0,
             last_rewrite: None,
@@ -131,6 +134,35 @@ impl<'a> PassCx<'a> {
     pub fn with_calibrator(mut self, calibrator: &'a mut dyn Calibrator) -> PassCx<'a> {
         self.calibrator = Some(calibrator);
         self
+    }
+
+    /// The same context with a journal.
+    #[must_use]
+    pub fn with_journal(mut self, journal: &'a dyn Journal) -> PassCx<'a> {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// Whether [`PassCx::recall`] is likely to find something.
+    pub fn has_kept(&self, key: &str) -> bool {
+        self.journal.is_some_and(|j| j.has(&self.journal_key(key)))
+    }
+
+    /// What the same step kept under a key before it was interrupted, see [`Journal`].
+    pub fn recall(&self, key: &str) -> Option<Vec<u8>> {
+        self.journal.and_then(|j| j.get(&self.journal_key(key)))
+    }
+
+    /// Keeps a result that took long.
+    pub fn keep(&self, key: &str, value: &[u8]) {
+        if let Some(journal) = self.journal {
+            journal.put(&self.journal_key(key), value);
+        }
+    }
+
+    /// Two steps may run the same pass; their seeds tell them apart.
+    fn journal_key(&self, key: &str) -> String {
+        format!("{}/{:016x}/{key}", self.pass, self.seed)
     }
 
     /// Whether [`PassCx::input_statistics`] can be asked.

@@ -7,6 +7,7 @@ use crate::context::{Fuel, PassCx};
 use crate::decl::{Options, PassDecl, Phase};
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::globs::TensorGlobs;
+use crate::journal::Journal;
 use crate::metrics::Metric;
 use crate::recipe::Recipe;
 use crate::registry::Registry;
@@ -200,7 +201,23 @@ impl Manager {
         pipeline: &Pipeline,
         graph: &mut Graph,
         weights: &mut WeightStore,
+        calibrator: Option<&mut dyn Calibrator>,
+        sink: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Report> {
+        self.run_resumable(pipeline, graph, weights, calibrator, None, sink)
+    }
+
+    /// As [`Manager::run_calibrated`], with a journal of what passes have worked out.
+    ///
+    /// # Errors
+    /// As [`Manager::run`].
+    pub fn run_resumable(
+        &self,
+        pipeline: &Pipeline,
+        graph: &mut Graph,
+        weights: &mut WeightStore,
         mut calibrator: Option<&mut dyn Calibrator>,
+        journal: Option<&dyn Journal>,
         sink: &mut dyn FnMut(Event<'_>),
     ) -> Result<Report> {
         if let PrintAfter::Passes(names) = &self.print_after {
@@ -247,7 +264,17 @@ impl Manager {
                     Some(c) => Some(&mut **c),
                     None => None,
                 };
-                self.run_step(i, step, graph, weights, calibrator, &mut fuel, &mut report.metrics, sink)?
+                self.run_step(
+                    i,
+                    step,
+                    graph,
+                    weights,
+                    calibrator,
+                    journal,
+                    &mut fuel,
+                    &mut report.metrics,
+                    sink,
+                )?
             };
             sink(Event::Finished(&pass));
             report.passes.push(pass);
@@ -275,6 +302,7 @@ impl Manager {
         graph: &mut Graph,
         weights: &mut WeightStore,
         calibrator: Option<&mut dyn Calibrator>,
+        journal: Option<&dyn Journal>,
         fuel: &mut Fuel,
         metrics: &mut Vec<Metric>,
         sink: &mut dyn FnMut(Event<'_>),
@@ -290,6 +318,9 @@ impl Manager {
         let mut cx = PassCx::new(decl, weights, &step.tensors, fuel, metrics, &mut progress, seed);
         if let Some(calibrator) = calibrator {
             cx = cx.with_calibrator(calibrator);
+        }
+        if let Some(journal) = journal {
+            cx = cx.with_journal(journal);
         }
         let started = Instant::now();
         let changed = pass.run(graph, &mut cx).map_err(|e| e.in_pass(decl.name))?;

@@ -15,7 +15,7 @@ use super::code_grid::{CodeGrid, GroupScale};
 use super::linear_inputs::Site;
 use attar_format::{Encoded, Scale};
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName};
-use attar_pass::{Part, PassCx, Result};
+use attar_pass::{Error, ErrorKind, Part, PassCx, Result};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,8 +97,11 @@ pub(super) struct BlockByBlock {
     blocks: Vec<Block>,
     /// Blocks to be reconstructed.
     wanted: BTreeSet<usize>,
-    entered: Option<usize>,
-    /// What has been encoded of the block.
+    /// The block that is being encoded, if it is to be reconstructed.
+    at: Option<usize>,
+    /// What an interrupted run has kept of it: nothing of it needs to be run then.
+    kept: Option<Vec<u8>>,
+    /// What has been encoded of it.
     names: Vec<WeightName>,
 }
 
@@ -112,19 +115,21 @@ impl BlockByBlock {
         let blocks = if reconstruction.steps > 0 { blocks(graph) } else { Vec::new() };
         let wanted =
             sites.filter(|(_, few)| *few).filter_map(|(site, _)| place(graph, &blocks, site)).collect();
-        BlockByBlock { reconstruction, blocks, wanted, entered: None, names: Vec::new() }
+        BlockByBlock { reconstruction, blocks, wanted, at: None, kept: None, names: Vec::new() }
     }
 
     /// To be called before a site's statistics are asked for.
     pub(super) fn before(&mut self, graph: &Graph, cx: &mut PassCx<'_>, site: &Site) -> Result<()> {
         let at = place(graph, &self.blocks, site).filter(|b| self.wanted.contains(b));
-        if at != self.entered {
-            self.finish(graph, cx)?;
-            if let Some(at) = at
-                && cx.is_calibrated()
-                && cx.enter_part(graph, self.blocks[at].part)?
-            {
-                self.entered = Some(at);
+        if at == self.at {
+            return Ok(());
+        }
+        self.finish(graph, cx)?;
+        self.at = at.filter(|_| cx.is_calibrated());
+        if let Some(at) = self.at {
+            self.kept = cx.recall(&kept_as(at));
+            if self.kept.is_none() && !cx.enter_part(graph, self.blocks[at].part)? {
+                self.at = None;
             }
         }
         Ok(())
@@ -132,7 +137,7 @@ impl BlockByBlock {
 
     /// To be called after a site has been encoded.
     pub(super) fn after(&mut self, site: &Site) {
-        if self.entered.is_some() {
+        if self.at.is_some() {
             self.names.extend(site.subjects.iter().map(|s| s.name.clone()));
         }
     }
@@ -140,9 +145,15 @@ impl BlockByBlock {
     /// To be called after the last site.
     pub(super) fn finish(&mut self, graph: &Graph, cx: &mut PassCx<'_>) -> Result<()> {
         let names = std::mem::take(&mut self.names);
-        if self.entered.take().is_some()
-            && let Some(outcome) = self.reconstruction.run(graph, cx, &names)?
-        {
+        let Some(at) = self.at.take() else { return Ok(()) };
+        let outcome = match self.kept.take() {
+            Some(bytes) => Some(recall(cx, &names, &bytes)?.ok_or_else(unsuitable)?),
+            None => self.reconstruction.run(graph, cx, &names)?,
+        };
+        if let Some(outcome) = outcome {
+            if let Some(bytes) = remember(cx, &names, outcome)? {
+                cx.keep(&kept_as(at), &bytes);
+            }
             for name in &names {
                 cx.metric(
                     name,
@@ -152,6 +163,55 @@ impl BlockByBlock {
         }
         Ok(())
     }
+}
+
+/// Key of the journal for a block.
+fn kept_as(block: usize) -> String {
+    format!("block/{block}")
+}
+
+/// A reconstructed block for the journal; `None` when codes do not suit their format.
+fn remember(cx: &PassCx<'_>, names: &[WeightName], outcome: Outcome) -> Result<Option<Vec<u8>>> {
+    let mut bytes: Vec<u8> = [outcome.before, outcome.after].into_iter().flat_map(f64::to_le_bytes).collect();
+    for name in names {
+        let Ok(packed) = cx.weights.read_encoded(name)?.pack() else { return Ok(None) };
+        bytes.extend((packed.len() as u64).to_le_bytes());
+        bytes.extend(packed);
+    }
+    Ok(Some(bytes))
+}
+
+fn unsuitable() -> Error {
+    let problem =
+        "what an interrupted compile kept of a block does not suit it; start again with --no-resume";
+    Error::new(ErrorKind::Calibration { problem: problem.to_owned() })
+}
+
+/// Puts a block's codes back as they were remembered; `None` when they are not those of these matrices.
+fn recall(cx: &mut PassCx<'_>, names: &[WeightName], bytes: &[u8]) -> Result<Option<Outcome>> {
+    let mut rest = bytes;
+    let mut take = |len: usize| -> Option<&[u8]> {
+        let (head, tail) = rest.split_at_checked(len)?;
+        rest = tail;
+        Some(head)
+    };
+    let before = take(8).and_then(|b| b.first_chunk().copied());
+    let after = take(8).and_then(|b| b.first_chunk().copied());
+    let (Some(before), Some(after)) = (before, after) else { return Ok(None) };
+    let mut found = Vec::with_capacity(names.len());
+    for name in names {
+        let now = cx.weights.read_encoded(name)?;
+        let len = take(8).and_then(|b| b.first_chunk().copied()).map(u64::from_le_bytes);
+        let packed = len.and_then(|l| usize::try_from(l).ok()).and_then(&mut take);
+        match packed.and_then(|p| Encoded::unpack(now.format, now.n, now.k, p).ok()) {
+            Some(encoded) => found.push(encoded),
+            None => return Ok(None),
+        }
+    }
+    for (name, encoded) in names.iter().zip(&found) {
+        cx.weights.set_encoded(name, encoded)?;
+    }
+    Ok(Some(Outcome { before: f64::from_le_bytes(before), after: f64::from_le_bytes(after) }))
 }
 
 /// The block that a site's linear layers are in.
@@ -184,7 +244,7 @@ impl Reconstruction {
         for name in names {
             let encoded = cx.weights.read_encoded(name)?;
             if encoded.format.code_bits() <= MOST_BITS
-                && let Some(grid) = CodeGrid::of(&encoded)
+                && let Some(grid) = CodeGrid::of(encoded.format)
                 && let Scale::RowF32Field8 { .. } = encoded.format.scale
             {
                 let original = cx.weights.read_original_f32(name)?;
@@ -347,7 +407,7 @@ impl Trained {
                         let moved =
                             adam(&mut code_moments.0[i], &mut code_moments.1[i], gradient[i], corrections);
                         latent[i] -= step * moved;
-                        codes[i] = grid.round(s.choice, latent[i] / s.scale).0;
+                        codes[i] = grid.code(s.choice, latent[i] / s.scale);
                     }
                 }
             },

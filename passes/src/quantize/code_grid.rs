@@ -2,52 +2,84 @@
 //!
 //! In units of a group's scale these are integers: a table moved by the group's choice, or −127 to 127.
 
-use attar_format::{Encoded, FormatRef, Scale, Value};
+use super::scale_search::{CELLS, HALF_RANGE, cell_of, round_w8};
+use attar_format::{FormatRef, Scale, Value};
+
+/// Choices that a format has at most.
+const MOST_CHOICES: usize = 4;
 
 /// Rounds numbers in units of a group's scale to what a code stands for.
 #[derive(Clone, Debug)]
 pub struct CodeGrid {
-    /// For every choice the table where it moves it, ascending; empty for plain integers.
-    tables: Vec<Vec<f32>>,
-    /// For every choice and half-integer interval the nearest code.
-    cells: Vec<[u8; CELLS]>,
+    pub(super) kind: Kind,
     scale: Scale,
 }
 
-/// Table entries are integers, so every border between two codes is a multiple of one half.
-const CELLS: usize = 1024;
-const HALF_RANGE: f32 = 256.0;
+/// What the codes stand for.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    Tables(Tables),
+    Integers,
+}
+
+/// A table at every place it can be moved to.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    /// For every choice and half-integer interval the nearest entry, as value and as code.
+    values: Box<[f32; MOST_CHOICES * CELLS]>,
+    codes: Box<[u8; MOST_CHOICES * CELLS]>,
+    /// For every choice the value of each code.
+    entries: Vec<Vec<f32>>,
+}
 
 /// The scale field of a group, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupScale {
     /// Multiplier of the integers.
     pub scale: f32,
-    /// The integer behind it, for formats whose scales are integers times a row's scale.
-    pub integer: i32,
     /// Where the table stands.
     pub choice: usize,
 }
 
+/// Rounds to what a code stands for.
+pub(super) trait Rounding {
+    /// The value nearest to `y`, both in units of the scale; `choice` is where the table stands.
+    fn nearest(&self, choice: u32, y: f32) -> f32;
+}
+
+/// Rounds to integers.
+pub(super) struct Integers;
+
+impl Rounding for Integers {
+    #[inline(always)]
+    fn nearest(&self, _: u32, y: f32) -> f32 {
+        round_w8(y)
+    }
+}
+
+impl Rounding for Tables {
+    #[inline(always)]
+    fn nearest(&self, choice: u32, y: f32) -> f32 {
+        self.values[(choice as usize * CELLS + cell_of(y)) % (MOST_CHOICES * CELLS)]
+    }
+}
+
 impl CodeGrid {
-    /// The grid of an encoded matrix's table; `None` for formats without codes.
-    pub fn of(encoded: &Encoded) -> Option<CodeGrid> {
-        let format: FormatRef = encoded.format;
+    /// The grid of a format with its default table; `None` for formats without codes.
+    pub fn of(format: FormatRef) -> Option<CodeGrid> {
         let choices = match format.scale {
             Scale::RowF32Field8 { choice_bits, .. } => 1usize << choice_bits,
             Scale::Bf16 => 1,
             Scale::None => return None,
         };
-        if format.value == Value::Int8 {
-            return Some(CodeGrid { tables: Vec::new(), cells: Vec::new(), scale: format.scale });
-        }
-        let entries = &encoded.table[..1 << format.code_bits()];
-        let moved = |choice: usize| -> Vec<f32> {
-            entries.iter().map(|t| f32::from(*t) + choice as f32 * f32::from(encoded.shift)).collect()
+        let kind = match (format.value, format.table()) {
+            (Value::Int8, _) => Kind::Integers,
+            (_, Some(table)) if choices <= MOST_CHOICES => {
+                Kind::Tables(Tables::new(table.entries, table.shift, choices))
+            }
+            _ => return None,
         };
-        let tables: Vec<Vec<f32>> = (0..choices).map(moved).collect();
-        let cells = tables.iter().map(|t| std::array::from_fn(|cell| nearest(t, cell))).collect();
-        Some(CodeGrid { tables, cells, scale: format.scale })
+        Some(CodeGrid { kind, scale: format.scale })
     }
 
     /// The scale of a group from its field and the row's scale.
@@ -56,10 +88,10 @@ impl CodeGrid {
             Scale::RowF32Field8 { bias, choice_bits } => {
                 let integer = i32::from(field >> choice_bits) - bias;
                 let choice = usize::from(field & ((1 << choice_bits) - 1));
-                GroupScale { scale: row_scale * integer as f32, integer, choice }
+                GroupScale { scale: row_scale * integer as f32, choice }
             }
-            Scale::Bf16 => GroupScale { scale: half::bf16::from_bits(field).to_f32(), integer: 0, choice: 0 },
-            Scale::None => GroupScale { scale: 1.0, integer: 0, choice: 0 },
+            Scale::Bf16 => GroupScale { scale: half::bf16::from_bits(field).to_f32(), choice: 0 },
+            Scale::None => GroupScale { scale: 1.0, choice: 0 },
         }
     }
 
@@ -80,34 +112,42 @@ impl CodeGrid {
         (stored.scale.is_finite() && stored.scale != 0.0).then_some((field, stored))
     }
 
-    /// The code nearest to `y`, a number in units of the scale, and what it stands for.
-    #[inline(always)]
-    pub fn round(&self, choice: usize, y: f32) -> (u8, f32) {
-        match self.cells.get(choice) {
-            Some(cells) => {
-                let cell = ((y * 2.0 + 2.0 * HALF_RANGE).clamp(0.0, (CELLS - 1) as f32)) as usize;
-                let code = cells[cell % CELLS];
-                (code, self.tables[choice][usize::from(code)])
-            }
-            None => {
-                let value = y.clamp(-127.0, 127.0).round_ties_even();
-                (value as i8 as u8, value)
-            }
+    /// The code that stands for `value`, one of the grid's, in units of the scale; of a table the code nearest to any value.
+    pub(super) fn code(&self, choice: usize, value: f32) -> u8 {
+        match &self.kind {
+            Kind::Tables(tables) => tables.codes[(choice * CELLS + cell_of(value)) % (MOST_CHOICES * CELLS)],
+            Kind::Integers => value as i8 as u8,
         }
     }
 
     /// What a code stands for, in units of the scale.
-    #[inline(always)]
     pub fn value(&self, choice: usize, code: u8) -> f32 {
-        match self.tables.get(choice) {
-            Some(table) => table[usize::from(code) % table.len()],
-            None => f32::from(code as i8),
+        match &self.kind {
+            Kind::Tables(tables) => {
+                let entries = &tables.entries[choice % tables.entries.len()];
+                entries[usize::from(code) % entries.len()]
+            }
+            Kind::Integers => f32::from(code as i8),
         }
     }
+}
 
-    /// Places a table can be moved to.
-    pub fn choices(&self) -> usize {
-        self.tables.len().max(1)
+impl Tables {
+    fn new(table: &[i8], shift: i8, choices: usize) -> Tables {
+        let moved = |choice: usize| -> Vec<f32> {
+            table.iter().map(|t| f32::from(*t) + choice as f32 * f32::from(shift)).collect()
+        };
+        let entries: Vec<Vec<f32>> = (0..choices).map(moved).collect();
+        let mut values = Box::new([0.0; MOST_CHOICES * CELLS]);
+        let mut codes = Box::new([0; MOST_CHOICES * CELLS]);
+        for (choice, entries) in entries.iter().enumerate() {
+            for cell in 0..CELLS {
+                let code = nearest(entries, cell);
+                codes[choice * CELLS + cell] = code;
+                values[choice * CELLS + cell] = entries[usize::from(code)];
+            }
+        }
+        Tables { values, codes, entries }
     }
 }
 
@@ -115,4 +155,36 @@ impl CodeGrid {
 fn nearest(table: &[f32], cell: usize) -> u8 {
     let y = (cell as f32 + 0.5) / 2.0 - HALF_RANGE;
     (1..table.len()).fold(0, |code, i| if y > (table[i - 1] + table[i]) / 2.0 { i as u8 } else { code })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_and_codes_belong_together() {
+        for format in attar_format::formats::ALL.iter().copied() {
+            let Some(grid) = CodeGrid::of(format) else { continue };
+            let choices = match &grid.kind {
+                Kind::Tables(tables) => tables.entries.len(),
+                Kind::Integers => 1,
+            };
+            for choice in 0..choices {
+                for i in -2600..2600 {
+                    let y = i as f32 / 20.0 + 0.013;
+                    let value = match &grid.kind {
+                        Kind::Tables(tables) => tables.nearest(choice as u32, y),
+                        Kind::Integers => Integers.nearest(0, y),
+                    };
+                    let code = grid.code(choice, value);
+                    assert_eq!(grid.value(choice, code), value, "{}: {y}", format.name);
+                    // -128 is no code of the integers.
+                    let codes = (0..=255u8).filter(|c| *c != 128);
+                    let errors = codes.map(|c| (grid.value(choice, c) - y).abs());
+                    let least = errors.fold(f32::INFINITY, f32::min);
+                    assert!((value - y).abs() <= least, "{}: {value} for {y}", format.name);
+                }
+            }
+        }
+    }
 }

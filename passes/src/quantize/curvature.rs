@@ -144,18 +144,19 @@ impl Curvature {
         MatRef::from_row_major_slice(&self.factor, k, k).get(rows, from..k)
     }
 
+    /// A part of A.
+    pub(super) fn part(
+        &self,
+        rows: std::ops::Range<usize>,
+        columns: std::ops::Range<usize>,
+    ) -> MatRef<'_, f32> {
+        let k = self.width();
+        MatRef::from_row_major_slice(&self.matrix, k, k).get(rows, columns)
+    }
+
     /// Row `i` of A.
     pub(super) fn row(&self, i: usize) -> &[f32] {
         &self.matrix[i * self.width()..(i + 1) * self.width()]
-    }
-
-    /// `errors · A` restricted to `columns`; `errors` is `[rows, K]`, the result `[rows, columns.len()]`.
-    pub(super) fn gradient(&self, errors: &[f32], columns: std::ops::Range<usize>, out: &mut [f32]) {
-        let k = self.width();
-        let rows = errors.len() / k;
-        let a = MatRef::from_row_major_slice(&self.matrix, k, k).get(.., columns.clone());
-        let out = MatMut::from_row_major_slice_mut(out, rows, columns.len());
-        matmul(out, Accum::Replace, MatRef::from_row_major_slice(errors, rows, k), a, 1.0, Par::Seq);
     }
 
     /// `rows · A⁻¹`; `rows` is `[n, K]`.
@@ -183,8 +184,11 @@ impl Curvature {
     /// `d A dᵀ` for each row `d` of `errors` `[rows, K]`.
     pub fn row_errors(&self, errors: &[f32]) -> Vec<f64> {
         let k = self.width();
+        let rows = errors.len() / k;
         let mut gradient = vec![0.0; errors.len()];
-        self.gradient(errors, 0..k, &mut gradient);
+        let out = MatMut::from_row_major_slice_mut(&mut gradient, rows, k);
+        let errors_of = MatRef::from_row_major_slice(errors, rows, k);
+        matmul(out, Accum::Replace, errors_of, self.part(0..k, 0..k), 1.0, Par::Seq);
         let dot =
             |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
         errors.chunks_exact(k).zip(gradient.chunks_exact(k)).map(dot).collect()

@@ -10,4 +10,6 @@ mod linear_inputs;
 pub mod quantize_gptq;
 mod quantize_mixed;
 mod quantize_rtn;
+mod row_chunk;
 pub mod scale_search;
+pub mod vector_level;

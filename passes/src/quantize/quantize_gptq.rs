@@ -12,18 +12,21 @@
 //! each round, and `K³` for each distinct input.
 //! References: Frantar et al. 2022, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885.
 
-use super::block_descent::descend;
+use super::block_descent::Descent;
 use super::block_reconstruction::{BlockByBlock, Reconstruction};
 use super::code_grid::CodeGrid;
 use super::curvature::Curvature;
 use super::error_feedback::round_with_feedback;
 use super::linear_inputs::{Site, sites};
-use super::quantize_rtn::{self, Suitable, elements, first_value};
+use super::quantize_rtn::{self, RowCoder, Suitable, elements, first_value};
+use super::row_chunk::{ROWS, RowChunk};
+use super::scale_search::{GROUP, TableSearch};
+use super::vector_level::Level;
 use attar_format::{Encoded, FormatRef, PackedLayout};
 use attar_ir::{Graph, TensorType};
 use attar_pass::{
-    Changed, InputDrift, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
-    Registered, Result, Subject,
+    Changed, Error, ErrorKind, InputDrift, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl,
+    Phase, Registered, Result, Subject,
 };
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -116,6 +119,10 @@ impl Pass for QuantizeGptq {
         let total: u64 = subjects.iter().map(|(s, _)| elements(graph.ty(first_value(s)))).sum();
         let suits: std::collections::BTreeMap<_, _> =
             subjects.iter().map(|(s, suitable)| (s.name.clone(), suitable.clone())).collect();
+        let resumed = subjects.iter().filter(|(s, _)| cx.has_kept(&kept_as(&s.name))).count();
+        if resumed > 0 {
+            cx.progress(&format!("resumed: {resumed} of {} tensors", subjects.len()), 0, total);
+        }
         let mut done = 0;
         let sites = sites(graph, subjects.into_iter().map(|(s, _)| s).collect());
         let few = self.format.code_bits() <= Reconstruction::FEW_BITS;
@@ -123,13 +130,12 @@ impl Pass for QuantizeGptq {
         for site in &sites {
             blocks.before(graph, cx, site)?;
             let first = &site.subjects[0].name;
-            let wanted = site.subjects.iter().any(|s| suits[&s.name].format == self.format);
+            let suits: Vec<Suitable> = site.subjects.iter().map(|s| suits[&s.name].clone()).collect();
             cx.progress(first, done, total);
-            let context =
-                if wanted { self.context(graph, cx, site).map_err(|e| e.at_tensor(first))? } else { None };
-            for subject in &site.subjects {
+            let source = self.source(graph, cx, site, &suits).map_err(|e| e.at_tensor(first))?;
+            for (i, (subject, suitable)) in site.subjects.iter().zip(&suits).enumerate() {
                 cx.progress(&subject.name, done, total);
-                self.quantize(graph, cx, subject, &suits[&subject.name], context.as_ref())
+                self.quantize(graph, cx, subject, suitable, source.of(i))
                     .map_err(|e| e.at_tensor(&subject.name))?;
                 done += elements(graph.ty(first_value(subject)));
             }
@@ -154,12 +160,39 @@ impl QuantizeGptq {
         }
     }
 
-    /// What calibration tells of a site.
-    pub(super) fn context(&self, graph: &Graph, cx: &mut PassCx<'_>, site: &Site) -> Result<Option<Context>> {
-        let Some(statistics) = site.statistics(graph, cx)? else { return Ok(None) };
-        let curvature = Curvature::new(&statistics, self.damping, self.by_magnitude)?;
-        let drift = if self.follow > 0.0 { site.drift(graph, cx)? } else { None };
-        Ok(Some(Context { curvature, drift }))
+    /// Where the codes of a site's matrices come from: the journal when it has all of them, else statistics, which are asked
+    /// for only then.
+    pub(super) fn source(
+        &self,
+        graph: &Graph,
+        cx: &mut PassCx<'_>,
+        site: &Site,
+        suits: &[Suitable],
+    ) -> Result<Source> {
+        if suits.iter().all(|s| s.format != self.format) {
+            return Ok(Source::Rounding);
+        }
+        // A matrix that meets several values may take part in computing the later ones: these have to be computed while it is
+        // as it was, or what comes after would differ.
+        if site.inputs.len() == 1 {
+            let kept: Option<Vec<Kept>> = site
+                .subjects
+                .iter()
+                .zip(suits)
+                .map(|(subject, suitable)| Kept::read(&cx.recall(&kept_as(&subject.name))?, suitable))
+                .collect();
+            if let Some(kept) = kept {
+                return Ok(Source::Kept(kept));
+            }
+        }
+        Ok(match site.statistics(graph, cx)? {
+            Some(statistics) => {
+                let curvature = Curvature::new(&statistics, self.damping, self.by_magnitude)?;
+                let drift = if self.follow > 0.0 { site.drift(graph, cx)? } else { None };
+                Source::Solving(Box::new(Context { curvature, drift }))
+            }
+            None => Source::Rounding,
+        })
     }
 
     pub(super) fn quantize(
@@ -168,29 +201,32 @@ impl QuantizeGptq {
         cx: &mut PassCx<'_>,
         subject: &Subject,
         suitable: &Suitable,
-        context: Option<&Context>,
+        source: SourceOf<'_>,
     ) -> Result<()> {
         if !cx.rewrite(&subject.name) {
             return Ok(());
         }
         let Suitable { format, n, k, reason } = suitable;
-        let weights = cx.weights.read_f32(&subject.name)?;
-        let rounded = quantize_rtn::encode(format, *n, *k, true, &weights, None)?;
-        let plain_error = quantize_rtn::relative_rmse(&weights, &rounded);
-        let solved = context.filter(|_| *format == self.format);
-        let (encoded, outputs) = match solved {
-            Some(context) => {
-                let curvature = &context.curvature;
-                let importance = curvature.importance();
-                let targets = context.targets(&weights, self.follow);
-                let first = quantize_rtn::encode(format, *n, *k, true, &targets, Some(&importance))?;
-                let solved = solve(curvature, &targets, rounded, first, self.rounds);
-                (solved.encoded, Some((solved.relative_error, solved.rounded_error, curvature.damping())))
+        let Kept { encoded, error, outputs } = match source {
+            SourceOf::Kept(kept) => kept.clone(),
+            SourceOf::Solving(context) if *format == self.format => {
+                let weights = cx.weights.read_f32(&subject.name)?;
+                let (curvature, targets) = (&context.curvature, context.targets(&weights, self.follow));
+                let chosen = choose(format, *n, curvature, &targets, self.rounds, Level::widest())?;
+                let error = quantize_rtn::relative_rmse(&weights, &chosen.encoded);
+                let outputs = Some([chosen.relative_error, chosen.rounded_error, curvature.damping()]);
+                let kept = Kept { encoded: chosen.encoded, error, outputs };
+                if let Some(bytes) = kept.bytes() {
+                    cx.keep(&kept_as(&subject.name), &bytes);
+                }
+                kept
             }
-            None => (rounded, None),
+            _ => {
+                let weights = cx.weights.read_f32(&subject.name)?;
+                let encoded = quantize_rtn::encode(format, *n, *k, true, &weights, None)?;
+                Kept { error: quantize_rtn::relative_rmse(&weights, &encoded), encoded, outputs: None }
+            }
         };
-        let error =
-            if solved.is_some() { quantize_rtn::relative_rmse(&weights, &encoded) } else { plain_error };
         let bytes = PackedLayout::new(format, *n, *k).map_or(0, |l| l.total_bytes());
         let name = cx.weights.set_encoded(&subject.name, &encoded)?;
         let elem = cx.weights.info(&name)?.elem;
@@ -207,7 +243,7 @@ impl QuantizeGptq {
             ],
         );
         match outputs {
-            Some((error, rounded, damping)) => cx.metric(
+            Some([error, rounded, damping]) => cx.metric(
                 &subject.name,
                 [
                     ("relative_output_error", error.into()),
@@ -222,6 +258,68 @@ impl QuantizeGptq {
             cx.refused(&subject.name, reason);
         }
         Ok(())
+    }
+}
+
+/// Key of the journal for a matrix.
+pub(super) fn kept_as(name: &str) -> String {
+    format!("codes/{name}")
+}
+
+/// Where the codes of a site's matrices come from.
+pub(super) enum Source {
+    /// No statistics are needed, or there are none.
+    Rounding,
+    Solving(Box<Context>),
+    /// Of every matrix.
+    Kept(Vec<Kept>),
+}
+
+/// The same for one matrix.
+#[derive(Clone, Copy)]
+pub(super) enum SourceOf<'a> {
+    Rounding,
+    Solving(&'a Context),
+    Kept(&'a Kept),
+}
+
+impl Source {
+    /// Of the `i`-th matrix of the site.
+    pub(super) fn of(&self, i: usize) -> SourceOf<'_> {
+        match self {
+            Source::Rounding => SourceOf::Rounding,
+            Source::Solving(context) => SourceOf::Solving(context),
+            Source::Kept(all) => SourceOf::Kept(&all[i]),
+        }
+    }
+}
+
+/// Codes that were chosen, and what is told of them.
+#[derive(Clone)]
+pub(super) struct Kept {
+    encoded: Encoded,
+    /// Relative to the weights.
+    error: f64,
+    /// Relative error of the outputs, that of plain rounding, and damping; nothing for what was rounded.
+    outputs: Option<[f64; 3]>,
+}
+
+impl Kept {
+    /// For the journal; `None` when the codes do not suit their format.
+    fn bytes(&self) -> Option<Vec<u8>> {
+        let outputs = self.outputs?;
+        let mut bytes: Vec<u8> =
+            std::iter::once(self.error).chain(outputs).flat_map(f64::to_le_bytes).collect();
+        bytes.extend(self.encoded.pack().ok()?);
+        Some(bytes)
+    }
+
+    fn read(bytes: &[u8], suitable: &Suitable) -> Option<Kept> {
+        let (numbers, packed) = bytes.split_at_checked(4 * size_of::<f64>())?;
+        let mut numbers = numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b));
+        let (error, outputs) = (numbers.next()?, [numbers.next()?, numbers.next()?, numbers.next()?]);
+        let encoded = Encoded::unpack(suitable.format, suitable.n, suitable.k, packed).ok()?;
+        Some(Kept { encoded, error, outputs: Some(outputs) })
     }
 }
 
@@ -263,44 +361,158 @@ impl Context {
 }
 
 /// Codes, and `sqrt(Σ d A dᵀ / Σ w A wᵀ)` of them and of plain rounding.
-pub struct Solved {
+pub struct Chosen {
     pub encoded: Encoded,
     pub relative_error: f64,
     pub rounded_error: f64,
 }
 
-/// Chooses codes for `weights` `[N, K]` under a curvature; the scales of `encoded` are the first guess. No row is worse than
-/// in `rounded`.
-pub fn solve(
+/// Chooses scales and codes of a format with codes for `weights` `[n, K]` under a curvature, refined in at most `rounds` rounds.
+/// No row is worse than with plain rounding. Results do not depend on the level.
+///
+/// # Errors
+/// [`ErrorKind::NotFinite`], [`ErrorKind::OutOfRange`], [`ErrorKind::FormatDoesNotFit`].
+pub fn choose(
+    format: FormatRef,
+    n: usize,
     curvature: &Curvature,
     weights: &[f32],
-    rounded: Encoded,
-    mut encoded: Encoded,
     rounds: usize,
-) -> Solved {
-    let Some(grid) = CodeGrid::of(&rounded) else {
-        return Solved { encoded: rounded, relative_error: 0.0, rounded_error: 0.0 };
+    level: Level,
+) -> Result<Chosen> {
+    let k = curvature.width();
+    let does_not_fit =
+        |problem: String| Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem });
+    quantize_rtn::check_finite(weights, k)?;
+    let mut encoded = Encoded::zeros(format, n, k).map_err(|e| does_not_fit(e.to_string()))?;
+    let Some(grid) = CodeGrid::of(format).filter(|_| format.group == GROUP) else {
+        return Err(does_not_fit("its codes are of a kind this pass does not know".to_owned()));
     };
-    round_with_feedback(curvature, &grid, weights, &mut encoded);
-    descend(curvature, &grid, weights, &mut encoded, rounds);
-    let before = row_errors(curvature, weights, &rounded);
-    let mut after = row_errors(curvature, weights, &encoded);
-    let (k, groups) = (encoded.k, encoded.groups());
-    for row in 0..encoded.n {
-        if after[row] <= before[row] {
-            continue;
-        }
-        after[row] = before[row];
-        encoded.codes[row * k..(row + 1) * k].copy_from_slice(&rounded.codes[row * k..(row + 1) * k]);
-        let fields = row * groups..(row + 1) * groups;
-        encoded.field[fields.clone()].copy_from_slice(&rounded.field[fields]);
-        if let Some(scale) = encoded.row_scale.get_mut(row) {
-            *scale = rounded.row_scale[row];
-        }
+    let mut coder = RowCoder::new(format, true)?;
+    coder.search = coder.search.map(|s| s.at_level(level));
+    let has_row_scale = !encoded.row_scale.is_empty();
+    let search = coder.search.as_ref().map(TableSearch::brief);
+    let chooser = Chooser {
+        format,
+        curvature,
+        grid: &grid,
+        coder,
+        importance: curvature.importance(),
+        alike: vec![1.0; k],
+        descent: Descent::new(curvature, &grid, search, has_row_scale, level),
+        rounds,
+        level,
+    };
+    let groups = encoded.groups();
+    let mut row_scale = std::mem::take(&mut encoded.row_scale);
+    row_scale.resize(n, 0.0);
+    let chunks = encoded.codes.par_chunks_mut(ROWS * k).zip(encoded.field.par_chunks_mut(ROWS * groups));
+    let chunks = chunks.zip(row_scale.par_chunks_mut(ROWS)).zip(weights.par_chunks(ROWS * k)).enumerate();
+    let sums: Vec<Sums> = chunks
+        .map(|(chunk, (((codes, fields), row_scale), weights))| {
+            chooser.rows(weights, Rows { codes, fields, row_scale }, has_row_scale, chunk * ROWS)
+        })
+        .collect::<Result<_>>()?;
+    if has_row_scale {
+        encoded.row_scale = row_scale;
     }
-    let square = sum(&parallel_row_errors(curvature, weights));
-    let relative = |e: &[f64]| if square > 0.0 { (sum(e) / square).max(0.0).sqrt() } else { 0.0 };
-    Solved { relative_error: relative(&after), rounded_error: relative(&before), encoded }
+    // Added in order: the sums must not depend on threads.
+    let total = sums.iter().fold(Sums::default(), |a, b| Sums {
+        square: a.square + b.square,
+        rounded: a.rounded + b.rounded,
+        chosen: a.chosen + b.chosen,
+    });
+    let relative = |e: f64| if total.square > 0.0 { (e / total.square).max(0.0).sqrt() } else { 0.0 };
+    Ok(Chosen { relative_error: relative(total.chosen), rounded_error: relative(total.rounded), encoded })
+}
+
+/// `Σ w A wᵀ`, and `Σ d A dᵀ` of plain rounding and of the codes that were chosen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    square: f64,
+    rounded: f64,
+    chosen: f64,
+}
+
+/// Where codes and scales of some rows go.
+struct Rows<'a> {
+    codes: &'a mut [u8],
+    fields: &'a mut [u16],
+    row_scale: &'a mut [f32],
+}
+
+/// What choosing codes needs, whatever the rows.
+struct Chooser<'a> {
+    format: FormatRef,
+    curvature: &'a Curvature,
+    grid: &'a CodeGrid,
+    coder: RowCoder,
+    importance: Vec<f32>,
+    alike: Vec<f32>,
+    descent: Descent<'a>,
+    rounds: usize,
+    level: Level,
+}
+
+impl Chooser<'_> {
+    /// Rounds some rows, of which the first is row `first` of the matrix.
+    fn encode(&self, weights: &[f32], importance: &[f32], out: &mut Rows<'_>, first: usize) -> Result<()> {
+        let k = self.curvature.width();
+        let rows = out.codes.chunks_exact_mut(k).zip(out.fields.chunks_exact_mut(k / GROUP));
+        let rows = rows.zip(&mut *out.row_scale).zip(weights.chunks_exact(k));
+        for (row, (((codes, fields), scale), w)) in rows.enumerate() {
+            let encoded = self.coder.encode(w, importance, codes, fields);
+            *scale = encoded.map_err(|w| quantize_rtn::out_of_range(self.format, first + row, w))?;
+        }
+        Ok(())
+    }
+
+    /// Chooses for at most [`ROWS`] rows, of which the first is row `first` of the matrix.
+    fn rows(&self, weights: &[f32], mut out: Rows<'_>, has_row_scale: bool, first: usize) -> Result<Sums> {
+        let k = self.curvature.width();
+        let groups = k / GROUP;
+        let each = || weights.chunks_exact(k).enumerate();
+        self.encode(weights, &self.importance, &mut out, first)?;
+        let scales: &[f32] = if has_row_scale { out.row_scale } else { &[] };
+        let mut chunk = RowChunk::new(weights, k, self.grid, out.fields, scales);
+        round_with_feedback(self.curvature, self.grid, &mut chunk, self.level);
+        let square = self.descent.descend(&mut chunk, self.rounds);
+        self.encode(weights, &self.alike, &mut out, first)?;
+        let Rows { codes, fields, row_scale } = out;
+        let mut errors = Vec::with_capacity(weights.len());
+        for (row, w) in each() {
+            for (column, (code, w)) in codes[row * k..(row + 1) * k].iter().zip(w).enumerate() {
+                let s = self.grid.group_scale(fields[row * groups + column / GROUP], row_scale[row]);
+                errors.push(s.scale * self.grid.value(s.choice, *code) - w);
+            }
+            // Rounding up near the largest f32 can leave the range of numbers.
+            if errors[row * k..].iter().any(|e| !e.is_finite()) {
+                return Err(quantize_rtn::out_of_range(self.format, first + row, w));
+            }
+        }
+        let rounded = self.curvature.row_errors(&errors);
+        let now = chunk.errors();
+        for (row, errors) in errors.chunks_exact_mut(k).enumerate() {
+            errors.iter_mut().zip(&now).for_each(|(e, now)| *e = now[row]);
+        }
+        let mut chosen = self.curvature.row_errors(&errors);
+        for row in 0..chunk.rows {
+            if chosen[row] <= rounded[row] {
+                let (codes, fields) =
+                    (&mut codes[row * k..(row + 1) * k], &mut fields[row * groups..(row + 1) * groups]);
+                chunk.store(row, self.grid, codes, fields);
+                row_scale[row] = chunk.row_scale[row];
+            } else {
+                chosen[row] = rounded[row];
+            }
+        }
+        let square = match square {
+            Some(square) => square[..chunk.rows].to_vec(),
+            None => self.curvature.row_errors(weights),
+        };
+        let sum = |errors: &[f64]| errors.iter().sum();
+        Ok(Sums { square: sum(&square), rounded: sum(&rounded), chosen: sum(&chosen) })
+    }
 }
 
 /// `d A dᵀ` of each row of what the codes stand for, less the weights.
@@ -318,8 +530,4 @@ pub fn row_errors(curvature: &Curvature, weights: &[f32], encoded: &Encoded) -> 
 fn parallel_row_errors(curvature: &Curvature, errors: &[f32]) -> Vec<f64> {
     const ROWS: usize = 64;
     errors.par_chunks(ROWS * curvature.width()).flat_map_iter(|rows| curvature.row_errors(rows)).collect()
-}
-
-fn sum(errors: &[f64]) -> f64 {
-    errors.iter().sum()
 }

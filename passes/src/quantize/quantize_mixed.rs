@@ -13,7 +13,7 @@
 use super::allocation::{Budget, Choice, Unmet, allocate};
 use super::block_reconstruction::{BlockByBlock, Reconstruction};
 use super::linear_inputs::{Site, sites};
-use super::quantize_gptq::QuantizeGptq;
+use super::quantize_gptq::{self, QuantizeGptq};
 use super::quantize_rtn::{self, Suitable};
 use attar_format::{FormatRef, PackedLayout, by_name};
 use attar_ir::{Graph, OpKind, WeightName};
@@ -102,6 +102,28 @@ struct Unit {
     sensitivity: f64,
 }
 
+impl Unit {
+    /// What was measured, for the journal.
+    fn bytes(&self) -> Vec<u8> {
+        let counts = self.bytes.iter().flat_map(|b| b.to_le_bytes());
+        let numbers = self.errors.iter().chain([&self.sensitivity]).flat_map(|e| e.to_le_bytes());
+        counts.chain(numbers).collect()
+    }
+
+    /// Takes back what was measured of so many formats; whether it could be.
+    fn read(&mut self, bytes: &[u8], formats: usize) -> bool {
+        let words = bytes.as_chunks::<8>().0;
+        if words.len() != 2 * formats + 1 {
+            return false;
+        }
+        let (counts, numbers) = words.split_at(formats);
+        self.bytes = counts.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        self.errors = numbers[..formats].iter().map(|b| f64::from_le_bytes(*b)).collect();
+        self.sensitivity = f64::from_le_bytes(numbers[formats]);
+        true
+    }
+}
+
 impl Pass for QuantizeMixed {
     fn decl(&self) -> &'static PassDecl {
         &DECL
@@ -122,19 +144,28 @@ impl Pass for QuantizeMixed {
         let few = |choice: &usize| self.formats[*choice].code_bits() <= Reconstruction::FEW_BITS;
         let sites = units.iter().zip(&plan).map(|(unit, choice)| (&unit.site, few(choice)));
         let mut blocks = BlockByBlock::new(graph, reconstruction, sites);
+        let matrices = units.iter().flat_map(|u| &u.site.subjects);
+        let resumed = matrices.clone().filter(|s| cx.has_kept(&quantize_gptq::kept_as(&s.name))).count();
+        if resumed > 0 {
+            let all = matrices.count();
+            cx.progress(&format!("resumed: {resumed} of {all} tensors"), count, total);
+        }
         for (i, (unit, choice)) in units.iter().zip(&plan).enumerate() {
             blocks.before(graph, cx, &unit.site)?;
             let first = unit.site.subjects[0].name.clone();
             let format = self.formats[*choice];
             let gptq = QuantizeGptq::with_format(format);
             cx.progress(&first, count + 2 * i as u64, total);
-            let context = gptq.context(graph, cx, &unit.site).map_err(|e| e.at_tensor(&first))?;
-            for (subject, suitable) in unit.site.subjects.iter().zip(&unit.suits) {
+            // A matrix that no coded format fits stays with what does.
+            let suited = |s: &Suitable| Suitable {
+                format: if s.reason.is_some() { s.format } else { format },
+                ..s.clone()
+            };
+            let suits: Vec<Suitable> = unit.suits.iter().map(suited).collect();
+            let source = gptq.source(graph, cx, &unit.site, &suits).map_err(|e| e.at_tensor(&first))?;
+            for (at, (subject, suitable)) in unit.site.subjects.iter().zip(&suits).enumerate() {
                 cx.progress(&subject.name, count + 2 * i as u64, total);
-                // A matrix that no coded format fits stays with what does.
-                let format = if suitable.reason.is_some() { suitable.format } else { format };
-                let suitable = Suitable { format, ..suitable.clone() };
-                gptq.quantize(graph, cx, subject, &suitable, context.as_ref())
+                gptq.quantize(graph, cx, subject, suitable, source.of(at))
                     .map_err(|e| e.at_tensor(&subject.name))?;
                 let foretold = LEFT_BY_CALIBRATION * unit.sensitivity * unit.errors[*choice];
                 cx.metric(
@@ -177,6 +208,12 @@ impl QuantizeMixed {
 
     /// Measures what formats would do to a unit, and what that does to the model.
     fn judge(&self, graph: &Graph, cx: &mut PassCx<'_>, unit: &mut Unit) -> Result<()> {
+        let key = format!("sensitivity/{}", unit.site.subjects[0].name);
+        if let Some(bytes) = cx.recall(&key)
+            && unit.read(&bytes, self.formats.len())
+        {
+            return Ok(());
+        }
         let mut changed: Vec<(WeightName, Vec<f32>)> = Vec::new();
         let mut sums = vec![(0.0f64, 0.0f64); self.formats.len()];
         let mut bytes = vec![0u64; self.formats.len()];
@@ -212,6 +249,7 @@ impl QuantizeMixed {
             let divergence = cx.divergence(graph, first_read(graph, &unit.site), &changed)?;
             unit.sensitivity = divergence / error;
         }
+        cx.keep(&key, &unit.bytes());
         Ok(())
     }
 

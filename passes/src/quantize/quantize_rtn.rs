@@ -222,47 +222,32 @@ pub(super) fn encode(
     weights: &[f32],
     importance: Option<&[f32]>,
 ) -> Result<Encoded> {
-    if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
-        let kind = ErrorKind::NotFinite { value: weights[at], row: at / k, column: at % k };
-        return Err(Error::new(kind));
-    }
+    check_finite(weights, k)?;
     let does_not_fit = |e: attar_format::FormatError| {
         Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem: e.to_string() })
     };
     let encoded = match format.value {
         Value::Float(_) => Encoded::from_f32(format, n, k, weights).map_err(does_not_fit)?,
-        Value::Int8 => {
+        Value::Int8 | Value::Table(_) => {
+            let coder = RowCoder::new(format, search)?;
             let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
-            let (groups, group) = (out.groups(), format.group);
-            let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
-            rows.zip(weights.par_chunks(k)).enumerate().try_for_each(|(row, ((codes, fields), w))| {
-                let parts = codes.chunks_exact_mut(group).zip(w.chunks_exact(group));
-                for ((codes, w), field) in parts.zip(fields) {
-                    let Some(bits) = encode_w8_group(w, codes) else {
-                        return Err(out_of_range(format, row, w));
-                    };
-                    *field = bits;
-                }
-                Ok(())
-            })?;
-            out
-        }
-        Value::Table(_) => {
-            let Some(table_search) = TableSearch::for_format(format) else {
-                let problem = "its scales are of a kind this pass does not know".to_owned();
-                return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
-            };
-            let table_search = if search { table_search } else { table_search.plain() };
-            let mut out = Encoded::zeros(format, n, k).map_err(does_not_fit)?;
-            let groups = out.groups();
+            let (groups, has_rows) = (out.groups(), !out.row_scale.is_empty());
             let alike = vec![1.0; if importance.is_some() { 0 } else { k }];
             let importance = importance.unwrap_or(&alike);
+            let mut row_scale = std::mem::take(&mut out.row_scale);
+            row_scale.resize(n, 0.0);
             let rows = out.codes.par_chunks_mut(k).zip(out.field.par_chunks_mut(groups));
-            rows.zip(out.row_scale.par_iter_mut()).zip(weights.par_chunks(k)).for_each(
-                |(((codes, fields), row_scale), w)| {
-                    *row_scale = table_search.encode_row_weighted(w, importance, codes, fields);
+            rows.zip(row_scale.par_iter_mut()).zip(weights.par_chunks(k)).enumerate().try_for_each(
+                |(row, (((codes, fields), scale), w))| {
+                    *scale = coder
+                        .encode(w, importance, codes, fields)
+                        .map_err(|w| out_of_range(format, row, w))?;
+                    Ok::<(), Error>(())
                 },
-            );
+            )?;
+            if has_rows {
+                out.row_scale = row_scale;
+            }
             out
         }
     };
@@ -278,7 +263,58 @@ pub(super) fn encode(
     }
 }
 
-fn out_of_range(format: FormatRef, row: usize, weights: &[f32]) -> Error {
+/// Chooses scales and codes of single rows by plain rounding.
+pub(super) struct RowCoder {
+    /// `None` for formats of plain integers.
+    pub(super) search: Option<TableSearch>,
+}
+
+impl RowCoder {
+    /// For a format with codes; `search` as in [`encode`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::FormatDoesNotFit`].
+    pub(super) fn new(format: FormatRef, search: bool) -> Result<RowCoder> {
+        let table_search = match (format.value, TableSearch::for_format(format)) {
+            (Value::Int8, _) => None,
+            (_, Some(table_search)) => Some(if search { table_search } else { table_search.plain() }),
+            _ => {
+                let problem = "its scales are of a kind this pass does not know".to_owned();
+                return Err(Error::new(ErrorKind::FormatDoesNotFit { format: format.name, problem }));
+            }
+        };
+        Ok(RowCoder { search: table_search })
+    }
+
+    /// Encodes a row; gives its scale, 1 in formats without. What is out of range is given back.
+    pub(super) fn encode<'w>(
+        &self,
+        weights: &'w [f32],
+        importance: &[f32],
+        codes: &mut [u8],
+        fields: &mut [u16],
+    ) -> std::result::Result<f32, &'w [f32]> {
+        let Some(search) = &self.search else {
+            let group = weights.len() / fields.len();
+            let parts = codes.chunks_exact_mut(group).zip(weights.chunks_exact(group));
+            for ((codes, w), field) in parts.zip(fields) {
+                *field = encode_w8_group(w, codes).ok_or(w)?;
+            }
+            return Ok(1.0);
+        };
+        Ok(search.encode_row_weighted(weights, importance, codes, fields))
+    }
+}
+
+/// Refuses weights that are no numbers.
+pub(super) fn check_finite(weights: &[f32], k: usize) -> Result<()> {
+    match weights.iter().position(|w| !w.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::new(ErrorKind::NotFinite { value: weights[at], row: at / k, column: at % k })),
+    }
+}
+
+pub(super) fn out_of_range(format: FormatRef, row: usize, weights: &[f32]) -> Error {
     let value = weights.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
     Error::new(ErrorKind::OutOfRange { format: format.name, value, row })
 }

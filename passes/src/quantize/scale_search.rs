@@ -8,6 +8,7 @@
 //! in the sums of squares.
 //! Reference: docs/formats.md, which has what each part of the search is worth, and what was left out.
 
+use super::vector_level::{Level, Work};
 use attar_format::{FormatRef, Scale};
 use half::bf16;
 use std::sync::Arc;
@@ -17,10 +18,14 @@ use std::sync::Arc;
 pub const TINY: f32 = 1e-30;
 
 /// Weights that share a scale.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 
 /// Sums that are kept apart until a group is done.
 const LANES: usize = 16;
+
+/// Ways of reading a group that any format has at most, and those that a brief search looks at more closely.
+const MOST_WAYS: usize = 8;
+const BRIEF_WAYS: usize = 3;
 
 /// Chooses codes of table formats: a signed integer scale and a choice per group, an f32 per row.
 ///
@@ -35,11 +40,24 @@ pub struct TableSearch {
     /// Largest magnitude of an integer scale.
     max_scale: i32,
     ways: Vec<Way>,
+    effort: Effort,
+    level: Level,
+}
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
     /// Fractions of the scale at which nothing is clipped.
-    fractions: Vec<f32>,
+    fractions: &'static [f32],
+    /// Ways of reading a group, those that did best with `fractions`, for which `more` are tried and integers are.
+    ways: usize,
+    more: &'static [f32],
     /// Integer scales tried on either side of the rounded one.
     window: i32,
 }
+
+/// The scale that clips nothing, rounded to an integer.
+const PLAIN: Effort = Effort { fractions: &[1.0], ways: MOST_WAYS, more: &[], window: 0 };
 
 /// One way of reading a group.
 #[derive(Clone, Debug)]
@@ -55,14 +73,39 @@ struct Way {
 }
 
 /// Table entries are integers, so every border between two codes is a multiple of one half.
-const CELLS: usize = 1024;
-const HALF_RANGE: f32 = 256.0;
+pub(super) const CELLS: usize = 1024;
+pub(super) const HALF_RANGE: f32 = 256.0;
 
 /// What the search chose for a row divided by its largest magnitude.
 struct Chosen {
     unit: f32,
     /// Magnitude of the integer scale, and index of the way of reading the group.
     scales: Vec<(i32, usize)>,
+}
+
+/// Real-valued scales of a group.
+struct Free {
+    /// For each way of reading the group the best scale; 0 when nothing positive is one.
+    scales: [f32; MOST_WAYS],
+    /// The squared errors at these; infinite for ways that are out of question.
+    errors: [f32; MOST_WAYS],
+    best: usize,
+}
+
+impl Free {
+    /// Tries fractions of a scale.
+    #[inline(always)]
+    fn search(&mut self, i: usize, way: &Way, group: &Weighted, unclipped: f32, fractions: &[f32]) {
+        if unclipped > 0.0 {
+            for fraction in fractions {
+                let tried = unclipped * fraction;
+                let error = way.error(group, tried);
+                if error < self.errors[i] {
+                    (self.errors[i], self.scales[i]) = (error, tried);
+                }
+            }
+        }
+    }
 }
 
 impl TableSearch {
@@ -100,15 +143,35 @@ impl TableSearch {
             bias,
             max_scale: if bias > 0 { bias.min(stored - bias + 1) - 1 } else { stored },
             ways,
-            fractions: fractions(table.len()).to_vec(),
-            window: 1,
+            effort: Effort { fractions: fractions(table.len()), ways: MOST_WAYS, more: &[], window: 1 },
+            level: Level::widest(),
         }
     }
 
     /// The same without a search: the scale that clips nothing, rounded to an integer.
     #[must_use]
     pub fn plain(&self) -> TableSearch {
-        TableSearch { fractions: vec![1.0], window: 0, ..self.clone() }
+        TableSearch { effort: PLAIN, ..self.clone() }
+    }
+
+    /// The same with about half the effort, for scales that are a first guess and are refined afterwards.
+    #[must_use]
+    pub fn brief(&self) -> TableSearch {
+        const COARSE: [&[f32]; 3] = [&[0.45, 0.6, 0.75, 0.9], &[0.8, 0.9, 1.0], &[0.93, 1.0]];
+        const BETWEEN: [&[f32]; 3] = [&[0.525, 0.675, 0.825, 1.0], &[0.75, 0.85, 0.95, 1.05], &[0.96, 1.03]];
+        let at = match self.ways.first().map_or(0, |way| way.table.len()) {
+            0..=4 => 0,
+            5..=16 => 1,
+            _ => 2,
+        };
+        let effort = Effort { fractions: COARSE[at], ways: BRIEF_WAYS, more: BETWEEN[at], window: 1 };
+        TableSearch { effort, ..self.clone() }
+    }
+
+    /// The same computed with the vectors of a level; results do not depend on it.
+    #[must_use]
+    pub fn at_level(&self, level: Level) -> TableSearch {
+        TableSearch { level, ..self.clone() }
     }
 
     /// Encodes a row of finite weights: codes one per byte, fields one per group. Returns the row scale.
@@ -124,104 +187,85 @@ impl TableSearch {
         codes: &mut [u8],
         fields: &mut [u16],
     ) -> f32 {
-        let largest = weights.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-        if largest < TINY {
-            codes.fill(0);
-            fields.fill((self.bias as u16) << self.choice_bits);
-            return 0.0;
-        }
-        let row: Vec<f32> = weights.iter().map(|w| w / largest).collect();
-        let groups: Vec<Weighted> = row
-            .as_chunks()
-            .0
-            .iter()
-            .zip(importance.as_chunks().0)
-            .map(|(w, h)| Weighted::new(w, h))
-            .collect();
-        let groups = groups.as_slice();
-        let mut chosen = self.choose(groups);
-        if self.window > 0 {
-            // The search is greedy in places; it must still never be worse than not searching.
-            let plain = self.plain().choose(groups);
-            if self.row_error(groups, &plain) < self.row_error(groups, &chosen) {
-                chosen = plain;
-            }
-        }
-        for (g, (group, &(scale, way))) in groups.iter().zip(&chosen.scales).enumerate() {
-            let way = &self.ways[way];
-            let signed = scale * way.sign as i32;
-            fields[g] = ((signed + self.bias) as u16) << self.choice_bits | way.choice;
-            let inverse = way.sign / (chosen.unit * scale as f32);
-            for (code, w) in codes[g * GROUP..(g + 1) * GROUP].iter_mut().zip(&group.values) {
-                *code = if scale == 0 { 0 } else { way.codes[cell_of(w * inverse)] };
-            }
-        }
-        chosen.unit * largest
+        self.level.run(EncodeRow { search: self, weights, importance, codes, fields })
     }
 
     /// The field that suits one group best when the row's scale is given; `None` when that is zero.
-    pub fn field_of_group(&self, weights: &[f32], importance: &[f32], row_scale: f32) -> Option<u16> {
-        let ([weights], [importance]) = (weights.as_chunks().0, importance.as_chunks().0) else {
-            return None;
-        };
+    #[inline(always)]
+    pub(super) fn field_of_group(
+        &self,
+        weights: &[f32; GROUP],
+        importance: &[f32; GROUP],
+        row_scale: f32,
+    ) -> Option<u16> {
         let group = Weighted::new(weights, importance);
-        let (free, best) = self.search_free(&group);
-        let (scale, way) = self.search_integer(&group, &free, best, row_scale);
+        let free = self.search_free(&group, self.effort);
+        let (scale, way) = self.search_integer(&group, &free, row_scale, self.effort);
         let way = &self.ways[way];
         let signed = scale * way.sign as i32;
         (scale != 0).then_some(((signed + self.bias) as u16) << self.choice_bits | way.choice)
     }
 
     /// The row scale, and an integer scale and way of reading for every group.
-    fn choose(&self, groups: &[Weighted]) -> Chosen {
+    #[inline(always)]
+    fn choose(&self, groups: &[Weighted], effort: Effort) -> Chosen {
         let mut top = 0.0f32;
         let mut free = Vec::with_capacity(groups.len());
         for group in groups {
-            let (scales, best) = self.search_free(group);
-            top = top.max(scales[best]);
-            free.push((scales, best));
+            let found = self.search_free(group, effort);
+            top = top.max(found.scales[found.best]);
+            free.push(found);
         }
         let unit = top / self.max_scale as f32;
-        let scales = groups.iter().zip(&free).map(|(g, (s, best))| self.search_integer(g, s, *best, unit));
-        Chosen { unit, scales: scales.collect() }
+        let mut scales = Vec::with_capacity(groups.len());
+        for (group, free) in groups.iter().zip(&free) {
+            scales.push(self.search_integer(group, free, unit, effort));
+        }
+        Chosen { unit, scales }
     }
 
     /// Best real-valued scale for each way of reading the group, and the best way.
-    fn search_free(&self, group: &Weighted) -> (Vec<f32>, usize) {
+    #[inline(always)]
+    fn search_free(&self, group: &Weighted, effort: Effort) -> Free {
         let (low, high) = group.values.iter().fold((0.0f32, 0.0f32), |(l, h), w| (l.min(*w), h.max(*w)));
-        let (mut least, mut best) = (f32::INFINITY, 0);
-        let mut scales = Vec::with_capacity(self.ways.len());
+        let mut free = Free { scales: [0.0; MOST_WAYS], errors: [f32::INFINITY; MOST_WAYS], best: 0 };
         for (i, way) in self.ways.iter().enumerate() {
-            let (low, high) = if way.sign < 0.0 { (-high, -low) } else { (low, high) };
-            let (first, last) = (way.table[0], way.table[way.table.len() - 1]);
-            let unclipped = (high / last).max(low / first);
-            let (mut least_here, mut scale) = (f32::INFINITY, 0.0);
-            if unclipped > 0.0 {
-                for fraction in &self.fractions {
-                    let tried = unclipped * fraction;
-                    let error = way.error(group, tried);
-                    if error < least_here {
-                        (least_here, scale) = (error, tried);
-                    }
+            free.search(i, way, group, way.unclipped(low, high), effort.fractions);
+        }
+        if effort.ways < self.ways.len() {
+            let mut errors = free.errors;
+            errors[..self.ways.len()].sort_unstable_by(f32::total_cmp);
+            let limit = errors[effort.ways - 1];
+            for (i, way) in self.ways.iter().enumerate() {
+                if free.errors[i] <= limit {
+                    free.search(i, way, group, way.unclipped(low, high), effort.more);
+                } else {
+                    free.errors[i] = f32::INFINITY;
                 }
             }
-            if least_here < least {
-                (least, best) = (least_here, i);
-            }
-            scales.push(scale);
         }
-        (scales, best)
+        let mut least = f32::INFINITY;
+        for (i, error) in free.errors.iter().enumerate() {
+            if *error < least {
+                (least, free.best) = (*error, i);
+            }
+        }
+        free
     }
 
     /// Best integer scale near the free ones, and the way of reading the group.
-    fn search_integer(&self, group: &Weighted, free: &[f32], best: usize, unit: f32) -> (i32, usize) {
+    #[inline(always)]
+    fn search_integer(&self, group: &Weighted, free: &Free, unit: f32, effort: Effort) -> (i32, usize) {
         // A scale of zero makes the group zero; nothing worse is accepted.
         let (mut least, mut chosen) = (group.square, (0, 0));
         // Without a search the way stays the one whose unrounded scale was best.
-        let ways = if self.window > 0 { 0..self.ways.len() } else { best..best + 1 };
+        let ways = if effort.window > 0 { 0..self.ways.len() } else { free.best..free.best + 1 };
         for i in ways {
-            let middle = (free[i] / unit).round() as i32;
-            let tried = (middle - self.window).max(1)..=(middle + self.window).min(self.max_scale);
+            if effort.ways < self.ways.len() && free.errors[i] == f32::INFINITY {
+                continue;
+            }
+            let middle = (free.scales[i] / unit).round() as i32;
+            let tried = (middle - effort.window).max(1)..=(middle + effort.window).min(self.max_scale);
             for scale in tried {
                 let error = self.ways[i].error(group, scale as f32 * unit);
                 if error < least {
@@ -233,6 +277,7 @@ impl TableSearch {
     }
 
     /// Squared error of a row, term by term.
+    #[inline(always)]
     fn row_error(&self, groups: &[Weighted], chosen: &Chosen) -> f64 {
         let mut total = 0.0f64;
         for (group, &(scale, way)) in groups.iter().zip(&chosen.scales) {
@@ -244,6 +289,54 @@ impl TableSearch {
             }
         }
         total
+    }
+}
+
+/// Chooses scales and codes of a row, and gives the row's scale.
+struct EncodeRow<'a> {
+    search: &'a TableSearch,
+    weights: &'a [f32],
+    importance: &'a [f32],
+    codes: &'a mut [u8],
+    fields: &'a mut [u16],
+}
+
+impl Work for EncodeRow<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let EncodeRow { search, weights, importance, codes, fields } = self;
+        let largest = weights.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+        if largest < TINY {
+            codes.fill(0);
+            fields.fill((search.bias as u16) << search.choice_bits);
+            return 0.0;
+        }
+        let row: Vec<f32> = weights.iter().map(|w| w / largest).collect();
+        let mut groups: Vec<Weighted> = Vec::with_capacity(fields.len());
+        for (w, h) in row.as_chunks().0.iter().zip(importance.as_chunks().0) {
+            groups.push(Weighted::new(w, h));
+        }
+        let groups = groups.as_slice();
+        let mut chosen = search.choose(groups, search.effort);
+        if search.effort.window > 0 && search.effort.ways == MOST_WAYS {
+            // The search is greedy in places; it must still never be worse than not searching.
+            let plain = search.choose(groups, PLAIN);
+            if search.row_error(groups, &plain) < search.row_error(groups, &chosen) {
+                chosen = plain;
+            }
+        }
+        for (g, (group, &(scale, way))) in groups.iter().zip(&chosen.scales).enumerate() {
+            let way = &search.ways[way];
+            let signed = scale * way.sign as i32;
+            fields[g] = ((signed + search.bias) as u16) << search.choice_bits | way.choice;
+            let inverse = way.sign / (chosen.unit * scale as f32);
+            for (code, w) in codes[g * GROUP..(g + 1) * GROUP].iter_mut().zip(&group.values) {
+                *code = if scale == 0 { 0 } else { way.codes[cell_of(w * inverse)] };
+            }
+        }
+        chosen.unit * largest
     }
 }
 
@@ -259,6 +352,7 @@ struct Weighted {
 }
 
 impl Weighted {
+    #[inline(always)]
     fn new(values: &[f32; GROUP], importance: &[f32; GROUP]) -> Weighted {
         let products: [f32; GROUP] = std::array::from_fn(|i| values[i] * importance[i]);
         let square = values.iter().zip(&products).map(|(w, p)| w * p).sum();
@@ -267,6 +361,14 @@ impl Weighted {
 }
 
 impl Way {
+    /// The scale at which a group within these bounds is not clipped; not positive when all scales clip it.
+    #[inline(always)]
+    fn unclipped(&self, low: f32, high: f32) -> f32 {
+        let (low, high) = if self.sign < 0.0 { (-high, -low) } else { (low, high) };
+        let (first, last) = (self.table[0], self.table[self.table.len() - 1]);
+        (high / last).max(low / first)
+    }
+
     /// Squared error of a group at a positive scale.
     #[inline(always)]
     fn error(&self, group: &Weighted, scale: f32) -> f32 {
@@ -310,7 +412,7 @@ fn fractions(entries: usize) -> &'static [f32] {
 
 /// The half-integer interval of a value in table units. On a border between two intervals either may come out.
 #[inline(always)]
-fn cell_of(y: f32) -> usize {
+pub(super) fn cell_of(y: f32) -> usize {
     // Above 2^23 a float has no fraction bits, and its low bits are the integer: a conversion that vectorises.
     const INTEGERS: f32 = 8_388_608.0;
     // Rounding to the nearest integer after taking away one half is rounding down.
@@ -344,7 +446,7 @@ pub fn encode_w8_group(weights: &[f32], codes: &mut [u8]) -> Option<u16> {
 
 /// Nearest integer in −127..=127, ties to even.
 #[inline(always)]
-fn round_w8(y: f32) -> f32 {
+pub(super) fn round_w8(y: f32) -> f32 {
     // Adding and taking away 1.5 · 2^23 leaves no fraction bits, which needs no instruction beyond SSE2.
     const MAGIC: f32 = 12_582_912.0;
     (y.clamp(-127.0, 127.0) + MAGIC) - MAGIC

@@ -3,8 +3,8 @@
 use crate::calibration::CalibrationArgs;
 use crate::failure::Result;
 use crate::model::find_checkpoint;
-use crate::terminal::{Terminal, bytes_text, seconds_text};
-use attar_compiler::{CalibrateOptions, calibrate};
+use crate::terminal::{Terminal, bytes_text, seconds_text, table};
+use attar_compiler::{CalibrateOptions, CalibrationReport, calibrate};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -55,6 +55,7 @@ impl Calibrate {
         if self.json {
             return terminal.json(&report);
         }
+        terminal.line(outliers(&report))?;
         terminal.line(format_args!(
             "{}: {} inputs over {} windows ({} tokens) in {}\nwrote {} ({})",
             report.model,
@@ -66,4 +67,20 @@ impl Calibrate {
             bytes_text(report.bytes)
         ))
     }
+}
+
+/// The inputs with the worst outliers.
+fn outliers(report: &CalibrationReport) -> String {
+    let head = ["INPUT OF", "CHANNEL", "LARGEST / RMS", "CHANNEL KURTOSIS", "KURTOSIS"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for o in &report.outliers {
+        rows.push(vec![
+            o.input.clone(),
+            o.channel.to_string(),
+            format!("{:.1}", o.largest_over_rms),
+            format!("{:.1}", o.channel_kurtosis),
+            format!("{:.1}", o.kurtosis),
+        ]);
+    }
+    table(&rows)
 }

@@ -32,6 +32,9 @@ The artifact just made is compared with the uncompressed model on a text that co
 (--certify); the result goes into the artifact as its certificate, which `attar inspect` shows and --require of other
 commands checks. That takes seconds for a small model and needs disk for the uncompressed one beside the artifact.
 
+A compile that was interrupted goes on where it stopped when it is started again with the same checkpoint, recipe and calibration:
+until the artifact is there, codes already chosen are kept in a folder beside it, OUTPUT.partial.
+
 Phases: import, canonicalize, compress, fuse, lower, emit, package, certify.
 
 Examples:
@@ -86,6 +89,9 @@ pub struct Compile {
     /// Threads to compile with; never changes the artifact
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Forget what an interrupted compile of the same inputs left beside the artifact, and begin anew
+    #[arg(long)]
+    no_resume: bool,
     /// Measure the certificate on this text instead of the built-in one
     #[arg(long, value_name = "FILE", conflicts_with = "no_certify")]
     certify: Option<PathBuf>,
@@ -162,6 +168,8 @@ impl Compile {
         options.context_length = self.context;
         options.kv = self.kv.map(Kv::element);
         options.threads = self.threads;
+        options.resume = !self.no_resume;
+        options.max_bytes = self.max_bytes;
         options.certify = self.certify()?;
         options.certify_windows = self.certify_windows;
         options.emit_ir.clone_from(&self.emit_ir);
@@ -226,6 +234,7 @@ impl Compile {
         let Remake { mut options, origin } =
             remake::options(from, source, output.clone(), again, self.check, terminal)?;
         options.threads = self.threads;
+        options.resume = !self.no_resume;
         options.calibration.max_memory = self.text.options().max_memory;
         options.emit_ir.clone_from(&self.emit_ir);
         let report = compile(options, terminal, self.json)?;
@@ -445,6 +454,9 @@ pub fn render(r: &CompileReport) -> String {
     }
     out.push_str(&table(&rows));
     out.push('\n');
+    if r.resumed_tensors > 0 {
+        out.push_str(&format!("resumed: codes of {} tensors had been chosen before\n", r.resumed_tensors));
+    }
     let before: u64 = r.inputs.iter().map(|i| i.bytes).sum();
     for f in &r.formats {
         let size = bytes_text(f.bytes);

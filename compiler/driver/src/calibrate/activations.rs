@@ -53,8 +53,7 @@ impl Activations {
                 held.file = Some(tempfile::tempfile()?);
             }
             let Some(file) = &mut held.file else { return Err(io::Error::other("no file")) };
-            let raw: Vec<u8> = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-            write_at(file, &raw, offset)?;
+            write_at(file, bytemuck::cast_slice(&data), offset)?;
             Place::File { offset, len: data.len() }
         };
         held.places.insert((value, window), place);
@@ -73,9 +72,9 @@ impl Activations {
             Some(Place::File { offset, len }) => (*offset, *len),
         };
         let Some(file) = &mut held.file else { return Err(io::Error::other("no file")) };
-        let mut raw = vec![0u8; len * 4];
-        read_at(file, &mut raw, offset)?;
-        Ok(Some(raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()))
+        let mut data = vec![0.0f32; len];
+        read_at(file, bytemuck::cast_slice_mut(&mut data), offset)?;
+        Ok(Some(data))
     }
 
     /// Whether any window's value is kept.

@@ -22,7 +22,7 @@ use crate::inputs::InputFile;
 use crate::origin::{CalibrationKind, CalibrationOrigin};
 use attar_import::ModelInfo;
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
-use attar_pass::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
+use attar_pass::{Calibrator, InputDrift, InputStatistics, Journal, Part, PartGradient};
 use attar_runtime::{ChatTemplate, Tokenizer};
 use part::PartRun;
 use probe::Probe;
@@ -31,7 +31,7 @@ use sequential::SequentialRun;
 use std::path::{Path, PathBuf};
 use text::{Language, problem};
 
-pub use saved::{CalibrateOptions, CalibrationReport, calibrate};
+pub use saved::{CalibrateOptions, CalibrationReport, Outliers, calibrate};
 
 /// Where calibration text comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl CalibrationOptions {
     /// Tokens that show most of what attention does in a short text.
     pub const CONTEXT: usize = 512;
     /// Memory that every machine has.
-    pub const MAX_MEMORY: u64 = 512 << 20;
+    pub const MAX_MEMORY: u64 = 256 << 20;
 
     /// The default amount of text from a source.
     pub fn new(source: CalibrationSource) -> CalibrationOptions {
@@ -161,8 +161,28 @@ fn hash_of(windows: &[Vec<u32>]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// Windows of tokens as bytes, and back.
+fn bytes_of(windows: &[Vec<u32>]) -> Vec<u8> {
+    let words = windows.iter().flat_map(|w| std::iter::once(w.len() as u32).chain(w.iter().copied()));
+    words.flat_map(u32::to_le_bytes).collect()
+}
+
+fn windows_of(bytes: &[u8]) -> Vec<Vec<u32>> {
+    let mut words = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b));
+    let mut windows = Vec::new();
+    while let Some(len) = words.next() {
+        windows.push(words.by_ref().take(len as usize).collect());
+    }
+    windows
+}
+
+/// Keys of the journal.
+const TEXT: &str = "calibration/text";
+const TEXT_HASH: &str = "calibration/text hash";
+
 /// The calibrator of a compile: prepares its text when it is first asked.
 pub(crate) struct DriverCalibrator<'a> {
+    journal: Option<&'a dyn Journal>,
     subject: Subject<'a>,
     options: &'a CalibrationOptions,
     state: State,
@@ -184,15 +204,19 @@ enum State {
 
 impl<'a> DriverCalibrator<'a> {
     /// A calibrator, unless there is to be none.
-    pub(crate) fn new(subject: Subject<'a>, options: &'a CalibrationOptions) -> Option<DriverCalibrator<'a>> {
+    pub(crate) fn new(
+        subject: Subject<'a>,
+        options: &'a CalibrationOptions,
+        journal: Option<&'a dyn Journal>,
+    ) -> Option<DriverCalibrator<'a>> {
         let wanted = options.source != CalibrationSource::None;
-        wanted.then_some(DriverCalibrator { subject, options, state: State::Fresh, probe: None })
+        wanted.then_some(DriverCalibrator { journal, subject, options, state: State::Fresh, probe: None })
     }
 
-    /// What the artifact depends on; `None` when no pass has asked.
+    /// What the artifact depends on; `None` when no pass has asked, neither now nor before an interruption.
     pub(crate) fn origin(&self) -> Option<CalibrationOrigin> {
         let blake3 = match &self.state {
-            State::Fresh => return None,
+            State::Fresh => String::from_utf8(self.journal?.get(TEXT_HASH)?).ok()?,
             State::Running { text_hash, .. } => text_hash.clone(),
             State::Saved(saved) => saved.text_hash().to_owned(),
         };
@@ -216,12 +240,26 @@ impl DriverCalibrator<'_> {
                     State::Saved(SavedStatistics::open(path, &self.subject.hash())?)
                 }
                 _ => {
-                    let windows = self.subject.windows(self.options, progress)?;
+                    let windows = match self.journal.and_then(|j| j.get(TEXT)) {
+                        Some(bytes) => windows_of(&bytes),
+                        None => self.subject.windows(self.options, progress)?,
+                    };
                     let text_hash = hash_of(&windows);
+                    if let Some(journal) = self.journal {
+                        journal.put(TEXT, &bytes_of(&windows));
+                    }
                     let run = SequentialRun::new(windows.clone(), self.options.max_memory / 2);
                     State::Running { run, original: None, part: None, windows, text_hash }
                 }
             };
+            let text_hash = match &self.state {
+                State::Running { text_hash, .. } => text_hash,
+                State::Saved(saved) => saved.text_hash(),
+                State::Fresh => return Ok(()),
+            };
+            if let Some(journal) = self.journal {
+                journal.put(TEXT_HASH, text_hash.as_bytes());
+            }
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Statistics in a file: made once by `attar calibrate`, used by any number of compiles.
 //!
 //! A safetensors file. For each distinct linear input, named after the first weight that meets it, it holds
-//! `NAME.second_moment`, f32 `[K (K + 1) / 2]`, the lower half of `XᵀX` row by row, and `NAME.max_abs`, f32 `[K]`.
+//! `NAME.second_moment`, f32 `[K (K + 1) / 2]`, the lower half of `XᵀX` row by row, and of each channel `NAME.minimum` and
+//! `NAME.maximum`, f32 `[K]`, and the sum of the fourth powers `NAME.fourth_moment`, f64 `[K]`.
 //! Its metadata name the model (BLAKE3 over the hashes of its files), the text (BLAKE3 of the tokens) and the number of
 //! tokens. Statistics are those of the model as it is, not of a compressed prefix.
 
@@ -16,9 +17,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-const FORMAT: &str = "attar calibration 1";
+const FORMAT: &str = "attar calibration 2";
+/// What the name of every version begins with.
+const FAMILY: &str = "attar calibration ";
 const MOMENT: &str = ".second_moment";
-const MAX_ABS: &str = ".max_abs";
+const MINIMUM: &str = ".minimum";
+const MAXIMUM: &str = ".maximum";
+const FOURTH: &str = ".fourth_moment";
 
 /// What to calibrate, on what, and where to.
 #[derive(Clone, Debug)]
@@ -43,6 +48,8 @@ pub struct CalibrationReport {
     /// Distinct linear inputs.
     pub inputs: usize,
     pub bytes: u64,
+    /// The inputs in which single channels stand out most, worst first.
+    pub outliers: Vec<Outliers>,
     pub seconds: f64,
     /// Largest resident memory of the process, in bytes.
     pub peak_memory_bytes: Option<u64>,
@@ -84,13 +91,20 @@ fn run(
     let (count, text_hash) = (windows.len(), hash_of(&windows));
     let mut sequence = SequentialRun::new(windows, options.calibration.max_memory);
     let sites = linear_inputs(graph);
-    let mut tensors: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut tensors: Vec<(String, Dtype, Vec<u8>)> = Vec::new();
+    let mut outliers = Vec::new();
     for (done, (name, value)) in (0u64..).zip(&sites) {
         progress(name, done, sites.len() as u64);
         let s = sequence.input_statistics(graph, &imported.weights, *value, &mut |_, _, _| {})?;
         let lower = (0..s.width).flat_map(|i| &s.second_moment[i * s.width..=i * s.width + i]);
-        tensors.push((format!("{name}{MOMENT}"), lower.flat_map(|v| v.to_le_bytes()).collect()));
-        tensors.push((format!("{name}{MAX_ABS}"), s.max_abs.iter().flat_map(|v| v.to_le_bytes()).collect()));
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let lower = lower.flat_map(|v| v.to_le_bytes()).collect();
+        let fourth = s.fourth_moment.iter().flat_map(|v| v.to_le_bytes()).collect();
+        tensors.push((format!("{name}{MOMENT}"), Dtype::F32, lower));
+        tensors.push((format!("{name}{MINIMUM}"), Dtype::F32, bytes(&s.minimum)));
+        tensors.push((format!("{name}{MAXIMUM}"), Dtype::F32, bytes(&s.maximum)));
+        tensors.push((format!("{name}{FOURTH}"), Dtype::F64, fourth));
+        outliers.push(Outliers::of(name, &s));
     }
     let about = About {
         format: FORMAT.to_owned(),
@@ -107,8 +121,9 @@ fn run(
     let broken = |e: safetensors::SafeTensorError| {
         Error::new(Phase::Compress, ErrorKind::Bug { problem: format!("statistics cannot be written: {e}") })
     };
-    let views = tensors.iter().map(|(name, bytes)| {
-        TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).map(|view| (name.as_str(), view))
+    let views = tensors.iter().map(|(name, dtype, bytes)| {
+        let count = bytes.len() * 8 / dtype.bitsize();
+        TensorView::new(*dtype, vec![count], bytes).map(|view| (name.as_str(), view))
     });
     let views = views.collect::<std::result::Result<BTreeMap<_, _>, _>>().map_err(broken)?;
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(broken)?;
@@ -122,9 +137,52 @@ fn run(
         tokens: sequence.tokens(),
         inputs: sites.len(),
         bytes: bytes.len() as u64,
+        outliers: worst(outliers),
         seconds: started.elapsed().as_secs_f64(),
         peak_memory_bytes: crate::memory::peak_bytes(),
     })
+}
+
+/// Inputs that a report names.
+const WORST: usize = 8;
+
+/// How far single channels of an input stand out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outliers {
+    /// The first weight that meets the input.
+    pub input: String,
+    /// The channel of the largest magnitude, and that over the root mean square of all channels.
+    pub channel: usize,
+    pub largest_over_rms: f64,
+    /// Largest kurtosis of a single channel, and that of all values together; 3 is that of normal numbers.
+    pub channel_kurtosis: f64,
+    pub kurtosis: f64,
+}
+
+impl Outliers {
+    fn of(name: &str, s: &InputStatistics) -> Outliers {
+        let mut top = (0, 0.0f32);
+        for (channel, value) in s.max_abs().into_iter().enumerate() {
+            if value > top.1 {
+                top = (channel, value);
+            }
+        }
+        let rms = s.layer_square().sqrt();
+        Outliers {
+            input: name.to_owned(),
+            channel: top.0,
+            largest_over_rms: if rms > 0.0 { f64::from(top.1) / rms } else { 0.0 },
+            channel_kurtosis: s.kurtosis().into_iter().fold(0.0, f64::max),
+            kurtosis: s.layer_kurtosis(),
+        }
+    }
+}
+
+/// The worst, in order.
+fn worst(mut all: Vec<Outliers>) -> Vec<Outliers> {
+    all.sort_by(|a, b| b.largest_over_rms.total_cmp(&a.largest_over_rms));
+    all.truncate(WORST);
+    all
 }
 
 /// Writes a file that is there whole or not at all.
@@ -184,7 +242,13 @@ impl SavedStatistics {
         let about = metadata.metadata().as_ref().and_then(|m| m.get(ABOUT)).ok_or_else(other)?;
         let about: About = serde_json::from_str(about).map_err(|_| other())?;
         if about.format != FORMAT {
-            return Err(other());
+            return Err(match about.format.strip_prefix(FAMILY) {
+                Some(version) => problem(format!(
+                    "{name}: is version {version} of the statistics, and this program reads {}; run `attar calibrate` again",
+                    &FORMAT[FAMILY.len()..]
+                )),
+                None => other(),
+            });
         }
         let of_model = about.model;
         if of_model != model_hash {
@@ -226,8 +290,24 @@ impl SavedStatistics {
                 (tensor.dtype() == Dtype::F32 && data.len() == count).then_some(data)
             };
             let lower = numbers(MOMENT, width * (width + 1) / 2);
-            let (Some(lower), Some(max_abs)) = (lower, numbers(MAX_ABS, width)) else { continue };
-            let mut s = InputStatistics { n_tokens: self.tokens, max_abs, ..InputStatistics::zeros(width) };
+            let (minimum, maximum) = (numbers(MINIMUM, width), numbers(MAXIMUM, width));
+            let fourth = tensors.tensor(&format!("{}{FOURTH}", w.name)).ok().and_then(|tensor| {
+                let data = tensor.data().as_chunks::<8>().0;
+                let data: Vec<f64> = data.iter().map(|b| f64::from_le_bytes(*b)).collect();
+                (tensor.dtype() == Dtype::F64 && data.len() == width).then_some(data)
+            });
+            let (Some(lower), Some(minimum), Some(maximum), Some(fourth_moment)) =
+                (lower, minimum, maximum, fourth)
+            else {
+                continue;
+            };
+            let mut s = InputStatistics {
+                n_tokens: self.tokens,
+                minimum,
+                maximum,
+                fourth_moment,
+                ..InputStatistics::zeros(width)
+            };
             let places = (0..width).flat_map(|i| (0..=i).map(move |j| (i, j)));
             for ((i, j), v) in places.zip(lower) {
                 s.second_moment[i * width + j] = v;

@@ -172,8 +172,10 @@ impl SequentialRun {
     ) -> Result<InputDrift> {
         let width = |v| graph.ty(v).last().ok_or_else(|| damaged(graph, v, "has no fixed width"));
         let (open, before) = (self.open(graph, weights, input)?, original.open(graph, weights, input)?);
+        let known =
+            |run: &SequentialRun, open: &OpenStage, v| run.kept.has(v) || open.stage.keep.contains(&v);
+        let sum = sum.filter(|v| known(self, &open, *v) && known(original, &before, *v));
         let mut of_input = Product::new(width(input)?, width(input)?);
-        let sum = sum.filter(|v| self.kept.has(*v) && original.kept.has(*v));
         let mut of_sum = sum.map(|v| Ok::<_, Error>(Product::new(width(v)?, width(input)?))).transpose()?;
         let name = graph.node(input.node).name.clone();
         let total = self.windows.len();
@@ -539,7 +541,15 @@ impl Product {
 struct Tiles {
     width: usize,
     tiles: Vec<Tile>,
-    max_abs: Vec<f32>,
+    columns: Vec<Column>,
+}
+
+/// What is told of a column besides its moments with others.
+#[derive(Clone, Copy)]
+struct Column {
+    minimum: f32,
+    maximum: f32,
+    fourth: f64,
 }
 
 struct Tile {
@@ -559,7 +569,8 @@ impl Tiles {
             rows,
             columns,
         };
-        Tiles { width, tiles: tiles.map(tile).collect(), max_abs: vec![0.0; width] }
+        const NO_ROWS: Column = Column { minimum: f32::INFINITY, maximum: f32::NEG_INFINITY, fourth: 0.0 };
+        Tiles { width, tiles: tiles.map(tile).collect(), columns: vec![NO_ROWS; width] }
     }
 
     /// Adds the rows of some windows, in order.
@@ -574,14 +585,28 @@ impl Tiles {
                 matmul(sum, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
             }
         });
-        for row in windows.iter().flat_map(|x| x.chunks_exact(width)) {
-            self.max_abs.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
-        }
+        self.columns.par_chunks_mut(TILE).enumerate().for_each(|(i, columns)| {
+            let from = i * TILE;
+            for row in windows.iter().flat_map(|x| x.chunks_exact(width)) {
+                for (column, v) in columns.iter_mut().zip(&row[from..]) {
+                    column.minimum = column.minimum.min(*v);
+                    column.maximum = column.maximum.max(*v);
+                    let square = f64::from(*v) * f64::from(*v);
+                    column.fourth += square * square;
+                }
+            }
+        });
     }
 
     fn statistics(self, n_tokens: u64) -> InputStatistics {
         let width = self.width;
-        let mut all = InputStatistics { n_tokens, max_abs: self.max_abs, ..InputStatistics::zeros(width) };
+        let mut all = InputStatistics {
+            n_tokens,
+            minimum: self.columns.iter().map(|c| c.minimum).collect(),
+            maximum: self.columns.iter().map(|c| c.maximum).collect(),
+            fourth_moment: self.columns.iter().map(|c| c.fourth).collect(),
+            ..InputStatistics::zeros(width)
+        };
         for tile in &self.tiles {
             for (i, row) in tile.rows.clone().zip(tile.sum.chunks_exact(tile.columns.len())) {
                 for (j, v) in tile.columns.clone().zip(row) {

@@ -49,7 +49,8 @@ fn moments_are_those_of_the_interpreter() {
             let mut graph = model.graph.clone();
             graph.set_outputs(vec![value]);
             let k = ours.width;
-            let (mut moment, mut largest) = (vec![0.0f64; k * k], vec![0.0f64; k]);
+            let mut moment = vec![0.0f64; k * k];
+            let (mut low, mut high, mut fourth) = (vec![f64::MAX; k], vec![f64::MIN; k], vec![0.0f64; k]);
             for window in windows() {
                 let tokens: Vec<i32> = window.iter().map(|t| *t as i32).collect();
                 let step = Step::new(&tokens, 0).all_rows();
@@ -58,7 +59,8 @@ fn moments_are_those_of_the_interpreter() {
                     run_step(&graph, &model.weights, Precision::F64, &mut cache, &step).expect("a step");
                 for row in out[0].as_real().chunks_exact(k) {
                     for i in 0..k {
-                        largest[i] = largest[i].max(row[i].abs());
+                        (low[i], high[i]) = (low[i].min(row[i]), high[i].max(row[i]));
+                        fourth[i] += row[i].powi(4);
                         for j in 0..k {
                             moment[i * k + j] += row[i] * row[j];
                         }
@@ -70,9 +72,20 @@ fn moments_are_those_of_the_interpreter() {
                 let node = graph.describe(value.node);
                 assert!((f64::from(*a) - b).abs() < 3e-5 * size, "{name}, {node}: {a} for {b} beside {size}");
             }
-            for (a, b) in ours.max_abs.iter().zip(&largest) {
-                assert!((f64::from(*a) - b).abs() < 1e-4 * (1.0 + b), "{name}: {a} for {b}");
+            let close =
+                |a: f64, b: f64, size: f64| assert!((a - b).abs() < 1e-4 * size, "{name}: {a} for {b}");
+            let count = windows().iter().map(|w| w.len()).sum::<usize>() as f64;
+            for i in 0..k {
+                close(f64::from(ours.minimum[i]), low[i], 1.0 + low[i].abs());
+                close(f64::from(ours.maximum[i]), high[i], 1.0 + high[i].abs());
+                close(ours.fourth_moment[i], fourth[i], fourth[i] + 1e-6 * size * size / count);
+                let square = moment[i * k + i] / count;
+                let kurtosis = fourth[i] / count / (square * square);
+                assert!((ours.kurtosis()[i] / kurtosis - 1.0).abs() < 1e-2, "{name}: {kurtosis}");
             }
+            let square = (0..k).map(|i| moment[i * k + i]).sum::<f64>() / count / k as f64;
+            let layer = fourth.iter().sum::<f64>() / count / k as f64 / (square * square);
+            close(ours.layer_kurtosis(), layer, layer);
             assert_eq!(ours.n_tokens, windows().iter().map(|w| w.len() as u64).sum::<u64>());
         }
     }
