@@ -12,6 +12,8 @@
 //! The gradient `d A` is computed once and then follows what moves. All rows of a chunk are gone over together.
 //! Reference: cyclic coordinate descent for this problem: Behdin et al. 2023, arXiv:2309.01885 (QuantEase).
 
+#![expect(clippy::needless_range_loop, reason = "the lanes of several arrays are gone over together")]
+
 use super::code_grid::{CodeGrid, Integers, Kind, Rounding};
 use super::curvature::Curvature;
 use super::error_feedback::inverse_scales;

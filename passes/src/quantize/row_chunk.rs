@@ -3,6 +3,8 @@
 //!
 //! Rows are independent. A matrix whose last rows are too few for a chunk has it filled with zeros.
 
+#![expect(clippy::needless_range_loop, reason = "the lanes of several arrays are gone over together")]
+
 use super::code_grid::CodeGrid;
 use super::scale_search::GROUP;
 use faer::{MatMut, MatRef};

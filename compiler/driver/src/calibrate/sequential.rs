@@ -541,15 +541,15 @@ impl Product {
 struct Tiles {
     width: usize,
     tiles: Vec<Tile>,
-    columns: Vec<Column>,
+    /// [`TILE`] columns each.
+    columns: Vec<Columns>,
 }
 
-/// What is told of a column besides its moments with others.
-#[derive(Clone, Copy)]
-struct Column {
-    minimum: f32,
-    maximum: f32,
-    fourth: f64,
+/// What is told of columns besides their moments with others.
+struct Columns {
+    minimum: Vec<f32>,
+    maximum: Vec<f32>,
+    fourth: Vec<f64>,
 }
 
 struct Tile {
@@ -569,8 +569,12 @@ impl Tiles {
             rows,
             columns,
         };
-        const NO_ROWS: Column = Column { minimum: f32::INFINITY, maximum: f32::NEG_INFINITY, fourth: 0.0 };
-        Tiles { width, tiles: tiles.map(tile).collect(), columns: vec![NO_ROWS; width] }
+        let columns = |range: std::ops::Range<usize>| Columns {
+            minimum: vec![f32::INFINITY; range.len()],
+            maximum: vec![f32::NEG_INFINITY; range.len()],
+            fourth: vec![0.0; range.len()],
+        };
+        Tiles { width, tiles: tiles.map(tile).collect(), columns: cuts().map(columns).collect() }
     }
 
     /// Adds the rows of some windows, in order.
@@ -585,26 +589,30 @@ impl Tiles {
                 matmul(sum, Accum::Add, left.transpose(), right, 1.0, Par::Seq);
             }
         });
-        self.columns.par_chunks_mut(TILE).enumerate().for_each(|(i, columns)| {
-            let from = i * TILE;
+        self.columns.par_iter_mut().enumerate().for_each(|(i, columns)| {
+            let Columns { minimum, maximum, fourth } = columns;
+            let range = i * TILE..i * TILE + fourth.len();
             for row in windows.iter().flat_map(|x| x.chunks_exact(width)) {
-                for (column, v) in columns.iter_mut().zip(&row[from..]) {
-                    column.minimum = column.minimum.min(*v);
-                    column.maximum = column.maximum.max(*v);
+                // Values are numbers, which comparisons profit from: each loop is one instruction for several columns.
+                let row = &row[range.clone()];
+                minimum.iter_mut().zip(row).for_each(|(m, v)| *m = if *v < *m { *v } else { *m });
+                maximum.iter_mut().zip(row).for_each(|(m, v)| *m = if *v > *m { *v } else { *m });
+                fourth.iter_mut().zip(row).for_each(|(sum, v)| {
                     let square = f64::from(*v) * f64::from(*v);
-                    column.fourth += square * square;
-                }
+                    *sum += square * square;
+                });
             }
         });
     }
 
     fn statistics(self, n_tokens: u64) -> InputStatistics {
         let width = self.width;
+        let joined = |of: fn(&Columns) -> &[f32]| self.columns.iter().flat_map(of).copied().collect();
         let mut all = InputStatistics {
             n_tokens,
-            minimum: self.columns.iter().map(|c| c.minimum).collect(),
-            maximum: self.columns.iter().map(|c| c.maximum).collect(),
-            fourth_moment: self.columns.iter().map(|c| c.fourth).collect(),
+            minimum: joined(|c| &c.minimum),
+            maximum: joined(|c| &c.maximum),
+            fourth_moment: self.columns.iter().flat_map(|c| &c.fourth).copied().collect(),
             ..InputStatistics::zeros(width)
         };
         for tile in &self.tiles {
