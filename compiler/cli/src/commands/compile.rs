@@ -118,6 +118,7 @@ pub enum Kv {
     F32,
     F16,
     Int8,
+    Int4,
 }
 
 impl Kv {
@@ -127,6 +128,7 @@ impl Kv {
             Kv::F32 => KvType::F32,
             Kv::F16 => KvType::F16,
             Kv::Int8 => KvType::Int8,
+            Kv::Int4 => KvType::Int4,
         }
     }
 }
