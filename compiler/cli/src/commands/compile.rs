@@ -81,6 +81,9 @@ pub struct Compile {
     #[arg(long, value_name = "N")]
     context: Option<u32>,
     /// Element of cached keys and values (default: f32 when all weights are f32, else f16)
+    ///
+    /// int8 and int4 take a half and a quarter of the memory of f16. int8 costs next to nothing; what
+    /// int4 costs says docs/quality.md.
     #[arg(long, value_name = "TYPE")]
     kv: Option<Kv>,
     /// Threads to compile with; never changes the artifact
