@@ -16,7 +16,7 @@ use attar_format::formats;
 use attar_kernel::{ActInt8Layout, Activation, AttentionSpec, KernelSpec};
 
 const CONTEXTS: [usize; 3] = [512, 4096, 8192];
-const KV: [(KvType, &str); 2] = [(KvType::F16, "f16"), (KvType::Int8, "int8")];
+const KV: [(KvType, &str); 3] = [(KvType::F16, "f16"), (KvType::Int8, "int8"), (KvType::Int4, "int4")];
 /// Tokens of the prompt whose attention is measured; they are the last of their context.
 const PROMPT: usize = 512;
 

@@ -5,6 +5,7 @@
 
 mod pattern;
 
+mod equalize;
 mod fuse;
 pub mod quantize;
 mod simplify;

@@ -1,6 +1,7 @@
 //! `deterministic` mode: the logits after a prompt are the same bits whatever the number of threads, the way the prompt
 //! is cut into steps, what else is in the batch, and how far ahead kernels prefetch.
 
+use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::Target;
 use attar_compiler::{CompileOptions, Session, registry};
 use attar_pass::{Preset, Recipe};
@@ -18,7 +19,7 @@ struct Compiled {
     _folder: TempDir,
 }
 
-fn compiled(name: &str, preset: Preset) -> Compiled {
+fn compiled(name: &str, preset: Preset, kv: KvType) -> Compiled {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.attar");
     let recipe =
@@ -26,8 +27,9 @@ fn compiled(name: &str, preset: Preset) -> Compiled {
     let targets: Vec<Target> = Target::ALL.into_iter().filter(|t| t.runs_here()).collect();
     let names: Vec<String> = targets.iter().map(|t| t.name().to_owned()).collect();
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny").join(name);
-    let session =
-        Session::new(CompileOptions::new(checkpoint, recipe, targets, path.clone())).expect("options");
+    let mut options = CompileOptions::new(checkpoint, recipe, targets, path.clone());
+    options.kv = Some(kv);
+    let session = Session::new(options).expect("options");
     session.run(&mut |_| ()).expect("compiles");
     let open = |target: &String, threads| {
         let target = Some(target.clone());
@@ -105,8 +107,8 @@ fn cuts() -> impl Strategy<Value = Vec<usize>> {
     proptest::collection::vec(prop_oneof![Just(1), 2usize..17, 17usize..90], 1..6)
 }
 
-fn property(name: &str, preset: Preset) {
-    let model = compiled(name, preset);
+fn property(name: &str, preset: Preset, kv: KvType) {
+    let model = compiled(name, preset, kv);
     let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(prompts in prompts(), cuts in cuts())| {
         check(&model, &prompts, &cuts)?;
@@ -115,15 +117,21 @@ fn property(name: &str, preset: Preset) {
 
 #[test]
 fn n4_logits_depend_on_the_tokens_alone() {
-    property("smollm2", Preset::N4);
+    property("smollm2", Preset::N4, KvType::F16);
 }
 
 #[test]
 fn w8_logits_depend_on_the_tokens_alone() {
-    property("qwen3", Preset::W8);
+    property("qwen3", Preset::W8, KvType::F16);
 }
 
 #[test]
 fn bf16_logits_depend_on_the_tokens_alone() {
-    property("llama3", Preset::BF16);
+    property("llama3", Preset::BF16, KvType::F16);
+}
+
+#[test]
+fn logits_over_a_cache_of_codes_depend_on_the_tokens_alone() {
+    property("qwen3", Preset::W8, KvType::Int8);
+    property("qwen3", Preset::W8, KvType::Int4);
 }

@@ -8,6 +8,7 @@ use attar_pass::{
     Fuel, Manager, MetricValue, Pipeline, Preset, Recipe, Registry, Report, reference_markdown,
 };
 use attar_passes as _;
+use attar_tests::calibrator::InterpreterCalibrator;
 use attar_tests::tolerance::tolerance;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -134,6 +135,53 @@ fn presets_store_matrices_as_they_say() {
                 assert!((error > 0.0 || format == "bf16") && error < most, "{name}: {m:?}");
             }
         }
+    }
+}
+
+/// Runs one pass of a recipe with a calibrator and gives its rewrites.
+fn equalize(model: &mut Imported, text: &str) -> u64 {
+    let registry = Registry::new().unwrap();
+    let recipe = Recipe::parse(text, "equalize", &registry).unwrap();
+    let pipeline = Pipeline::new(&[], &recipe, &registry).unwrap();
+    let calibrator = &mut InterpreterCalibrator { steps: 2 };
+    let (graph, weights) = (&mut model.graph, &mut model.weights);
+    let report =
+        Manager::default().run_calibrated(&pipeline, graph, weights, Some(calibrator), &mut |_| {}).unwrap();
+    report.passes.iter().map(|p| p.rewrites).sum()
+}
+
+#[test]
+fn rotated_and_smoothed_models_mean_the_same_in_other_weights() {
+    for name in TINY {
+        let mut model = open(name);
+        let layers = op_counts(&model.graph)["attention"] as u64;
+        let before = logits(&model.graph, &model.weights);
+        let weights = ["self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj", "mlp.gate_proj"]
+            .map(|w| format!("model.layers.0.{w}.weight"));
+        let read = |model: &Imported| weights.clone().map(|w| model.weights.read_f32(&w).unwrap());
+        let same = |model: &Imported, what: &str| {
+            let after = logits(&model.graph, &model.weights);
+            let tolerance = tolerance("rounding").unwrap();
+            tolerance.check(&before, &after).unwrap_or_else(|e| panic!("{name}, {what}: {e}"));
+        };
+
+        let original = read(&model);
+        let rewrites = equalize(&mut model, "[[pass]]\nname = \"smooth-activations\"\n");
+        // The last norm only where the head is no embedding.
+        assert!((4 * layers..=4 * layers + 1).contains(&rewrites), "{name}: {rewrites}");
+        let smoothed = read(&model);
+        assert!(original.iter().zip(&smoothed).all(|(a, b)| a != b), "{name}");
+        same(&model, "smoothed");
+
+        let rewrites = equalize(&mut model, "[[pass]]\nname = \"rotate-hadamard\"\nuntie = true\n");
+        assert_eq!(rewrites, layers + 1, "{name}");
+        assert!(smoothed.iter().zip(&read(&model)).all(|(a, b)| a != b), "{name}");
+        same(&model, "rotated");
+        let gains = model.graph.weights().filter(|(_, w)| w.name.contains("layernorm")).count();
+        assert_eq!(gains, 0, "{name}: gains are left");
+
+        compile(&mut model, Preset::F32, &Manager::default());
+        same(&model, "fused");
     }
 }
 

@@ -50,14 +50,17 @@ proptest! {
     fn results_do_not_depend_on_the_batch(
         shape in prop_oneof![
             Just((9, 3, 64)), Just((4, 4, 16)), Just((10, 2, 12)), Just((8, 1, 32)), Just((6, 2, 80)), Just((2, 1, 128)),
+            Just((3, 1, 96)),
         ],
         window in prop_oneof![Just(None), (1usize..200).prop_map(Some)],
-        kv in prop_oneof![Just(KvType::F32), Just(KvType::F16), Just(KvType::Int8)],
+        kv in prop_oneof![Just(KvType::F32), Just(KvType::F16), Just(KvType::Int8), Just(KvType::Int4)],
         int8 in any::<bool>(),
         span in prop_oneof![Just(32usize), Just(64), Just(256)],
         parts in prop::collection::vec((0usize..3, 0usize..290, 1usize..40), 1..5),
         seed in any::<u64>(),
     ) {
+        // Heads of 12 have no 4-bit cache.
+        let kv = if kv == KvType::Int4 && !usize::is_multiple_of(shape.2, KvType::INT4_HEAD) { KvType::Int8 } else { kv };
         let spec = spec(shape, window, kv, span);
         let whole = (spec.group() * spec.head_dim).is_multiple_of(ActInt8Layout::GROUP);
         let out = if int8 && whole { Activation::Int8 } else { Activation::F32 };
@@ -90,31 +93,31 @@ proptest! {
 /// NaN and infinities: what a token sees shows in its result as it does in the reference, what it does not see never.
 #[test]
 fn what_is_not_finite_stays_where_it_is_seen() {
-    for kv in [KvType::F32, KvType::F16, KvType::Int8] {
-        let spec = spec((3, 1, 16), None, kv, 64);
+    for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
+        let spec = spec((3, 1, 32), None, kv, 64);
         let batch = runs(&[(0, 40, 60)]);
         let mut cases = Vec::new();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for values in [false, true] {
                 for position in [50, 70] {
                     let mut store = Store::new(spec, &[100], &mut Random(5));
-                    let mut x = Random(6).f32s(16, 1.0);
+                    let mut x = Random(6).f32s(32, 1.0);
                     x[3] = bad;
                     store.put(0, position, 0, values, &x);
                     cases.push((position, store, queries(&spec, &batch)));
                 }
             }
             let mut q = queries(&spec, &batch);
-            q[30 * 48 + 5] = bad;
+            q[30 * 96 + 5] = bad;
             cases.push((70, Store::new(spec, &[100], &mut Random(5)), q));
         }
         // A span in which no score is more than minus infinity, and one after it that has others.
         let mut store = Store::new(spec, &[100], &mut Random(5));
-        if kv != KvType::Int8 {
+        if !kv.has_scales() {
             let mut q = queries(&spec, &batch);
-            q.iter_mut().step_by(16).for_each(|q| *q = 1.0);
+            q.iter_mut().step_by(32).for_each(|q| *q = 1.0);
             for position in 0..64 {
-                let mut x = Random(6).f32s(16, 1.0);
+                let mut x = Random(6).f32s(32, 1.0);
                 x[0] = f32::NEG_INFINITY;
                 store.put(0, position, 0, false, &x);
             }
@@ -127,7 +130,7 @@ fn what_is_not_finite_stays_where_it_is_seen() {
                 let (want, got) = (case.reference(), case.compiled(&image));
                 case.check(target.name(), &want, &got);
                 let finite = f32s(&got[0])
-                    .chunks(48)
+                    .chunks(96)
                     .zip(&batch)
                     .all(|(row, (_, p))| p >= position || row.iter().all(|v| v.is_finite()));
                 assert!(finite, "something not finite shows before position {position}");
@@ -153,6 +156,8 @@ fn shapes_without_a_kernel_are_errors() {
     assert!(refused(AttentionSpec { page_len: 8, ..good }, out).contains("pages of 8"));
     assert!(refused(AttentionSpec { span: 40, ..good }, out).contains("spans of 40"));
     assert!(refused(AttentionSpec { kv_heads: 3, ..good }, out).contains("3 KV heads"));
+    let halves = AttentionSpec { kv: KvType::Int4, head_dim: 24, ..good };
+    assert!(refused(halves, out).contains("4-bit cache of heads of width 24"));
     assert!(refused(AttentionSpec { head_dim: 12, ..good }, Activation::Int8).contains("24 channels"));
 }
 
@@ -178,7 +183,7 @@ fn every_tile_has_one_item() {
 #[test]
 fn inner_functions_are_what_they_are_meant_to_be() {
     for (target, register) in [(Target::X86_64V3, "ymm"), (Target::X86_64V4, "zmm")] {
-        for kv in [KvType::F32, KvType::F16, KvType::Int8] {
+        for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
             let attention = spec((9, 3, 64), None, kv, 256);
             for kernel in [
                 KernelSpec::AttentionSpan(attention),
@@ -191,8 +196,8 @@ fn inner_functions_are_what_they_are_meant_to_be() {
                 assert_eq!(count("vzeroupper"), inner.len(), "{name}");
                 let products: &[&str] = match (kv, target) {
                     (KvType::F32 | KvType::F16, _) => &["vfmadd231ps"],
-                    (KvType::Int8, Target::X86_64V3) => &["vpmaddubsw", "vpmaddwd"],
-                    (KvType::Int8, _) => &["vpdpbusd", "vpdpwssd"],
+                    (KvType::Int8 | KvType::Int4, Target::X86_64V3) => &["vpmaddubsw", "vpmaddwd"],
+                    (KvType::Int8 | KvType::Int4, _) => &["vpdpbusd", "vpdpwssd"],
                 };
                 for product in products {
                     let found: Vec<_> = text.lines().filter(|l| l.contains(product)).collect();

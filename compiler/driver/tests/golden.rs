@@ -68,13 +68,17 @@ fn golden(file: &Path) -> Golden {
 }
 
 fn runner(model: &Path, preset: Preset, kernels: Kernels) -> HostRunner {
+    let kv = if preset == Preset::F32 { KvType::F32 } else { KvType::F16 };
+    runner_with(model, preset, kv, kernels)
+}
+
+fn runner_with(model: &Path, preset: Preset, kv: KvType, kernels: Kernels) -> HostRunner {
     let mut imported = attar_import::open(model).expect("imports");
     let registry = registry().expect("passes");
     let recipe = Recipe::parse(&preset.recipe(), "preset", &registry).expect("a recipe");
     let pipeline = Pipeline::new(&pipeline::default_passes(), &recipe, &registry).expect("a pipeline");
     let (graph, weights) = (&mut imported.graph, &mut imported.weights);
     Manager::default().run(&pipeline, graph, weights, &mut |_| {}).expect("passes run");
-    let kv = if preset == Preset::F32 { KvType::F32 } else { KvType::F16 };
     let room = Room { sequences: 1, context: 128 };
     HostRunner::new(graph, weights, &LowerOptions::new(kv), kernels, room).expect("is ready")
 }
@@ -145,4 +149,27 @@ fn compressed_weights_drift_but_do_not_break() {
     // These seeded models amplify: int8 activations cost as much as 8-bit weights, and both show.
     assert!(w8 < 0.1 * scale, "w8 drifts by {w8} of {scale}");
     assert!(n4 > bf16 && n4 < 0.5 * scale, "n4 drifts by {n4} of {scale}");
+}
+
+/// Seeded models amplify, in heads of 16; what counts is that logits stay those of the model.
+#[test]
+fn caches_of_codes_drift_but_do_not_break() {
+    let kernels = [Some(Kernels::Reference), Target::native().map(Kernels::Compiled)];
+    for (model, file) in models() {
+        let golden = golden(&file);
+        let scale = |v: &[f64]| (v.iter().map(|v| v * v).sum::<f64>() / v.len() as f64).sqrt();
+        let size = scale(&golden.last_logits);
+        for kernels in kernels.into_iter().flatten() {
+            let error = |kv| {
+                let mut runner = runner_with(&model, Preset::F32, kv, kernels);
+                let logits = runner.step(&Step::new(&golden.tokens, 0)).expect("runs").remove(0);
+                let pairs = logits.as_real().iter().zip(&golden.last_logits);
+                scale(&pairs.map(|(a, b)| a - b).collect::<Vec<_>>()) / size
+            };
+            let (bytes, halves) = (error(KvType::Int8), error(KvType::Int4));
+            let model = model.display();
+            assert!(bytes < 0.06, "{model}: int8 drifts by {bytes}");
+            assert!(halves > bytes && halves < 0.7, "{model}: int4 drifts by {halves}");
+        }
+    }
 }

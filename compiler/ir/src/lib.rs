@@ -21,4 +21,4 @@ pub use ops::{Op, OpKind};
 pub use tensor::{Tensor, TensorData};
 pub use types::{Dim, Elem, Sym, TensorType};
 pub use verify::verify;
-pub use weights::{WeightInfo, WeightName, WeightReader, WeightStore};
+pub use weights::{Rotation, Transform, WeightInfo, WeightName, WeightReader, WeightStore};

@@ -36,6 +36,92 @@ pub struct WeightInfo {
     pub stored_as: String,
 }
 
+/// What a pass does to a matrix `[N, K]`, or with rows alone to a vector `[N]`. Values are computed when they are read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Transform {
+    /// Row `n` times factor `n`.
+    ScaleRows(Arc<[f32]>),
+    /// Column `k` times factor `k`.
+    ScaleColumns(Arc<[f32]>),
+    /// `R w`: what the matrix yields is rotated.
+    RotateRows(Rotation),
+    /// `w Rᵀ`: what the matrix takes has been rotated.
+    RotateColumns(Rotation),
+}
+
+/// The orthogonal matrix `R = H diag(signs)`: a normalised Hadamard transform of each `order` neighbouring numbers after some
+/// of them have changed sign.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotation {
+    /// A power of two.
+    pub order: usize,
+    /// 1 or -1; repeated as often as it takes.
+    pub signs: Arc<[f32]>,
+}
+
+impl Transform {
+    /// Whether it can be done to a weight of that shape.
+    fn fits(&self, shape: &[usize]) -> bool {
+        let rotates = |r: &Rotation, n: usize| {
+            r.order.is_power_of_two()
+                && n.is_multiple_of(r.order)
+                && !r.signs.is_empty()
+                && n.is_multiple_of(r.signs.len())
+        };
+        match (self, shape) {
+            (Transform::ScaleRows(by), [n] | [n, _]) => by.len() == *n,
+            (Transform::ScaleColumns(by), [_, k]) => by.len() == *k,
+            (Transform::RotateRows(r), [n] | [n, _]) => rotates(r, *n),
+            (Transform::RotateColumns(r), [_, k]) => rotates(r, *k),
+            _ => false,
+        }
+    }
+
+    fn apply(&self, shape: &[usize], w: &mut [f32]) {
+        let width = shape.get(1).copied().unwrap_or(1);
+        if width == 0 {
+            return;
+        }
+        match self {
+            Transform::ScaleRows(by) => {
+                for (row, by) in w.chunks_exact_mut(width).zip(by.iter()) {
+                    row.iter_mut().for_each(|w| *w *= by);
+                }
+            }
+            Transform::ScaleColumns(by) => {
+                for row in w.chunks_exact_mut(width) {
+                    row.iter_mut().zip(by.iter()).for_each(|(w, by)| *w *= by);
+                }
+            }
+            Transform::RotateRows(r) => r.apply(w, width),
+            Transform::RotateColumns(r) => w.chunks_exact_mut(width).for_each(|row| r.apply(row, 1)),
+        }
+    }
+}
+
+impl Rotation {
+    /// Rotates numbers that are `width` wide.
+    fn apply(&self, w: &mut [f32], width: usize) {
+        let factor = (1.0 / (self.order as f64).sqrt()) as f32;
+        for (number, sign) in w.chunks_exact_mut(width).zip(self.signs.iter().cycle()) {
+            number.iter_mut().for_each(|w| *w *= sign * factor);
+        }
+        for block in w.chunks_exact_mut(self.order * width) {
+            let mut apart = width;
+            while apart < block.len() {
+                for pair in block.chunks_exact_mut(2 * apart) {
+                    let (low, high) = pair.split_at_mut(apart);
+                    for (a, b) in low.iter_mut().zip(high) {
+                        (*a, *b) = (*a + *b, *a - *b);
+                    }
+                }
+                apart *= 2;
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
 enum Source {
     Reader(Arc<dyn WeightReader>),
     /// Values in memory (small tensors, tests, constant folding).
@@ -46,6 +132,11 @@ enum Source {
     ScaleColumns {
         base: WeightName,
         by: WeightName,
+    },
+    /// Another source's values, changed.
+    Transformed {
+        of: Box<Source>,
+        by: Transform,
     },
     /// Codes chosen by a pass, in the spill file.
     Encoded(spill::Handle),
@@ -162,6 +253,54 @@ impl WeightStore {
         Ok(self.insert(name, shape, Elem::F32, stored_as.to_owned(), source))
     }
 
+    /// Changes a weight in place, so that it keeps the name by which recipes know it.
+    ///
+    /// # Errors
+    /// When it is missing, coded, part of another weight, or of the wrong shape.
+    pub fn transform(&mut self, name: &str, by: Transform) -> Result<()> {
+        let is_part = self.entries.values().any(|e| match &e.source {
+            Source::ConcatRows(parts) => parts.iter().any(|p| **p == *name),
+            Source::ScaleColumns { base, by } => **base == *name || **by == *name,
+            _ => false,
+        });
+        let info = self.info(name)?;
+        if is_part || info.elem != Elem::F32 || !by.fits(&info.shape) {
+            let problem = format!("{:?} of {:?} cannot be transformed", info.elem, info.shape);
+            return Err(weight_error(name, &problem));
+        }
+        let missing = || weight_error(name, "the weight store holds no such tensor");
+        let entry = self.entries.get_mut(name).ok_or_else(missing)?;
+        entry.source = Source::Transformed { of: Box::new(entry.source.clone()), by };
+        Ok(())
+    }
+
+    /// Whether [`WeightStore::transform`] has rotated the rows, or the columns, of a weight.
+    pub fn is_rotated(&self, name: &str, rows: bool) -> bool {
+        let mut source = self.entries.get(name).map(|e| &e.source);
+        while let Some(Source::Transformed { of, by }) = source {
+            match by {
+                Transform::RotateRows(_) if rows => return true,
+                Transform::RotateColumns(_) if !rows => return true,
+                _ => {}
+            }
+            source = Some(of);
+        }
+        false
+    }
+
+    /// Adds a weight that is at first the same as another.
+    ///
+    /// # Errors
+    /// When that is missing, or the name is taken.
+    pub fn copy(&mut self, from: &str, name: &str) -> Result<WeightName> {
+        if self.contains(name) {
+            return Err(weight_error(name, "the name is taken"));
+        }
+        let Entry { info, source } = self.entry(from)?;
+        let (info, source) = (info.clone(), source.clone());
+        Ok(self.insert(name, &info.shape, info.elem, info.stored_as, source))
+    }
+
     /// Adds or replaces a weight by codes a pass has chosen; the codes go to the spill file.
     ///
     /// # Errors
@@ -243,11 +382,22 @@ impl WeightStore {
     }
 
     fn values_of(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
-        let values = match &entry.source {
+        let values = self.read_source(name, &entry.info.shape, &entry.source)?;
+        let expected: usize = entry.info.shape.iter().product();
+        if values.len() != expected {
+            let problem =
+                format!("shape {:?} needs {expected} values, got {}", entry.info.shape, values.len());
+            return Err(weight_error(name, &problem));
+        }
+        Ok(values)
+    }
+
+    fn read_source(&self, name: &str, shape: &[usize], source: &Source) -> Result<Vec<f32>> {
+        Ok(match source {
             Source::Reader(r) => r.read_f32().map_err(|e| e.at_tensor(name))?,
             Source::Values(v) => v.as_ref().clone(),
             Source::ConcatRows(parts) => {
-                let mut all = Vec::with_capacity(entry.info.shape.iter().product());
+                let mut all = Vec::with_capacity(shape.iter().product());
                 for p in parts {
                     all.extend(self.read_f32(p)?);
                 }
@@ -264,14 +414,14 @@ impl WeightStore {
             Source::Encoded(h) => {
                 self.spill.read(h).map_err(|e| weight_error(name, &format!("spill file: {e}")))?.decode()
             }
-        };
-        let expected: usize = entry.info.shape.iter().product();
-        if values.len() != expected {
-            let problem =
-                format!("shape {:?} needs {expected} values, got {}", entry.info.shape, values.len());
-            return Err(weight_error(name, &problem));
-        }
-        Ok(values)
+            Source::Transformed { of, by } => {
+                let mut w = self.read_source(name, shape, of)?;
+                if w.len() == shape.iter().product() {
+                    by.apply(shape, &mut w);
+                }
+                w
+            }
+        })
     }
 
     /// The codes of a coded weight, or an uncompressed matrix in format `f32`.
@@ -308,6 +458,7 @@ mod spill {
     }
 
     /// Where one matrix stands in the file, and what the file does not say.
+    #[derive(Clone)]
     pub(super) struct Handle {
         offset: u64,
         format: FormatRef,

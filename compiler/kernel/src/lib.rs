@@ -4,6 +4,7 @@
 //! machine code; the reference executes them slowly. Every kernel has the signature
 //! `extern "C" fn(args: *const u64, begin: u64, end: u64)` and computes the grid items `begin..end`.
 
+pub mod hadamard;
 pub mod reference;
 mod spec;
 

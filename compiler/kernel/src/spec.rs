@@ -70,6 +70,9 @@ pub enum KernelSpec {
 /// Int8 keys meet queries rounded to int8, one scale per head: a score is an exact sum of products of codes, times both
 /// scales. Values count with `weight[s] * scale[s]` in place of `weight[s]`; a kernel may round these to 16 bits, relative
 /// to the largest of the span. Positions without weight do not count, whatever their value.
+///
+/// A 4-bit cache holds keys and values rotated, see [`crate::hadamard`]. Queries are rotated after they are scaled, and then
+/// all is as with an int8 cache; the result of a head, `sums[d] / total`, is rotated back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionSpec {
     pub heads: usize,
@@ -337,5 +340,6 @@ fn kv_name(kv: KvType) -> &'static str {
         KvType::F32 => "kvf32",
         KvType::F16 => "kvf16",
         KvType::Int8 => "kvi8",
+        KvType::Int4 => "kvi4",
     }
 }

@@ -8,7 +8,7 @@
 use crate::certificate;
 use crate::error::{ErrorKind, ProgramFault, SectionFault, TensorFault};
 use crate::header::PAGE;
-use crate::manifest::{Manifest, Model, Section, SectionKind, TensorEntry, device_of_target};
+use crate::manifest::{KvType, Manifest, Model, Section, SectionKind, TensorEntry, device_of_target};
 use crate::program::{Arg, Entry, Extent, Program, ProgramKind, StepBuffer, StepSize};
 use crate::{CHUNK, TENSOR_ALIGN};
 use attar_format::PackedLayout;
@@ -67,6 +67,14 @@ fn model(m: &Model) -> Result<(), ErrorKind> {
     if !m.kv.span.is_multiple_of(m.kv.page_len) {
         let (field, expected) = ("kv.span", "a multiple of kv.page_len");
         return Err(ErrorKind::Model { field, value: m.kv.span.to_string(), expected });
+    }
+    if m.kv.dtype == KvType::Int4 && !(m.head_dim as usize).is_multiple_of(KvType::INT4_HEAD) {
+        let value = format!("int4 with heads of width {}", m.head_dim);
+        return Err(ErrorKind::Model {
+            field: "kv.dtype",
+            value,
+            expected: "a width that is a multiple of 16",
+        });
     }
     for table in &m.rope {
         if table.inv_freq.len().checked_mul(2) != usize::try_from(m.head_dim).ok() {

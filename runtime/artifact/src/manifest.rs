@@ -56,7 +56,7 @@ pub struct RopeTable {
 /// How keys and values are cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvSpec {
-    /// `f32`, `f16` or `int8`.
+    /// `f32`, `f16`, `int8` or `int4`.
     pub dtype: KvType,
     /// Tokens of one page.
     pub page_len: u32,
@@ -77,8 +77,10 @@ impl KvSpec {
 /// element by element, so that as many scores as a vector has lanes are summed at once. Values are blocks of
 /// `[page_len, Dh]`. [`KvType::Int8`] keeps fours of what is summed over together, as dot products of bytes take them: keys
 /// are `[Dh / 4, page_len, 4]`, values `[page_len / 4, Dh, 4]`, and a block ends, at the next multiple of 4, in `page_len`
-/// f32 scales, one per token. [`KvType::element`] says where an element stands in its block, [`KvType::block_index`]
-/// where a block does.
+/// f32 scales, one per token. [`KvType::Int4`] does the same with two codes to a byte, which belong to one token: keys are
+/// `[Dh / 8, page_len, 4]` bytes, element `i` of an eight in the lower half of byte `i` and element `4 + i` in the upper one;
+/// values are `[page_len / 4, Dh / 2, 4]` bytes, elements `d` and `Dh / 2 + d` in the two halves. [`KvType::element`] says where
+/// an element stands in its block, [`KvType::block_index`] where a block does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvType {
@@ -87,17 +89,34 @@ pub enum KvType {
     /// A head's keys, or values, at one position: `x ~ scale * code`, `scale` is `amax / 127`, or NaN when one of them is NaN
     /// or infinite.
     Int8,
+    /// `x ~ scale * (code - 8)`. What is stored are the head's numbers rotated by a Hadamard transform, see
+    /// `attar_kernel::hadamard`: kernels rotate queries alike, and results back. `scale` is the number of the largest size, with
+    /// its sign, divided by [`KvType::INT4_REACH`].
+    Int4,
 }
 
 impl KvType {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bits of one element.
+    pub fn bits(self) -> usize {
         match self {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
-            KvType::Int8 => 1,
+            KvType::F32 => 32,
+            KvType::F16 => 16,
+            KvType::Int8 => 8,
+            KvType::Int4 => 4,
         }
     }
+
+    /// Whether elements are codes, and blocks end in their scales.
+    pub fn has_scales(self) -> bool {
+        matches!(self, KvType::Int8 | KvType::Int4)
+    }
+
+    /// What the number of the largest size becomes before it is rounded to the lowest code, -8. A little beyond it: of numbers
+    /// that are spread normally, as rotation leaves them, the others gain more than the largest loses.
+    pub const INT4_REACH: f32 = -8.5;
+
+    /// Head dimensions of [`KvType::Int4`] are multiples of this.
+    pub const INT4_HEAD: usize = 16;
 
     /// Pages whose blocks of one KV head stand together. Sequences mostly get neighbouring pages, so a head is read
     /// in long runs, which memory answers much faster than as many short ones.
@@ -108,24 +127,30 @@ impl KvType {
         (page / Self::RUN * kv_heads + head) * Self::RUN + page % Self::RUN
     }
 
-    /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`.
+    /// Index within a block of element `d` of the key (`values` false) or value of the token at `place`. Of two elements
+    /// in a byte the lower half comes first.
     pub fn element(self, values: bool, head_dim: usize, page_len: usize, place: usize, d: usize) -> usize {
         match (self, values) {
             (KvType::F32 | KvType::F16, false) => d * page_len + place,
             (KvType::F32 | KvType::F16, true) => place * head_dim + d,
             (KvType::Int8, false) => (d / 4 * page_len + place) * 4 + d % 4,
             (KvType::Int8, true) => (place / 4 * head_dim + d) * 4 + place % 4,
+            (KvType::Int4, false) => (d / 8 * page_len + place) * 8 + d % 4 * 2 + d / 4 % 2,
+            (KvType::Int4, true) => {
+                let half = head_dim / 2;
+                (place / 4 * half + d % half) * 8 + place % 4 * 2 + d / half
+            }
         }
     }
 
     /// Offset of the scales in a block of one page and KV head.
     pub fn scales_offset(self, head_dim: usize, page_len: usize) -> usize {
-        (head_dim * page_len * self.size()).next_multiple_of(4)
+        (head_dim * page_len * self.bits()).div_ceil(8).next_multiple_of(4)
     }
 
     /// Bytes of a block: the keys, or the values, of one page and KV head.
     pub fn block_bytes(self, head_dim: usize, page_len: usize) -> usize {
-        let scales = if self == KvType::Int8 { page_len * 4 } else { 0 };
+        let scales = if self.has_scales() { page_len * 4 } else { 0 };
         self.scales_offset(head_dim, page_len) + scales
     }
 }

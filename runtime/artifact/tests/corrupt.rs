@@ -250,6 +250,7 @@ fn hostile_manifest_fields() {
         (model("kv/span", json!(0)), "model.kv.span"),
         (model("kv/span", json!(48)), "model.kv.span is 48"),
         (model("kv/dtype", json!("f13")), "unknown variant"),
+        (model("kv/dtype", json!("int4")), "model.kv.dtype is int4 with heads of width 4"),
         (model("rope", json!([])), "names rotary table 0, the model has 0"),
         (model("rope/0/mscale", json!(null)), "the manifest cannot be read"),
         (Box::new(|m| m["requires"] = json!(["moe"])), "requires moe"),

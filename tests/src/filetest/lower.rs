@@ -29,6 +29,7 @@ pub(super) fn options(directive: &Directive) -> Result<LowerOptions> {
         None | Some("f32") => Ok(LowerOptions::new(KvType::F32)),
         Some("f16") => Ok(LowerOptions::new(KvType::F16)),
         Some("int8") => Ok(LowerOptions::new(KvType::Int8)),
-        Some(other) => bail!("kv is f32, f16 or int8, not {other}"),
+        Some("int4") => Ok(LowerOptions::new(KvType::Int4)),
+        Some(other) => bail!("kv is f32, f16, int8 or int4, not {other}"),
     }
 }

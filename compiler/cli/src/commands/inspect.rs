@@ -327,8 +327,8 @@ fn render(r: &Report, tensors: bool) -> String {
             m.layers, m.hidden, m.heads, m.head_dim, m.kv_heads, m.vocab, m.context_length
         ),
     );
-    let kv =
-        2 * u64::from(m.layers) * u64::from(m.kv_heads) * u64::from(m.head_dim) * m.kv.dtype.size() as u64;
+    let page_len = u64::from(m.kv.page_len).max(1);
+    let kv = crate::plan::kv_bytes(m, m.layers.into(), page_len) / page_len;
     say("kv cache", format!("{:?}, {} per token", m.kv.dtype, bytes_text(kv)).to_lowercase());
     for c in &r.code {
         let state = match (&c.refused, r.chosen_target.as_ref() == Some(&c.target)) {

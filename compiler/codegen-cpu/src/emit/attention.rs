@@ -16,6 +16,7 @@
 //! not see is never multiplied: memory beyond its positions may hold anything, NaN included.
 
 use super::cache::{Cache, CacheArgs, codes};
+use super::hadamard::hadamard;
 use super::quantize::{QUADS, layout_of, some_groups};
 use crate::lanes::{F32x4, FloatCmp, IntCmp, Lanes, Scalar, Var};
 use crate::x86::{AttentionKernel, Level};
@@ -302,6 +303,9 @@ impl Output {
                 let v = cx.vdiv(v, total);
                 cx.store4(v, to, 0);
             });
+            if spec.kv == KvType::Int4 {
+                hadamard(cx, dh, to, to);
+            }
         });
         if let Some(layout) = &self.int8 {
             let groups = group * dh / ActInt8Layout::GROUP;
@@ -343,17 +347,17 @@ impl Wide {
     }
 }
 
-/// What an int8 cache asks of each row.
+/// What a cache of codes asks of each row.
 #[derive(Clone, Copy)]
 struct Rounded {
     /// Scales of the queries, f32 `[capacity]`.
     scales: Scalar,
     /// For inner functions: the queries as signed bytes, `[capacity, Dh]`.
     codes: Scalar,
-    /// Where a product begins, i32 `[capacity]`, see [`AttentionKernel::BIAS`].
+    /// Where a product begins, i32 `[capacity]`, see [`AttentionKernel::bias`].
     bias: Scalar,
-    /// For inner functions: what the sums of 16-bit weights times codes are multiplied by, f32, and, 8 bytes on, the
-    /// address for the weights; 16 bytes a row.
+    /// For inner functions: what the sums of 16-bit weights times codes are multiplied by, f32, for a 4-bit cache what is
+    /// added to them before, i32, and, 8 bytes on, the address for the weights; 16 bytes a row.
     factors: Scalar,
 }
 
@@ -412,8 +416,8 @@ impl<'a> Rows<'a> {
         let capacity = rows.next_multiple_of(block);
         let wide = Wide::new(spec, block, cx)?;
         let page = if kv == KvType::F32 || wide.is_some() { 16 } else { head_dim * page_len * 4 };
-        let scales = if kv == KvType::Int8 { spec.span * 4 } else { 16 };
-        let rounded = (kv == KvType::Int8).then(|| Rounded {
+        let scales = if kv.has_scales() { spec.span * 4 } else { 16 };
+        let rounded = kv.has_scales().then(|| Rounded {
             scales: cx.scratch(capacity * 4),
             codes: cx.scratch(if wide.is_some() { capacity * head_dim } else { 16 }),
             bias: cx.scratch(capacity * 4),
@@ -539,6 +543,12 @@ impl<'a> Rows<'a> {
         });
         if let Some(rounded) = self.rounded {
             let zero = cx.int(0);
+            if self.cache.kv == KvType::Int4 {
+                cx.for_range(zero, rows, 1, |cx, row| {
+                    let q = cx.offset(self.q, row, dh * 4);
+                    hadamard(cx, dh, q, q);
+                });
+            }
             cx.for_range(zero, count, 1, |cx, row| self.round_query(cx, &rounded, row));
         }
     }
@@ -557,7 +567,7 @@ impl<'a> Rows<'a> {
         cx.for_const(dh, 4, |cx, d| {
             let at = cx.offset(q, d, 4);
             let v = cx.load4(at, 0);
-            let codes = codes(cx, v, inverse);
+            let codes = codes(cx, v, inverse, -127.0, 127.0);
             if self.wide.is_none() {
                 let v = cx.vint_to_float(codes);
                 return cx.store4(v, at, 0);
@@ -570,7 +580,7 @@ impl<'a> Rows<'a> {
         });
         let sum = cx.get(&sum);
         let sum = cx.visum(sum);
-        let bias = cx.imul_imm(sum, -i64::from(AttentionKernel::BIAS));
+        let bias = cx.imul_imm(sum, -i64::from(AttentionKernel::bias(self.cache.kv)));
         let to = cx.offset(rounded.bias, row, 4);
         cx.store_i32(bias, to, 0);
     }
@@ -666,7 +676,7 @@ impl<'a> Rows<'a> {
             }
             self.copy_scales(cx, page, values);
             let scales = cx.iadd_imm(keys, self.cache.scales_offset() as i64);
-            let keys = self.convert(cx, keys, page_len);
+            let keys = self.convert(cx, keys, false);
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 let q = cx.offset(self.q, row, self.spec.head_dim * 4);
                 let to = cx.offset(self.scores, row, self.spec.span * 4);
@@ -741,7 +751,7 @@ impl<'a> Rows<'a> {
         }
         cx.for_range(first_page, past_page, 1, |cx, page| {
             let (_, values) = blocks(cx, page);
-            let values = self.convert(cx, values, self.spec.head_dim);
+            let values = self.convert(cx, values, true);
             let start = cx.imul_imm(page, page_len as i64);
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 self.mix_part(cx, row, start, page_len, |cx, rows, weights, sums, from, to| {
@@ -753,21 +763,28 @@ impl<'a> Rows<'a> {
 
     /// Turns a row's sums of products of integers into those of weighted values.
     fn scale_sums(&self, cx: &mut Lanes<'_>, rounded: &Rounded, row: Scalar) {
-        let factor = cx.offset(rounded.factors, row, 16);
-        let factor = cx.load_splat(factor, 0);
+        let at = cx.offset(rounded.factors, row, 16);
+        let factor = cx.load_splat(at, 0);
+        let bias = (self.cache.kv == KvType::Int4).then(|| {
+            let bias = cx.load_i32(at, 4);
+            cx.splat_i32(bias)
+        });
         let sums = cx.offset(self.own.sums, row, self.spec.head_dim * 4);
         cx.for_const(self.spec.head_dim, 4, |cx, d| {
             let at = cx.offset(sums, d, 4);
-            let v = cx.load4_i32(at, 0);
+            let mut v = cx.load4_i32(at, 0);
+            if let Some(bias) = bias {
+                v = cx.viadd(v, bias);
+            }
             let v = cx.vint_to_float(v);
             let v = cx.vmul(v, factor);
             cx.store4(v, at, 0);
         });
     }
 
-    /// Keeps the scales of a page's values, for int8 caches.
+    /// Keeps the scales of a page's values, for caches of codes.
     fn copy_scales(&self, cx: &mut Lanes<'_>, page: Scalar, values: Scalar) {
-        if self.cache.kv != KvType::Int8 {
+        if !self.cache.kv.has_scales() {
             return;
         }
         let page_len = self.cache.page_len;
@@ -780,10 +797,11 @@ impl<'a> Rows<'a> {
         });
     }
 
-    /// A block of the cache as f32: converted to scratch memory, unless it is f32 already. `columns` is its inner dimension:
-    /// positions of keys, elements of values.
-    fn convert(&self, cx: &mut Lanes<'_>, block: Scalar, columns: usize) -> Scalar {
+    /// A block of keys (`values` false) or values as f32: converted to scratch memory, unless it is f32 already.
+    fn convert(&self, cx: &mut Lanes<'_>, block: Scalar, values: bool) -> Scalar {
         let len = self.cache.page_len * self.cache.head_dim;
+        // The inner dimension: positions of keys, elements of values.
+        let columns = if values { self.cache.head_dim } else { self.cache.page_len };
         match self.cache.kv {
             KvType::F32 => return block,
             KvType::F16 => cx.for_const(len, STRIDE, |cx, i| {
@@ -793,6 +811,33 @@ impl<'a> Rows<'a> {
                     cx.store4(v, to, 16 * quad as i32);
                 }
             }),
+            // Eight elements of a key to 32 bits, or four positions and two halves of the elements.
+            KvType::Int4 => {
+                let words = if values { columns / 2 } else { columns };
+                let bias = cx.splat_const_i32(8);
+                let mask = cx.splat_const_i32(15);
+                cx.for_const(len / words / 8, 1, |cx, eight| {
+                    let (from, to) =
+                        (cx.offset(block, eight, 4 * words), cx.offset(self.page, eight, 32 * words));
+                    cx.for_const(words, 4, |cx, column| {
+                        let (from, to) = (cx.offset(from, column, 4), cx.offset(to, column, 4));
+                        let bytes = cx.load4_i32(from, 0);
+                        for (byte, half) in (0..4).flat_map(|byte| [(byte, 0), (byte, 1)]) {
+                            let v = cx.vushr_imm(bytes, 8 * byte + 4 * half);
+                            let v = cx.viand(v, mask);
+                            let v = cx.visub(v, bias);
+                            let v = cx.vint_to_float(v);
+                            let (byte, half) = (byte as usize, half as usize);
+                            let at = if values {
+                                byte * columns + half * words
+                            } else {
+                                (4 * half + byte) * columns
+                            };
+                            cx.store4(v, to, 4 * at as i32);
+                        }
+                    });
+                });
+            }
             // Four rows of a column to 32 bits.
             KvType::Int8 => cx.for_const(len / columns / 4, 1, |cx, four| {
                 let (from, to) =
@@ -922,7 +967,7 @@ impl<'a> Rows<'a> {
                 let old = cx.get(total);
                 let new = cx.vadd(old, weight);
                 cx.set(total, new);
-                if self.cache.kv == KvType::Int8 {
+                if self.cache.kv.has_scales() {
                     let scale = cx.load4(scale, offset);
                     weight = cx.vmul(weight, scale);
                 }

@@ -1,5 +1,6 @@
 //! The paged KV cache as kernels see it: addressing, loads, stores; `rope` and `kv_write`.
 
+use super::hadamard::hadamard;
 use super::walk::quads;
 use crate::lanes::{F32x4, FloatCmp, I32x4, IntCmp, Lanes, Scalar};
 use attar_artifact::manifest::KvType;
@@ -59,6 +60,12 @@ impl Cache {
         if !self.page_len.is_multiple_of(16) {
             return Err(format!("pages of {} tokens, which is no multiple of 16", self.page_len));
         }
+        if self.kv == KvType::Int4 && !self.head_dim.is_multiple_of(KvType::INT4_HEAD) {
+            return Err(format!(
+                "a 4-bit cache of heads of width {}, which is no multiple of 16",
+                self.head_dim
+            ));
+        }
         Ok(())
     }
 
@@ -109,10 +116,12 @@ impl Cache {
         let block = self.block(cx, table, page_index, head);
         let base = cx.select(is_key, args.keys, args.values);
         let block = cx.iadd(base, block);
-        if self.kv == KvType::Int8 {
-            return self.store_codes(cx, block, place, is_key, from);
+        match self.kv {
+            KvType::Int8 => return self.store_bytes(cx, block, place, is_key, from),
+            KvType::Int4 => return self.store_halves(cx, block, place, is_key, from),
+            KvType::F32 | KvType::F16 => {}
         }
-        let size = self.kv.size();
+        let size = self.kv.bits() / 8;
         cx.if_else(
             is_key,
             |cx| {
@@ -148,8 +157,8 @@ impl Cache {
         );
     }
 
-    /// Stores one head as codes and their scale.
-    fn store_codes(&self, cx: &mut Lanes<'_>, block: Scalar, place: Scalar, is_key: Scalar, from: Scalar) {
+    /// Stores one head as bytes and their scale.
+    fn store_bytes(&self, cx: &mut Lanes<'_>, block: Scalar, place: Scalar, is_key: Scalar, from: Scalar) {
         let (scale, inverse) = self.scale(cx, from);
         let at = cx.offset(block, place, 4);
         cx.store_f32(scale, at, self.scales_offset() as i32);
@@ -157,7 +166,7 @@ impl Cache {
         let codes_at = |cx: &mut Lanes<'_>, d| {
             let from = cx.offset(from, d, 4);
             let v = cx.load4(from, 0);
-            codes(cx, v, inverse)
+            codes(cx, v, inverse, -127.0, 127.0)
         };
         cx.if_else(
             is_key,
@@ -182,6 +191,86 @@ impl Cache {
                 });
             },
         );
+    }
+
+    /// Stores one head, rotated, as halves of bytes and their scale.
+    fn store_halves(&self, cx: &mut Lanes<'_>, block: Scalar, place: Scalar, is_key: Scalar, from: Scalar) {
+        let rotated = cx.scratch(self.head_dim * 4);
+        hadamard(cx, self.head_dim, from, rotated);
+        let (scale, inverse) = self.signed_scale(cx, rotated);
+        let at = cx.offset(block, place, 4);
+        cx.store_f32(scale, at, self.scales_offset() as i32);
+        let inverse = cx.splat(inverse);
+        // Codes of four numbers, and in the upper halves of the four that stand `apart` behind them.
+        let pairs = |cx: &mut Lanes<'_>, d: Scalar, apart: usize| {
+            let from = cx.offset(rotated, d, 4);
+            let [lower, upper] = [0, 4 * apart as i32].map(|at| {
+                let v = cx.load4(from, at);
+                codes(cx, v, inverse, -8.0, 7.0)
+            });
+            let upper = cx.vishl_imm(upper, 4);
+            let both = cx.viadd(lower, upper);
+            // 8 more in each half.
+            let bias = cx.splat_const_i32(0x88);
+            cx.viadd(both, bias)
+        };
+        cx.if_else(
+            is_key,
+            |cx| {
+                let to = cx.offset(block, place, 4);
+                cx.for_const(self.head_dim, 8, |cx, d| {
+                    let bytes = pairs(cx, d, 4);
+                    let bytes = cx.vishl_imm(bytes, 24);
+                    let bytes = cx.vsshr_imm(bytes, 24);
+                    let to = cx.offset(to, d, self.page_len / 2);
+                    cx.store4_i8(bytes, to, 0);
+                });
+            },
+            |cx| {
+                let (four, place) = (cx.udiv_imm(place, 4), cx.urem_imm(place, 4));
+                let to = cx.offset(block, four, 2 * self.head_dim);
+                let to = cx.iadd(to, place);
+                cx.for_const(self.head_dim / 2, 4, |cx, d| {
+                    let bytes = pairs(cx, d, self.head_dim / 2);
+                    let to = cx.offset(to, d, 4);
+                    for (i, byte) in cx.ints(bytes).into_iter().enumerate() {
+                        cx.store_u8(byte, to, 4 * i as i32);
+                    }
+                });
+            },
+        );
+    }
+
+    /// As [`Cache::scale`] for codes of 4 bits: of the number of the largest size, with its sign.
+    fn signed_scale(&self, cx: &mut Lanes<'_>, from: Scalar) -> (Scalar, Scalar) {
+        let zero = cx.splat_const(0.0);
+        let [highest, lowest, poison] = [(); 3].map(|()| cx.var(zero));
+        cx.for_const(self.head_dim, 4, |cx, d| {
+            let at = cx.offset(from, d, 4);
+            let v = cx.load4(at, 0);
+            let old = cx.get(&highest);
+            let new = cx.vmax(v, old);
+            cx.set(&highest, new);
+            let down = cx.vneg(v);
+            let old = cx.get(&lowest);
+            let new = cx.vmax(down, old);
+            cx.set(&lowest, new);
+            let nothing = cx.vmul(v, zero);
+            let old = cx.get(&poison);
+            let new = cx.vadd(old, nothing);
+            cx.set(&poison, new);
+        });
+        let [highest, lowest, poison] = [highest, lowest, poison].map(|v| cx.get(&v));
+        let (highest, lowest, poison) = (cx.vmax_across(highest), cx.vmax_across(lowest), cx.vsum(poison));
+        let is_high = cx.fcmp(FloatCmp::GreaterThanOrEqual, highest, lowest);
+        let lowest = cx.fneg(lowest);
+        let most = cx.select(is_high, highest, lowest);
+        let (none, reach) = (cx.f32(0.0), cx.f32(KvType::INT4_REACH));
+        let inverse = cx.fdiv(reach, most);
+        let nothing = cx.fcmp(FloatCmp::Equal, most, none);
+        let inverse = cx.select(nothing, none, inverse);
+        let scale = cx.fdiv(most, reach);
+        (cx.fadd(scale, poison), inverse)
     }
 
     /// Scale of a head's numbers, and what they are multiplied by. A NaN or infinity makes the scale NaN.
@@ -211,10 +300,10 @@ impl Cache {
     }
 }
 
-/// Codes of numbers given what they are multiplied by.
-pub(super) fn codes(cx: &mut Lanes<'_>, v: F32x4, inverse: F32x4) -> I32x4 {
+/// Codes from `low` to `high` of numbers given what they are multiplied by.
+pub(super) fn codes(cx: &mut Lanes<'_>, v: F32x4, inverse: F32x4, low: f32, high: f32) -> I32x4 {
     let v = cx.vmul(v, inverse);
-    let (low, high) = (cx.splat_const(-127.0), cx.splat_const(127.0));
+    let (low, high) = (cx.splat_const(low), cx.splat_const(high));
     let v = cx.vmax(v, low);
     let v = cx.vmin(v, high);
     cx.vround(v).1

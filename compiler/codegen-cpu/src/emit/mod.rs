@@ -5,6 +5,7 @@ mod cache;
 mod codes;
 mod elementwise;
 mod embed;
+mod hadamard;
 mod linear;
 mod norm;
 mod quantize;

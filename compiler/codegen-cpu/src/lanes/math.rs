@@ -3,6 +3,33 @@
 use super::*;
 
 impl Lanes<'_> {
+    /// The Hadamard transform of the four lanes, without a factor: neighbours first.
+    pub(crate) fn vhadamard(&mut self, x: F32x4) -> F32x4 {
+        let v = match x.0 {
+            Quad::Scalars([a, b, c, d]) => {
+                let (a, b) = (self.fadd(a, b), self.fsub(a, b));
+                let (c, d) = (self.fadd(c, d), self.fsub(c, d));
+                let (a, c) = (self.fadd(a, c), self.fsub(a, c));
+                let (b, d) = (self.fadd(b, d), self.fsub(b, d));
+                return F32x4(Quad::Scalars([a, b, c, d]));
+            }
+            Quad::Vector(v) => v,
+        };
+        let mut v = v;
+        for (other, signs) in [([1, 0, 3, 2], [1.0, -1.0, 1.0, -1.0]), ([2, 3, 0, 1], [1.0, 1.0, -1.0, -1.0])]
+        {
+            let bytes = self.bitcast(I8X16, v);
+            let picked: Vec<u8> = (0..16).map(|i: u8| 4 * other[usize::from(i / 4)] + i % 4).collect();
+            let mask = self.b.func.dfg.immediates.push(picked.into());
+            let swapped = self.b.ins().shuffle(bytes, bytes, mask);
+            let swapped = self.bitcast(F32X4, swapped);
+            let signs = self.vector_const(F32X4, &signs.map(f32::to_le_bytes).concat());
+            let signed = self.b.ins().fmul(v, signs);
+            v = self.b.ins().fadd(swapped, signed);
+        }
+        F32x4(Quad::Vector(v))
+    }
+
     /// `e^x` within 2 ulp: 0 below −86.6 (results that f32 holds only as subnormals, or nearly), infinite above
     /// 88.72, NaN for NaN. Range reduction and polynomial as in Cephes `expf` (Moshier 1989).
     pub(crate) fn vexp(&mut self, x: F32x4) -> F32x4 {

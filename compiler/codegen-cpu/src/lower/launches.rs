@@ -8,7 +8,7 @@ use super::prepare::cache_writers;
 use super::tensors::TensorTable;
 use super::{LowerOptions, Port, SMALL_BATCH};
 use crate::pack::RowOrder;
-use attar_artifact::manifest::RopeTable;
+use attar_artifact::manifest::{KvType, RopeTable};
 use attar_artifact::program::{Arg, Extent, StepBuffer, StepSize};
 use attar_format::{FormatRef, formats};
 use attar_ir::{Dim, Elem, Graph, NodeId, OpKind, Sym, TensorType, ValueId, WeightName};
@@ -372,6 +372,10 @@ impl Walker<'_> {
         }
         let (heads, head_dim, kv_heads) = (*heads, *head_dim, *kv_heads);
         let (kv, page_len) = (self.options.kv, self.options.page_len as usize);
+        if kv == KvType::Int4 && !head_dim.is_multiple_of(KvType::INT4_HEAD) {
+            let problem = format!("an int4 KV cache for heads of width {head_dim}");
+            return Err(LowerError::unsupported(problem, "widths that are multiples of 16, or f16 and int8"));
+        }
         let layer = op.layer as u32;
         let note = note(graph, y.node);
         let positions = self.read(positions)?;

@@ -380,6 +380,17 @@ fn lowered_models_compute_what_the_interpreter_computes() {
 }
 
 #[test]
+fn a_cache_of_codes_costs_what_its_codes_do() {
+    for graph in [fused as fn(FormatRef) -> Graph, unfused] {
+        let graph = graph(&formats::F32);
+        let bytes = drift(&graph, Kernels::Reference, KvType::Int8);
+        let halves = drift(&graph, Kernels::Reference, KvType::Int4);
+        // Random graphs amplify; what counts is that steps are some 15 times as long.
+        assert!(bytes < 0.15 && halves < 25.0 * bytes && halves > 3.0 * bytes, "{bytes} {halves}");
+    }
+}
+
+#[test]
 fn every_program_serves_a_step_it_can_hold() {
     let graph = fused(&formats::F32);
     let store = weights(&graph);

@@ -31,14 +31,19 @@ pub(crate) struct AttentionKernel<'a> {
 impl<'a> AttentionKernel<'a> {
     /// `None` where a head is no whole number of vectors.
     pub(crate) fn new(level: Level, spec: &'a AttentionSpec) -> Option<AttentionKernel<'a>> {
-        let fits = spec.kv != KvType::Int8 || spec.span <= Self::LONGEST;
+        let fits = match spec.kv {
+            KvType::F32 | KvType::F16 => true,
+            KvType::Int8 => spec.span <= Self::LONGEST,
+            // The elements of either half of bytes are whole vectors.
+            KvType::Int4 => spec.span <= Self::LONGEST && spec.head_dim.is_multiple_of(2 * level.lanes()),
+        };
         (spec.head_dim.is_multiple_of(16) && spec.page_len.is_multiple_of(16) && fits)
             .then_some(AttentionKernel { level, spec })
     }
 
     /// How many blocks ahead one is asked for: memory answers later than one is worked off.
     pub(crate) fn ahead(&self) -> usize {
-        if self.spec.kv == KvType::Int8 { 4 } else { 2 }
+        if self.spec.kv.has_scales() { 4 } else { 2 }
     }
 
     /// Most rows whose sums are held in registers at once.
@@ -72,8 +77,9 @@ impl<'a> AttentionKernel<'a> {
         !self.level.is_512() && rows * 4 + rows < 16
     }
 
-    fn element(&self) -> usize {
-        self.spec.kv.size()
+    /// Bytes of so many elements.
+    pub(super) fn bytes(&self, elements: usize) -> usize {
+        elements * self.spec.kv.bits() / 8
     }
 
     /// One vector of a block as f32.
@@ -81,7 +87,7 @@ impl<'a> AttentionKernel<'a> {
         match self.spec.kv {
             KvType::F32 => s.vmovups(to, from),
             KvType::F16 => s.vcvtph2ps(to, from),
-            KvType::Int8 => unreachable!("bytes are multiplied as such"),
+            KvType::Int8 | KvType::Int4 => unreachable!("bytes are multiplied as such"),
         }
     }
 
@@ -105,7 +111,7 @@ impl<'a> AttentionKernel<'a> {
                 s.broadcast(V(first + r as u8), Mem::at(a, r * a_stride + a_offset))?;
             }
             for v in 0..count {
-                self.load(s, V(15), Mem::at(b, b_offset + (start + v) * lanes * self.element()))?;
+                self.load(s, V(15), Mem::at(b, b_offset + self.bytes((start + v) * lanes)))?;
                 for r in 0..rows {
                     s.vfmadd231ps(V((r * count + v) as u8), V(first + r as u8), V(15))?;
                 }
@@ -113,7 +119,7 @@ impl<'a> AttentionKernel<'a> {
             return Ok(());
         }
         for v in 0..count {
-            let at = b_offset + (start + v) * lanes * self.element();
+            let at = b_offset + self.bytes((start + v) * lanes);
             self.load(s, V(first + v as u8), Mem::at(b, at))?;
         }
         for r in 0..rows {
@@ -149,15 +155,15 @@ impl<'a> AttentionKernel<'a> {
     }
 
     /// Scores of `rows` rows. Arguments: scaled queries f32 `[rows, Dh]`, addresses of the pages' keys and of [`AttentionKernel::ahead`] blocks more, pages,
-    /// scores f32 `[rows, span]` at the first page; for an int8 cache see [`AttentionKernel::scores_of_bytes`].
+    /// scores f32 `[rows, span]` at the first page; for a cache of codes see [`AttentionKernel::scores_of_bytes`].
     pub(crate) fn scores(&self, rows: usize) -> AsmResult<Vec<u8>> {
-        if self.spec.kv == KvType::Int8 {
+        if self.spec.kv.has_scales() {
             return self.scores_of_bytes(rows);
         }
         const UNROLL: usize = 4;
         let mut s = Asm::new(self.level)?;
         let (dh, page_len, span) = (self.spec.head_dim, self.spec.page_len, self.spec.span);
-        let (lanes, row_bytes) = (self.level.lanes(), page_len * self.element());
+        let (lanes, row_bytes) = (self.level.lanes(), self.bytes(page_len));
         s.a.push(rbx)?;
         s.repeat(rdx, 1, |s| {
             let mut first = true;
@@ -199,18 +205,18 @@ impl<'a> AttentionKernel<'a> {
     /// position, addresses of the pages' values from the first position's on and of [`AttentionKernel::ahead`] blocks more, place of the
     /// first position in its page, positions (at least 1), sums f32 `[rows, Dh]`.
     ///
-    /// For an int8 cache weights are 16-bit as [`AttentionKernel::soften`] leaves them, positions are multiples of 4, and sums
+    /// For a cache of codes weights are 16-bit as [`AttentionKernel::soften`] leaves them, positions are multiples of 4, and sums
     /// are i32.
     pub(crate) fn mix(&self, rows: usize) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
         let (dh, page_len, span) = (self.spec.head_dim, self.spec.page_len, self.spec.span);
         // Positions of a step, and bytes of their values and weights.
-        let (step, weights) = if self.spec.kv == KvType::Int8 { (4, 8) } else { (1, 4) };
-        let row_bytes = dh * self.element();
+        let (step, weights) = if self.spec.kv.has_scales() { (4, 8) } else { (1, 4) };
+        let row_bytes = self.bytes(dh);
         let saved = [rbx, rbp, r12, r13, r14, r15];
         saved.iter().try_for_each(|r| s.a.push(*r))?;
         let pieces = match self.spec.kv {
-            KvType::Int8 => self.pieces_of_bytes(rows, dh / self.level.lanes()),
+            KvType::Int8 | KvType::Int4 => self.pieces_of_bytes(rows, dh / self.level.lanes()),
             KvType::F32 | KvType::F16 => self.pieces(rows, dh / self.level.lanes()),
         };
         let sums = |s: &mut Asm, (start, count): (usize, usize), store: bool| {
@@ -220,6 +226,7 @@ impl<'a> AttentionKernel<'a> {
                 if store { s.store(at, sum) } else { s.vmovups(sum, at) }
             })
         };
+        self.begin_steps(&mut s)?;
         // With few rows, memory is what takes time, and all columns of a page are worked off before the next. With many,
         // sums stay in registers from page to page.
         let walks: Vec<&[(usize, usize)]> =
@@ -258,7 +265,7 @@ impl<'a> AttentionKernel<'a> {
                     if piece.0 == 0 {
                         self.prefetch(s, r15, r12, 0, step * row_bytes)?;
                     }
-                    if self.spec.kv == KvType::Int8 {
+                    if self.spec.kv.has_scales() {
                         self.step_of_bytes(s, rows, *piece, r15, r14)?;
                     } else {
                         self.step(s, rows, *piece, r15, 0, r14, 0, 4 * span)?;
@@ -283,7 +290,7 @@ impl<'a> AttentionKernel<'a> {
     }
 
     /// Turns a row's scores into weights. Arguments: scores, strides of 16 (at least 1), where the maximum goes, where the
-    /// total goes; for an int8 cache also the scales of the values, and where a factor goes and the address of the
+    /// total goes; for a cache of codes also the scales of the values, and where a factor goes and the address of the
     /// weights stands 8 bytes on, see [`AttentionKernel::round_weights`].
     pub(crate) fn soften(&self) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
@@ -316,7 +323,7 @@ impl<'a> AttentionKernel<'a> {
         for p in 0..parts {
             s.zero(total(p))?;
         }
-        let bytes = self.spec.kv == KvType::Int8;
+        let bytes = self.spec.kv.has_scales();
         if bytes {
             s.a.mov(rax, rdi)?;
             s.a.mov(r10, rsi)?;

@@ -3,9 +3,14 @@
 //! Keys are four elements to 32 bits: they meet four bytes of a query in one dot product. Values are four positions to 32
 //! bits: shifts make two pairs of 16-bit integers of them, which meet pairs of 16-bit weights. A span of weights is rounded to
 //! 16 bits relative to its largest; sums of a span fit into 32 bits and are exact, so no order of additions matters.
+//!
+//! Halves of bytes, which are never negative, become bytes by a mask: the four elements in the lower halves of 32 bits are
+//! multiplied after each other with the four in the upper ones. Of values, which are two elements to a byte, four masks and
+//! shifts make the pairs of either. That 8 was added to every code is taken off sums, where it counts once for all.
 
 use super::asm::AsmResult;
 use super::{Asm, AttentionKernel, Dot, Mem, Src, V};
+use attar_artifact::manifest::KvType;
 use iced_x86::code_asm::{
     AsmRegister64, dword_ptr, ptr, qword_ptr, r8, r9, r10, rax, rbp, rbx, rcx, rdi, rdx, rsi, xmm0, xmm1,
 };
@@ -17,13 +22,28 @@ const STRIDE: usize = 16;
 /// Swaps the middle two of four: pairs of weights stand as shifts leave pairs of values, 0 with 2 and 1 with 3.
 const MIDDLE: u32 = 0b11_01_10_00;
 
+/// The lower halves of bytes, and those of 16-bit integers.
+const HALVES: u32 = 0x0f0f_0f0f;
+const LOWEST: u32 = 0x000f_000f;
+
 /// The register a query or weights are broadcast into where there is no such operand, and constants below it.
 const BROADCAST: V = V(15);
 
 impl AttentionKernel<'_> {
-    /// What `vpdpbusd` wants added to keys to be unsigned; this many times the sum of a query's codes is where its
+    /// What is added to keys to be unsigned, as `vpdpbusd` wants them; this many times the sum of a query's codes is where its
     /// products begin, with a minus.
-    pub(crate) const BIAS: i32 = 128;
+    pub(crate) fn bias(kv: KvType) -> i32 {
+        if kv == KvType::Int4 { 8 } else { 128 }
+    }
+
+    fn halves(&self) -> bool {
+        self.spec.kv == KvType::Int4
+    }
+
+    /// A constant that stays in a register.
+    fn constant_register(&self) -> V {
+        if self.level.is_512() { V(31) } else { V(14) }
+    }
 
     /// Longest span whose sums fit into 32 bits.
     pub(super) const LONGEST: usize = (i32::MAX / (32767 * 128)) as usize;
@@ -40,14 +60,21 @@ impl AttentionKernel<'_> {
     /// values, pages, scores f32 `[rows, span]` at the first page, scales of the queries f32 `[rows]`, where their products
     /// begin i32 `[rows]`.
     pub(super) fn scores_of_bytes(&self, rows: usize) -> AsmResult<Vec<u8>> {
-        const UNROLL: usize = 4;
         let mut s = Asm::new(self.level)?;
         let (dh, page_len, span) = (self.spec.head_dim, self.spec.page_len, self.spec.span);
         let lanes = self.level.lanes();
         let biased = self.level.dot != Dot::Maddubs;
-        let flip = if self.level.is_512() { V(31) } else { V(14) };
-        // Four times the bias as unsigned bytes, or ones as 16-bit integers.
-        let constant = s.constant(if biased { 0x8080_8080 } else { 0x0001_0001 });
+        // Elements of 32 bits, and how many times so many are multiplied in a step.
+        let (elements, unroll) = if self.halves() { (8, 2) } else { (4, 4) };
+        let flip = self.constant_register();
+        // The mask of halves, four times the bias as unsigned bytes, or ones as 16-bit integers.
+        let ones = [0x0001_0001; 8];
+        let constant = match (self.halves(), biased) {
+            (true, _) => HALVES,
+            (false, true) => 0x8080_8080,
+            (false, false) => ones[0],
+        };
+        let constant = s.constant(constant);
         s.broadcast(flip, constant)?;
         s.a.push(rbx)?;
         s.a.push(rbp)?;
@@ -57,7 +84,7 @@ impl AttentionKernel<'_> {
             let mut first = true;
             s.a.mov(rax, qword_ptr(rsi + rbp))?;
             for line in (0..4 * page_len).step_by(64) {
-                s.a.prefetcht0(ptr(rax + (dh * page_len + line) as i32))?;
+                s.a.prefetcht0(ptr(rax + (self.bytes(dh * page_len) + line) as i32))?;
             }
             for (start, count) in self.pieces_of_bytes(rows, page_len / lanes) {
                 let sum = |r: usize, v: usize| V((r * count + v) as u8);
@@ -65,7 +92,7 @@ impl AttentionKernel<'_> {
                 let size = |v: usize| V((rows * count + count + v) as u8);
                 for r in 0..rows {
                     for v in 0..count {
-                        if biased {
+                        if biased || self.halves() {
                             s.broadcast(sum(r, v), Mem::at(r9, 4 * r))?;
                         } else {
                             s.zero(sum(r, v))?;
@@ -75,12 +102,46 @@ impl AttentionKernel<'_> {
                 s.a.mov(r10, qword_ptr(rsi))?;
                 s.a.mov(rbx, qword_ptr(rsi + 8 * self.ahead() as i32))?;
                 s.a.sub(rbx, r10)?;
-                s.a.mov(rax, (dh / 4 / UNROLL) as i64)?;
+                s.a.mov(rax, (dh / elements / unroll) as i64)?;
                 s.repeat(rax, 1, |s| {
                     if first {
-                        self.prefetch(s, r10, rbx, 0, UNROLL * 4 * page_len)?;
+                        self.prefetch(s, r10, rbx, 0, unroll * 4 * page_len)?;
                     }
-                    for i in 0..UNROLL {
+                    for i in 0..unroll {
+                        if self.halves() {
+                            for v in 0..count {
+                                let at = 4 * (i * page_len + (start + v) * lanes);
+                                let (lower, upper) = (key(v), size(v));
+                                s.vmovups(lower, Mem::at(r10, at))?;
+                                s.vpsrlw(upper, lower, 4)?;
+                                s.vpand(lower, lower, flip)?;
+                                s.vpand(upper, upper, flip)?;
+                            }
+                            let (keys, sums) = (|v, half| if half == 0 { key(v) } else { size(v) }, sum);
+                            for (r, half) in (0..rows).flat_map(|r| [(r, 0), (r, 1)]) {
+                                let query = Mem::at(rdi, r * dh + 8 * i + 4 * half);
+                                if self.level.is_512() {
+                                    for v in 0..count {
+                                        s.vpdpbusd(sums(r, v), keys(v, half), Src::Bcst(query))?;
+                                    }
+                                    continue;
+                                }
+                                s.broadcast(BROADCAST, query)?;
+                                for v in 0..count {
+                                    if biased {
+                                        s.vpdpbusd(sums(r, v), keys(v, half), BROADCAST)?;
+                                        continue;
+                                    }
+                                    // At most 2 * 15 * 127, so nothing saturates.
+                                    let product = V(13);
+                                    s.vpmaddubsw(product, keys(v, half), BROADCAST)?;
+                                    let ones = s.constants(&ones);
+                                    s.vpmaddwd(product, product, ones)?;
+                                    s.vpaddd(sums(r, v), sums(r, v), product)?;
+                                }
+                            }
+                            continue;
+                        }
                         for v in 0..count {
                             s.vmovups(key(v), Mem::at(r10, 4 * (i * page_len + (start + v) * lanes)))?;
                             if biased {
@@ -111,8 +172,8 @@ impl AttentionKernel<'_> {
                             }
                         }
                     }
-                    s.a.add(rdi, 4 * UNROLL as i32)?;
-                    s.a.add(r10, (4 * UNROLL * page_len) as i32)
+                    s.a.add(rdi, (elements * unroll) as i32)?;
+                    s.a.add(r10, (4 * unroll * page_len) as i32)
                 })?;
                 s.a.sub(rdi, dh as i32)?;
                 if first {
@@ -139,6 +200,40 @@ impl AttentionKernel<'_> {
         s.finish()
     }
 
+    /// What [`AttentionKernel::step_of_bytes`] wants in a register.
+    pub(super) fn begin_steps(&self, s: &mut Asm) -> AsmResult<()> {
+        if !self.halves() {
+            return Ok(());
+        }
+        let mask = s.constant(LOWEST);
+        s.broadcast(self.mask(), mask)
+    }
+
+    /// The lower halves of the lower bytes of 16-bit integers.
+    fn mask(&self) -> V {
+        if self.level.is_512() { V(31) } else { V(13) }
+    }
+
+    /// Four positions' values at `b` as pairs: vector `at` of the elements.
+    fn pairs(&self, s: &mut Asm, b: AsmRegister64, at: usize, [even, odd]: [V; 2]) -> AsmResult<()> {
+        if !self.halves() {
+            s.vmovups(odd, Mem::at(b, at * self.level.bytes()))?;
+            s.vpsllw(even, odd, 8)?;
+            s.vpsraw(even, even, 8)?;
+            return s.vpsraw(odd, odd, 8);
+        }
+        let half = self.spec.head_dim / 2 / self.level.lanes();
+        s.vmovups(odd, Mem::at(b, at % half * self.level.bytes()))?;
+        if at < half {
+            s.vpand(even, odd, self.mask())?;
+            s.vpsrlw(odd, odd, 8)?;
+            return s.vpand(odd, odd, self.mask());
+        }
+        s.vpsrlw(even, odd, 4)?;
+        s.vpand(even, even, self.mask())?;
+        s.vpsrlw(odd, odd, 12)
+    }
+
     /// Adds four positions' values at `b` (vectors from `start` on) times the weights at `a`.
     pub(super) fn step_of_bytes(
         &self,
@@ -152,11 +247,7 @@ impl AttentionKernel<'_> {
         let first = rows * count;
         let pair = |v: usize, odd: usize| V((first + 2 * v + odd) as u8);
         for v in 0..count {
-            let (even, odd) = (pair(v, 0), pair(v, 1));
-            s.vmovups(odd, Mem::at(b, (start + v) * self.level.bytes()))?;
-            s.vpsllw(even, odd, 8)?;
-            s.vpsraw(even, even, 8)?;
-            s.vpsraw(odd, odd, 8)?;
+            self.pairs(s, b, start + v, [pair(v, 0), pair(v, 1)])?;
         }
         for r in 0..rows {
             for odd in 0..2 {
@@ -187,18 +278,25 @@ impl AttentionKernel<'_> {
         [Self::LARGEST, Self::POISON, Self::ZERO].into_iter().try_for_each(|v| s.zero(v))
     }
 
-    /// Multiplies weights by the scales of their values, and keeps the largest product. Where there is no weight the scale may
-    /// be anything. Uses `t`.
+    /// Multiplies weights by the scales of their values, and keeps the largest product; scales of halves of bytes may be negative.
+    /// Where there is no weight the scale may be anything. Uses `t`.
     pub(super) fn scale_weights(&self, s: &mut Asm, x: V, scales: Mem, t: V) -> AsmResult<()> {
         s.vmulps(t, x, scales)?;
         s.zero_where_zero(t, x)?;
-        s.vmaxps(Self::LARGEST, t, Self::LARGEST)?;
+        let mut size = t;
+        if self.halves() {
+            size = x;
+            let magnitude = s.constant(0x7fff_ffff);
+            s.vpand(size, t, Src::Bcst(magnitude))?;
+        }
+        s.vmaxps(Self::LARGEST, size, Self::LARGEST)?;
         s.vfmadd231ps(Self::POISON, t, Self::ZERO)?;
         s.vmovups(x, t)
     }
 
     /// Rounds the products at `rax`, `r10` strides of them, to 16 bits relative to the largest, and stores them where the
-    /// address at `r9 + 8` says. What an integer stands for goes to `r9`: a number, or NaN where a product was not finite.
+    /// address at `r9 + 8` says. What an integer stands for goes to `r9`: a number, or NaN where a product was not finite. Halves of
+    /// bytes have 8 added, so this many times the sum of the weights goes to `r9 + 4`, with a minus.
     pub(super) fn round_weights(&self, s: &mut Asm) -> AsmResult<()> {
         let parts = self.level.parts();
         s.vmovups(V(0), Self::POISON)?;
@@ -216,18 +314,29 @@ impl AttentionKernel<'_> {
         s.a.vdivss(xmm0, xmm0, most.dword())?;
         s.a.vaddss(xmm0, xmm0, dword_ptr(r9))?;
         s.a.vmovss(dword_ptr(r9), xmm0)?;
+        s.a.mov(rdx, r9)?;
         s.a.mov(r9, qword_ptr(r9 + 8))?;
+        s.zero(V(0))?;
         s.repeat(r10, 1, |s| {
             for p in 0..parts {
                 let x = V(4 + p as u8);
                 s.vmovups(x, Mem::at(rax, p * self.level.bytes()))?;
                 s.vmulps(x, x, V(2))?;
                 s.vcvtps2dq(x, x)?;
+                if self.halves() {
+                    s.vpsubd(V(0), V(0), x)?;
+                }
                 s.pick_within_fours(x, x, MIDDLE)?;
             }
             s.store_words(Mem::at(r9, 0), V(4))?;
             s.a.add(r9, 2 * STRIDE as i32)?;
             s.a.add(rax, 4 * STRIDE as i32)
-        })
+        })?;
+        if self.halves() {
+            s.vpslld(V(0), V(0), 3)?;
+            s.reduce_add_integers()?;
+            s.a.vmovd(dword_ptr(rdx + 4), xmm0)?;
+        }
+        Ok(())
     }
 }

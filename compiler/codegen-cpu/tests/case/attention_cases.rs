@@ -39,7 +39,7 @@ impl Store {
         };
         let tables = (0..pages).map(|i| page(i / stride, i % stride)).collect();
         let block = spec.kv.block_bytes(spec.head_dim, PAGE_LEN);
-        // All bits set is NaN as f32 and f16, and -1 under a NaN scale as int8.
+        // All bits set is NaN as f32 and f16, and a code under a NaN scale as int8 and int4.
         let blank = vec![0xff; pages.next_multiple_of(KvType::RUN) * spec.kv_heads * block];
         let mut store = Store { spec, keys: blank.clone(), values: blank, tables, stride };
         for (seq, len) in lengths.iter().enumerate() {
@@ -55,7 +55,7 @@ impl Store {
         store
     }
 
-    /// Stores a key or value as `kv_write` would.
+    /// Stores a key or value as `kv_write` would, but for the rotation of a 4-bit cache.
     pub(crate) fn put(&mut self, seq: usize, position: usize, head: usize, values: bool, x: &[f32]) {
         let AttentionSpec { head_dim, kv_heads, kv, .. } = self.spec;
         let page = self.tables[seq * self.stride + position / PAGE_LEN] as usize;
@@ -63,16 +63,28 @@ impl Store {
         let memory = if values { &mut self.values } else { &mut self.keys };
         let block = &mut memory[KvType::block_index(page, kv_heads, head) * block..][..block];
         let amax = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let scale = if x.iter().all(|v| v.is_finite()) { amax / 127.0 } else { f32::NAN };
+        let most = if kv == KvType::Int4 {
+            // The largest number's sign is the scale's.
+            let highest = x.iter().fold(0f32, |m, v| m.max(*v));
+            KvType::INT4_REACH * if highest >= amax { 1.0 } else { -1.0 }
+        } else {
+            127.0
+        };
+        let scale = if x.iter().all(|v| v.is_finite()) { amax / most } else { f32::NAN };
         for (d, v) in x.iter().enumerate() {
-            let at = kv.element(values, head_dim, PAGE_LEN, place, d) * kv.size();
+            let bit = kv.element(values, head_dim, PAGE_LEN, place, d) * kv.bits();
+            let at = bit / 8;
             match kv {
                 KvType::F32 => block[at..at + 4].copy_from_slice(&v.to_le_bytes()),
                 KvType::F16 => block[at..at + 2].copy_from_slice(&f16::from_f32(*v).to_le_bytes()),
                 KvType::Int8 => block[at] = (v / scale).round_ties_even() as i8 as u8,
+                KvType::Int4 => {
+                    let code = ((v / scale).round_ties_even().clamp(-8.0, 7.0) as i8 + 8) as u8;
+                    block[at] = block[at] & !(15 << (bit % 8)) | code << (bit % 8);
+                }
             }
         }
-        if kv == KvType::Int8 {
+        if kv.has_scales() {
             let at = kv.scales_offset(head_dim, PAGE_LEN) + 4 * place;
             block[at..at + 4].copy_from_slice(&scale.to_le_bytes());
         }
@@ -101,12 +113,12 @@ impl Store {
         }
     }
 
-    /// Of the sums of a span. With an int8 cache each weight may be off by 1 / 65534 of the largest: errors of up to 256
+    /// Of the sums of a span. With a cache of codes each weight may be off by 1 / 65534 of the largest: errors of up to 256
     /// positions, at random, add up to some 16 times that.
     fn tolerance(&self) -> f32 {
         match self.spec.kv {
             KvType::F32 | KvType::F16 => 2e-4,
-            KvType::Int8 => 2e-3,
+            KvType::Int8 | KvType::Int4 => 2e-3,
         }
     }
 
@@ -185,7 +197,11 @@ pub(crate) fn all() -> Vec<Case> {
         ((4, 1, 96), Some(33), 32),
     ];
     for (i, (shape, window, span)) in shapes.into_iter().enumerate() {
-        for kv in [KvType::F32, KvType::F16, KvType::Int8] {
+        let whole = usize::is_multiple_of(shape.2, KvType::INT4_HEAD);
+        for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
+            if kv == KvType::Int4 && !whole {
+                continue;
+            }
             let spec = spec(shape, window, kv, span);
             let groups = (spec.group() * spec.head_dim).is_multiple_of(ActInt8Layout::GROUP);
             let out = if groups && i % 2 == 0 { Activation::Int8 } else { Activation::F32 };
@@ -218,7 +234,7 @@ fn write(store: &Store, batch: &Batch, r: &mut Random) -> Case {
         KvType::F32 => Check::Bytes,
         // Stores flush subnormals.
         KvType::F16 => Check::F16 { abs: 6.2e-5, rel: 0.0 },
-        KvType::Int8 => Check::Cache { head_dim, page_len, slack: 0 },
+        KvType::Int8 | KvType::Int4 => Check::Cache { kv, head_dim, page_len, slack: 0 },
     };
     args.extend([Arg::Output(store.keys.clone(), check), Arg::Output(store.values.clone(), check)]);
     Case { spec: KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len }, args, grid: batch.len() as u64 }

@@ -104,7 +104,7 @@ pub(crate) fn case(seed: u64, spec: LinearSpec, rows: usize) -> Case {
                 KvType::F32 => Check::F32 { abs: 5e-5, rel: 5e-5 },
                 // A unit of rounding, and the flush of subnormals.
                 KvType::F16 => Check::F16 { abs: 1e-4, rel: 1e-3 },
-                KvType::Int8 => Check::Cache { head_dim: q.head_dim, page_len: q.page_len, slack: 1 },
+                kv => Check::Cache { kv, head_dim: q.head_dim, page_len: q.page_len, slack: 1 },
             };
             args.push(Arg::Output(cache.clone(), check));
             args.push(Arg::Output(cache, check));
@@ -135,6 +135,7 @@ pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
         qkv(3, 1, 16, None, KvType::F16),
         qkv(2, 2, 48, Some(1e-6), KvType::F32),
         qkv(2, 1, 32, None, KvType::Int8),
+        qkv(1, 2, 48, None, KvType::Int4),
     ]
 }
 

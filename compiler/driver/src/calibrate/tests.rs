@@ -252,7 +252,7 @@ fn a_part_left_is_run_again() {
     let entered =
         PartRun::enter(&mut run, &model.graph, &model.weights, part, &mut |_, _, _| {}).expect("a part");
     let last = inputs[inputs.len() - 1];
-    let mut of = |run: &mut SequentialRun, model: &Imported| {
+    let of = |run: &mut SequentialRun, model: &Imported| {
         run.input_statistics(&model.graph, &model.weights, last, &mut |_, _, _| {}).expect("statistics")
     };
     let before = of(&mut run, &model);

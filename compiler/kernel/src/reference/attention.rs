@@ -2,6 +2,7 @@
 
 use super::Args;
 use super::norm::{quantize_run, store_int8_part};
+use crate::hadamard;
 use crate::spec::{Activation, AttentionSpec};
 use attar_artifact::manifest::KvType;
 use half::f16;
@@ -47,7 +48,7 @@ impl Shape {
         head: usize,
     ) -> Vec<f64> {
         let (block, place) = self.block(table, position, head);
-        let index = |d: usize| block / self.kv.size() + self.element(values, place, d);
+        let index = |d: usize| block * 8 / self.kv.bits() + self.element(values, place, d);
         let indices = (0..self.head_dim).map(index);
         // SAFETY: the caller's contract.
         unsafe {
@@ -59,9 +60,29 @@ impl Shape {
                     let code = |i| f64::from(args.values::<i8>(slot, i, 1)[0]);
                     indices.map(|i| f64::from(scale) * code(i)).collect()
                 }
+                KvType::Int4 => {
+                    let scale = args.values::<f32>(slot, (block + self.scale(place)) / 4, 1)[0];
+                    let code = |i: usize| args.values::<u8>(slot, i / 2, 1)[0] >> (i % 2 * 4) & 15;
+                    indices.map(|i| f64::from(scale) * (f64::from(code(i)) - 8.0)).collect()
+                }
             }
         }
     }
+}
+
+/// Codes from -8 to 7 and scale of a head that has been rotated, as [`quantize_run`].
+fn quantize_to_4_bits(x: &[f32]) -> (impl Iterator<Item = i8>, f32) {
+    let highest = x.iter().fold(0.0f32, |m, v| if *v > m { *v } else { m });
+    let lowest = x.iter().fold(0.0f32, |m, v| if *v < m { *v } else { m });
+    let most = if highest >= -lowest { highest } else { lowest };
+    let inverse = if most == 0.0 { 0.0 } else { KvType::INT4_REACH / most };
+    let codes = x.iter().map(move |v| {
+        // Not `clamp`: NaN becomes -8.
+        let low = if v * inverse > -8.0 { v * inverse } else { -8.0 };
+        (if low < 7.0 { low } else { 7.0 }).round_ties_even() as i8
+    });
+    let poison: f32 = x.iter().map(|v| v * 0.0).sum();
+    (codes, most / KvType::INT4_REACH + poison)
 }
 
 /// Rotates one head in place; `rope` holds Dh/2 cosines, then Dh/2 sines.
@@ -128,7 +149,7 @@ impl CacheArgs {
             let (position, table) = self.locate(args, t);
             let slot = self.0 + 4 + usize::from(values);
             let (block, place) = shape.block(table, position, head);
-            let index = |d: usize| block / shape.kv.size() + shape.element(values, place, d);
+            let index = |d: usize| block * 8 / shape.kv.bits() + shape.element(values, place, d);
             let mut each = x.iter().enumerate();
             match shape.kv {
                 KvType::F32 => {
@@ -143,6 +164,17 @@ impl CacheArgs {
                     let (codes, scale) = quantize_run(&x);
                     each.by_ref().zip(codes).for_each(|((d, _), code)| {
                         args.values_mut::<i8>(slot, index(d), 1)[0] = code;
+                    });
+                    args.values_mut::<f32>(slot, (block + shape.scale(place)) / 4, 1)[0] = scale;
+                }
+                KvType::Int4 => {
+                    let mut x: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+                    hadamard::rotate(&mut x);
+                    let (codes, scale) = quantize_to_4_bits(&x);
+                    each.by_ref().zip(codes).for_each(|((d, _), code)| {
+                        let byte = &mut args.values_mut::<u8>(slot, index(d) / 2, 1)[0];
+                        let shift = index(d) % 2 * 4;
+                        *byte = *byte & !(15 << shift) | ((code + 8) as u8) << shift;
                     });
                     args.values_mut::<f32>(slot, (block + shape.scale(place)) / 4, 1)[0] = scale;
                 }
@@ -244,8 +276,11 @@ impl Context<'_> {
             KvType::F32 | KvType::F16 => {
                 q.iter().map(|q| f64::from(*q) * f64::from(spec.query_scale())).collect()
             }
-            KvType::Int8 => {
-                let q: Vec<f32> = q.iter().map(|q| q * spec.query_scale()).collect();
+            KvType::Int8 | KvType::Int4 => {
+                let mut q: Vec<f32> = q.iter().map(|q| q * spec.query_scale()).collect();
+                if spec.kv == KvType::Int4 {
+                    hadamard::rotate(&mut q);
+                }
                 let (codes, scale) = quantize_run(&q);
                 codes.map(|code| f64::from(scale) * f64::from(code)).collect()
             }
@@ -271,7 +306,10 @@ impl Context<'_> {
     /// # Safety
     /// As [`super::run`]; `slot` is the kernel's output.
     unsafe fn store(&self, slot: usize, out: Activation, t: usize, hk: usize, heads: &[Partial]) {
-        let y: Vec<f32> = heads.iter().flat_map(Partial::result).collect();
+        let mut y: Vec<f32> = heads.iter().flat_map(Partial::result).collect();
+        if self.spec.kv == KvType::Int4 {
+            y.chunks_exact_mut(self.spec.head_dim).for_each(hadamard::rotate);
+        }
         let (width, first) = (self.spec.heads * self.spec.head_dim, hk * y.len());
         // SAFETY: the caller's contract.
         unsafe {
