@@ -155,6 +155,15 @@ proptest! {
     }
 
     #[test]
+    fn passes_keep_the_meaning_of_models_in_any_order(
+        model in generate::models(SMALL),
+        order in Just(lossless()).prop_shuffle(),
+        seed in 0u64..1000,
+    ) {
+        passes_keep_the_meaning(&model.graph().expect("valid"), seed, &order)?;
+    }
+
+    #[test]
     fn passes_keep_the_meaning_of_compositions(
         picks in generate::picks(0..24),
         order in Just(lossless()).prop_shuffle(),
