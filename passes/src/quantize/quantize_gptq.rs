@@ -39,14 +39,13 @@ pub(super) struct QuantizeGptq {
     rounds: usize,
     /// Share of the drift of inputs that weights make up for.
     follow: f64,
-    pub(super) reconstruction: Reconstruction,
+    reconstruction: Reconstruction,
 }
 
 /// Defaults of the options.
 const DAMPING: f64 = 0.01;
 const ROUNDS: i64 = 4;
 const FOLLOW: f64 = 1.0;
-const STEPS: i64 = 48;
 
 static DECL: PassDecl = PassDecl {
     name: "quantize-gptq",
@@ -80,11 +79,7 @@ static DECL: PassDecl = PassDecl {
             kind: OptionKind::Float { default: FOLLOW, min: 0.0, max: 1.0 },
             doc: "share of what layers before have changed in a layer's inputs that its weights make up for",
         },
-        OptionDecl {
-            name: "reconstruct_steps",
-            kind: OptionKind::Int { default: STEPS, min: 0, max: 100_000 },
-            doc: "steps of gradient descent over each decoder layer that holds matrices of at most 3 bits",
-        },
+        Reconstruction::STEPS,
     ],
     file: file!(),
     make: &|o: &Options| {
@@ -95,7 +90,7 @@ static DECL: PassDecl = PassDecl {
             by_magnitude: o.bool("act_order")?,
             rounds: o.int("refine_rounds")? as usize,
             follow: o.float("correct_drift")?,
-            reconstruction: Reconstruction { steps: o.int("reconstruct_steps")? as usize },
+            reconstruction: Reconstruction::of(o)?,
         }))
     },
 };
@@ -148,7 +143,7 @@ impl Pass for QuantizeGptq {
 }
 
 impl QuantizeGptq {
-    /// The pass with its default options.
+    /// What chooses codes site by site, with default options; blocks are left to whoever calls it.
     pub(super) fn with_format(format: FormatRef) -> QuantizeGptq {
         QuantizeGptq {
             format,
@@ -156,7 +151,7 @@ impl QuantizeGptq {
             by_magnitude: true,
             rounds: ROUNDS as usize,
             follow: FOLLOW,
-            reconstruction: Reconstruction { steps: STEPS as usize },
+            reconstruction: Reconstruction::NONE,
         }
     }
 

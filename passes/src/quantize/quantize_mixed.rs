@@ -27,6 +27,7 @@ struct QuantizeMixed {
     /// From few bits to many.
     formats: Vec<FormatRef>,
     budget: Budget,
+    reconstruction: Reconstruction,
 }
 
 /// Divergence that choosing codes by calibration leaves of what rounding costs, on the careful side: what is foretold with it
@@ -62,6 +63,7 @@ static DECL: PassDecl = PassDecl {
             kind: OptionKind::Choice { default: Some("w8"), of: quantize_rtn::CODED_FORMATS },
             doc: "format of most bits that a matrix may get",
         },
+        Reconstruction::STEPS,
     ],
     file: file!(),
     make: &|o: &Options| {
@@ -73,6 +75,7 @@ static DECL: PassDecl = PassDecl {
             .filter(|f| (low..=high).contains(&f.bits_per_weight()))
             .collect();
         formats.sort_by(|a, b| a.bits_per_weight().total_cmp(&b.bits_per_weight()));
+        let reconstruction = Reconstruction::of(o)?;
         let (bytes, kld) = (o.int("max_bytes")?, o.float("max_kld")?);
         let budget =
             if bytes > 0 { Budget::Bytes(bytes as u64) } else { Budget::Loss(kld / LEFT_BY_CALIBRATION) };
@@ -84,7 +87,7 @@ static DECL: PassDecl = PassDecl {
         };
         match problem {
             Some(problem) => Err(Error::new(ErrorKind::Budget { problem })),
-            None => Ok(Box::new(QuantizeMixed { formats, budget })),
+            None => Ok(Box::new(QuantizeMixed { formats, budget, reconstruction })),
         }
     },
 };
@@ -140,10 +143,9 @@ impl Pass for QuantizeMixed {
             self.judge(graph, cx, unit).map_err(|e| e.at_tensor(&name))?;
         }
         let plan = self.plan(&units)?;
-        let reconstruction = QuantizeGptq::with_format(self.formats[0]).reconstruction;
         let few = |choice: &usize| self.formats[*choice].code_bits() <= Reconstruction::FEW_BITS;
         let sites = units.iter().zip(&plan).map(|(unit, choice)| (&unit.site, few(choice)));
-        let mut blocks = BlockByBlock::new(graph, reconstruction, sites);
+        let mut blocks = BlockByBlock::new(graph, self.reconstruction, sites);
         let matrices = units.iter().flat_map(|u| &u.site.subjects);
         let resumed = matrices.clone().filter(|s| cx.has_kept(&quantize_gptq::kept_as(&s.name))).count();
         if resumed > 0 {

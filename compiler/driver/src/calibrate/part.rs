@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Windows of one batch.
-const BATCH: usize = 4;
+const BATCH: usize = 2;
 
 /// A part of the model, with what goes in and what comes out of the uncompressed model, window by window.
 #[derive(Debug)]
