@@ -209,6 +209,11 @@ def llama3_factors(config):
 def gguf_from_folder(folder, tokenizer, path):
     """`tokenizer`: a GGUF whose tokens are taken; rows of the embedding beyond them get unused tokens."""
     config = json.loads((folder / "config.json").read_text())
+    # transformers 5 writes both of what used to be `rope_theta` and `rope_scaling` here.
+    if rope := config.get("rope_parameters"):
+        config.setdefault("rope_theta", rope["rope_theta"])
+        if rope.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", rope)
     meta = fields(gguf.GGUFReader(tokenizer))
     writer = gguf.GGUFWriter(path, "llama", use_temp_file=False)
     writer.add_name(folder.name)

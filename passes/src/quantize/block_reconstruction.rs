@@ -222,9 +222,9 @@ fn place(graph: &Graph, blocks: &[Block], site: &Site) -> Option<usize> {
 }
 
 /// First step of latent values, in distances between codes, and of scales, relative.
-const CODE_STEP: f32 = 0.03;
-const GROUP_STEP: f32 = 0.004;
-const ROW_STEP: f32 = 0.001;
+const CODE_STEP: f32 = 0.02;
+const GROUP_STEP: f32 = 0.0005;
+const ROW_STEP: f32 = 0.0001;
 
 /// Matrices of more bits gain nothing.
 const MOST_BITS: usize = 5;
@@ -235,7 +235,7 @@ impl Reconstruction {
     /// The option of the passes that reconstruct.
     pub(super) const STEPS: OptionDecl = OptionDecl {
         name: "reconstruct_steps",
-        kind: OptionKind::Int { default: 48, min: 0, max: 100_000 },
+        kind: OptionKind::Int { default: 0, min: 0, max: 100_000 },
         doc: "steps of gradient descent over each decoder layer that holds matrices of at most 3 bits",
     };
 
@@ -429,9 +429,10 @@ impl Trained {
     }
 }
 
-/// The number nearest to `w` that rounds to `code`, with a little to spare.
+/// The number nearest to `w` that lies in the middle part of the cell of `code`: `quantize-gptq` has rounded many weights away
+/// from their nearest code on purpose, and these must not all fall back at the first step.
 fn inside(grid: &CodeGrid, scale: GroupScale, code: u8, last: u8, w: f32) -> f32 {
-    const SPARE: f32 = 0.48;
+    const SPARE: f32 = 0.1;
     let value = grid.value(scale.choice, code);
     let below = if code > 0 { value - grid.value(scale.choice, code - 1) } else { f32::INFINITY };
     let above = if code < last { grid.value(scale.choice, code + 1) - value } else { f32::INFINITY };
