@@ -524,3 +524,61 @@ mod spill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> WeightStore {
+        let mut store = WeightStore::new();
+        store.add_values("w", &[4, 2], (0..8u8).map(f32::from).collect());
+        store
+    }
+
+    fn rotation(signs: &[f32]) -> Rotation {
+        Rotation { order: 2, signs: signs.into() }
+    }
+
+    #[test]
+    fn transforms_follow_each_other_under_one_name() {
+        let mut store = store();
+        store.transform("w", Transform::ScaleRows([1.0, 2.0, 3.0, 4.0].into())).unwrap();
+        store.transform("w", Transform::ScaleColumns([1.0, 0.5].into())).unwrap();
+        assert_eq!(store.read_f32("w").unwrap(), [0.0, 0.5, 4.0, 3.0, 12.0, 7.5, 24.0, 14.0]);
+        let copy = store.copy("w", "v").unwrap();
+        store.transform("w", Transform::ScaleColumns([0.0, 0.0].into())).unwrap();
+        assert_eq!(store.read_f32(&copy).unwrap()[2], 4.0);
+        assert!(store.copy("w", "v").is_err());
+    }
+
+    #[test]
+    fn rotations_change_signs_first_and_cover_rows_and_columns() {
+        let root = 0.5f32.sqrt();
+        let mut rows = store();
+        rows.transform("w", Transform::RotateRows(rotation(&[1.0, -1.0, 1.0, 1.0]))).unwrap();
+        let wanted = [-2.0, -2.0, 2.0, 4.0, 10.0, 12.0, -2.0, -2.0].map(|v: f32| v * root);
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(near(&rows.read_f32("w").unwrap(), &wanted));
+        assert!(rows.is_rotated("w", true) && !rows.is_rotated("w", false));
+        let mut columns = store();
+        columns.transform("w", Transform::RotateColumns(rotation(&[1.0, 1.0]))).unwrap();
+        let wanted = [1.0, -1.0, 5.0, -1.0, 9.0, -1.0, 13.0, -1.0].map(|v: f32| v * root);
+        assert!(near(&columns.read_f32("w").unwrap(), &wanted));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut store = store();
+        assert!(store.transform("w", Transform::ScaleRows([1.0; 3].into())).is_err());
+        assert!(store.transform("w", Transform::ScaleColumns([1.0; 4].into())).is_err());
+        assert!(
+            store.transform("w", Transform::RotateRows(Rotation { order: 3, signs: [1.0].into() })).is_err()
+        );
+        assert!(store.transform("w", Transform::RotateColumns(rotation(&[1.0; 3]))).is_err());
+        assert!(store.transform("x", Transform::ScaleRows([1.0].into())).is_err());
+        // Others are computed from it.
+        let name = WeightName::from("w");
+        store.add_concat_rows("both", &[name.clone(), name]).unwrap();
+        assert!(store.transform("w", Transform::ScaleColumns([2.0, 2.0].into())).is_err());
+    }
+}
