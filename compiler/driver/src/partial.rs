@@ -11,7 +11,8 @@ use crate::inputs::{InputFile, hash_file};
 use crate::pipeline::default_passes;
 use crate::session::CompileOptions;
 use attar_pass::{Fuel, Journal};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,8 @@ pub(crate) struct PartialResults {
     /// Whether what is there is to be forgotten.
     fresh: bool,
     state: RefCell<State>,
-    resumed: Cell<u64>,
+    /// Keys of the tensors that were taken back.
+    resumed: RefCell<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -58,13 +60,13 @@ impl PartialResults {
             key: key_of(options, inputs),
             fresh: !options.resume,
             state: RefCell::new(State::Untouched),
-            resumed: Cell::new(0),
+            resumed: RefCell::default(),
         })
     }
 
     /// Tensors that were taken from the folder.
     pub(crate) fn resumed(&self) -> u64 {
-        self.resumed.get()
+        self.resumed.borrow().len() as u64
     }
 
     /// Forgets everything: the artifact is there.
@@ -141,7 +143,7 @@ impl Journal for PartialResults {
             return None;
         }
         if key.contains("/codes/") {
-            self.resumed.set(self.resumed.get() + 1);
+            self.resumed.borrow_mut().insert(key.to_owned());
         }
         bytes.drain(..HASH);
         Some(bytes)
@@ -210,7 +212,7 @@ mod tests {
             key: key.to_owned(),
             fresh: false,
             state: RefCell::new(State::Untouched),
-            resumed: Cell::new(0),
+            resumed: RefCell::default(),
         }
     }
 

@@ -73,6 +73,39 @@ fn threads_change_nothing_and_errors_fall() {
     }
 }
 
+/// Blocks get no worse, some get better, and threads change nothing.
+#[test]
+fn blocks_are_reconstructed() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let recipe = "[[pass]]\nname = \"quantize-gptq\"\ntensors = [\"model.layers.*\"]\nformat = \"n2\"\n\
+        correct_drift = 0.0\nreconstruct_steps = 40\n[[pass]]\nname = \"quantize-rtn\"\nformat = \"n6\"\n";
+    let bytes = |threads: usize| {
+        let out = dir.path().join(format!("{threads}.attar"));
+        let mut options = options("smollm2", source.clone(), &out);
+        options.recipe = Recipe::parse(recipe, "test", &registry().expect("passes")).expect("a recipe");
+        options.threads = Some(threads);
+        let report = compile(options).expect("compiles");
+        (std::fs::read(out).expect("an artifact"), report)
+    };
+    let ((one, report), (three, _)) = (bytes(1), bytes(3));
+    assert!(one == three);
+    let mut better = 0;
+    let mut layers = std::collections::BTreeSet::new();
+    for m in &report.metrics {
+        let (Some(MetricValue::Number(after)), Some(MetricValue::Number(before))) =
+            (m.values.get("block_error"), m.values.get("block_error_before"))
+        else {
+            continue;
+        };
+        assert!(after <= before && *after > 0.0, "{}: {after} against {before}", m.subject);
+        better += usize::from(*after < 0.97 * before);
+        layers.extend(m.subject.split('.').nth(2).map(str::to_owned));
+    }
+    assert!(better > 0, "nothing was gained");
+    assert_eq!(layers.len(), 2, "{layers:?}");
+}
+
 #[test]
 fn models_write_the_same_text_each_time() {
     let dir = folder();

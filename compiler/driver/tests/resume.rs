@@ -8,6 +8,9 @@ use attar_pass::{Preset, Recipe};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+/// Blocks of three bits, reconstructed.
+const BLOCKS: &str = "[[pass]]\nname = \"quantize-gptq\"\ntensors = [\"model.layers.*\"]\nformat = \"n3\"\n\
+    reconstruct_steps = 8\n[[pass]]\nname = \"quantize-rtn\"\nformat = \"n6\"\n";
 const MIXED: &str = "[[pass]]\nname = \"quantize-mixed\"\nmax_kld = 0.05\n";
 
 fn options(recipe: &str, out: &Path) -> CompileOptions {
@@ -69,7 +72,7 @@ fn bytes(path: &Path) -> Vec<u8> {
 #[test]
 fn resuming_gives_the_bytes_of_an_uninterrupted_compile() {
     let dir = tempfile::tempdir().expect("a folder");
-    let recipes = [Preset::N4.calibrated_recipe(), MIXED.to_owned()];
+    let recipes = [Preset::N4.calibrated_recipe(), MIXED.to_owned(), BLOCKS.to_owned()];
     for (i, recipe) in recipes.iter().enumerate() {
         let whole = dir.path().join(format!("whole{i}.attar"));
         let (report, told) = compile(options(recipe, &whole));

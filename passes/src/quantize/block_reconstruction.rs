@@ -97,6 +97,8 @@ pub(super) struct BlockByBlock {
     blocks: Vec<Block>,
     /// Blocks to be reconstructed.
     wanted: BTreeSet<usize>,
+    /// All matrices of each block.
+    matrices: BTreeMap<usize, Vec<WeightName>>,
     /// The block that is being encoded, if it is to be reconstructed.
     at: Option<usize>,
     /// What an interrupted run has kept of it: nothing of it needs to be run then.
@@ -113,9 +115,18 @@ impl BlockByBlock {
         sites: impl Iterator<Item = (&'s Site, bool)>,
     ) -> BlockByBlock {
         let blocks = if reconstruction.steps > 0 { blocks(graph) } else { Vec::new() };
-        let wanted =
-            sites.filter(|(_, few)| *few).filter_map(|(site, _)| place(graph, &blocks, site)).collect();
-        BlockByBlock { reconstruction, blocks, wanted, at: None, kept: None, names: Vec::new() }
+        let mut wanted = BTreeSet::new();
+        let mut matrices: BTreeMap<usize, Vec<WeightName>> = BTreeMap::new();
+        // Blocks with a matrix that meets several values: its statistics are asked for in any case.
+        let mut shared = BTreeSet::new();
+        for (site, few) in sites {
+            let Some(at) = place(graph, &blocks, site) else { continue };
+            matrices.entry(at).or_default().extend(site.subjects.iter().map(|s| s.name.clone()));
+            shared.extend((site.inputs.len() != 1).then_some(at));
+            wanted.extend(few.then_some(at));
+        }
+        matrices.retain(|at, _| !shared.contains(at));
+        BlockByBlock { reconstruction, blocks, wanted, matrices, at: None, kept: None, names: Vec::new() }
     }
 
     /// To be called before a site's statistics are asked for.
@@ -127,7 +138,10 @@ impl BlockByBlock {
         self.finish(graph, cx)?;
         self.at = at.filter(|_| cx.is_calibrated());
         if let Some(at) = self.at {
-            self.kept = cx.recall(&kept_as(at));
+            // When a single matrix has to be encoded anew, the model runs through the block, and it has to be entered.
+            let names = self.matrices.get(&at).map_or(&[][..], Vec::as_slice);
+            let all = names.iter().all(|n| cx.recall(&super::quantize_gptq::kept_as(n)).is_some());
+            self.kept = if all && !names.is_empty() { cx.recall(&kept_as(at)) } else { None };
             if self.kept.is_none() && !cx.enter_part(graph, self.blocks[at].part)? {
                 self.at = None;
             }
