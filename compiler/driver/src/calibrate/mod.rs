@@ -192,14 +192,19 @@ pub(crate) struct DriverCalibrator<'a> {
 
 enum State {
     Fresh,
-    Running {
-        run: SequentialRun,
-        original: Option<SequentialRun>,
-        part: Option<PartRun>,
-        windows: Vec<Vec<u32>>,
-        text_hash: String,
-    },
+    Running(Box<Running>),
     Saved(SavedStatistics),
+}
+
+/// The model at work on text.
+struct Running {
+    windows: Vec<Vec<u32>>,
+    text_hash: String,
+    run: SequentialRun,
+    /// Of the uncompressed model, once a pass has asked what it gives.
+    original: Option<SequentialRun>,
+    /// The part entered last.
+    part: Option<PartRun>,
 }
 
 impl<'a> DriverCalibrator<'a> {
@@ -217,7 +222,7 @@ impl<'a> DriverCalibrator<'a> {
     pub(crate) fn origin(&self) -> Option<CalibrationOrigin> {
         let blake3 = match &self.state {
             State::Fresh => String::from_utf8(self.journal?.get(TEXT_HASH)?).ok()?,
-            State::Running { text_hash, .. } => text_hash.clone(),
+            State::Running(running) => running.text_hash.clone(),
             State::Saved(saved) => saved.text_hash().to_owned(),
         };
         let source = match &self.options.source {
@@ -249,11 +254,11 @@ impl DriverCalibrator<'_> {
                         journal.put(TEXT, &bytes_of(&windows));
                     }
                     let run = SequentialRun::new(windows.clone(), self.options.max_memory / 2);
-                    State::Running { run, original: None, part: None, windows, text_hash }
+                    State::Running(Box::new(Running { windows, text_hash, run, original: None, part: None }))
                 }
             };
             let text_hash = match &self.state {
-                State::Running { text_hash, .. } => text_hash,
+                State::Running(running) => &running.text_hash,
                 State::Saved(saved) => saved.text_hash(),
                 State::Fresh => return Ok(()),
             };
@@ -275,13 +280,13 @@ impl Calibrator for DriverCalibrator<'_> {
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> attar_pass::Result<f64> {
         self.prepare(progress)?;
-        let State::Running { windows, .. } = &self.state else {
+        let State::Running(running) = &self.state else {
             return Err(problem(
                 "saved statistics tell nothing of predictions; give text with --calibrate".to_owned(),
             ));
         };
         if self.probe.is_none() {
-            self.probe = Some(Probe::new(windows, graph, weights, self.options.max_memory)?);
+            self.probe = Some(Probe::new(&running.windows, graph, weights, self.options.max_memory)?);
         }
         match &mut self.probe {
             Some(probe) => probe.divergence(graph, weights, from, changed),
@@ -298,8 +303,8 @@ impl Calibrator for DriverCalibrator<'_> {
     ) -> attar_pass::Result<bool> {
         self.prepare(progress)?;
         self.probe = None;
-        let State::Running { run, part: entered, .. } = &mut self.state else { return Ok(false) };
-        *entered = Some(PartRun::enter(run, graph, weights, part, progress)?);
+        let State::Running(running) = &mut self.state else { return Ok(false) };
+        running.part = Some(PartRun::enter(&mut running.run, graph, weights, part, progress)?);
         Ok(true)
     }
 
@@ -311,18 +316,20 @@ impl Calibrator for DriverCalibrator<'_> {
         batch: Option<u64>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> attar_pass::Result<PartGradient> {
-        match &mut self.state {
-            State::Running { run, original, part: Some(part), .. } => {
-                let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
-                part.gradient(run, original, graph, weights, changed, batch, progress)
-            }
-            _ => Err(problem("a part of the model was asked for that was not entered".to_owned())),
-        }
+        let outside = || problem("a part of the model was asked for that was not entered".to_owned());
+        let State::Running(running) = &mut self.state else { return Err(outside()) };
+        let Running { run, original, part, .. } = &mut **running;
+        let part = part.as_mut().ok_or_else(outside)?;
+        let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
+        part.gradient((run, original), graph, weights, changed, batch, progress)
     }
 
     fn leave_part(&mut self) -> attar_pass::Result<()> {
         match &mut self.state {
-            State::Running { run, part, .. } => part.take().map_or(Ok(()), |part| part.leave(run)),
+            State::Running(running) => match running.part.take() {
+                Some(part) => part.leave(&mut running.run),
+                None => Ok(()),
+            },
             _ => Ok(()),
         }
     }
@@ -335,7 +342,8 @@ impl Calibrator for DriverCalibrator<'_> {
         sum: Option<ValueId>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> attar_pass::Result<Option<InputDrift>> {
-        let State::Running { run, original, .. } = &mut self.state else { return Ok(None) };
+        let State::Running(running) = &mut self.state else { return Ok(None) };
+        let Running { run, original, .. } = &mut **running;
         let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
         run.input_drift(original, graph, weights, input, sum, progress).map(Some)
     }
@@ -351,7 +359,7 @@ impl Calibrator for DriverCalibrator<'_> {
         // Weights are about to change: nothing can be compared with the original after this.
         self.probe = None;
         match &mut self.state {
-            State::Running { run, .. } => run.input_statistics(graph, weights, input, progress),
+            State::Running(running) => running.run.input_statistics(graph, weights, input, progress),
             State::Saved(saved) => saved.input_statistics(graph, input),
             State::Fresh => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
         }

@@ -47,11 +47,10 @@ impl PartRun {
         run.restore(self.before, self.part.from, self.inputs)
     }
 
-    /// See [`attar_pass::Calibrator::part_gradient`].
+    /// See [`attar_pass::Calibrator::part_gradient`]. Takes the run that entered, and that of the uncompressed model.
     pub(crate) fn gradient(
         &mut self,
-        run: &SequentialRun,
-        original: &mut SequentialRun,
+        (run, original): (&SequentialRun, &mut SequentialRun),
         graph: &Graph,
         weights: &WeightStore,
         changed: &[(WeightName, Vec<f32>)],

@@ -210,7 +210,7 @@ fn gradients_are_slopes() {
         let changed: Vec<(WeightName, Vec<f32>)> = names.iter().map(moved).collect();
         let mut ask = |changed: &[(WeightName, Vec<f32>)], batch| {
             part_run
-                .gradient(&run, &mut original, graph, weights, changed, batch, &mut |_, _, _| {})
+                .gradient((&run, &mut original), graph, weights, changed, batch, &mut |_, _, _| {})
                 .expect("a gradient")
         };
         let found = ask(&changed, Some(0));
