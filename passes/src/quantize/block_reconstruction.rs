@@ -3,8 +3,8 @@
 //! `quantize-gptq` serves one matrix at a time: what a matrix does to the rest of its layer (softmax, the product of gate and
 //! up) it does not see. Here all coded matrices of a block are moved together, so that the block gives, from inputs as the
 //! compressed blocks before it make them, what the uncompressed model gives there.
-//! Each weight has a latent value behind its code, at first the original weight moved into the code's cell. A step computes
-//! the gradient of the relative squared error over a batch of calibration text as if rounding were the identity
+//! Each weight has a latent value behind its code, at first the original weight moved into the middle of the code's cell. A
+//! step computes the gradient of the relative squared error over a batch of calibration text as if rounding were the identity
 //! (the straight-through estimate), moves latent values by Adam in units of the distance between codes, and rounds them anew.
 //! Scales of groups and rows move alike, in relative units. Steps shrink to nothing over the run, and the outcome is kept only
 //! if the error over all of the text is smaller than before.

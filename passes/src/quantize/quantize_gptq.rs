@@ -6,11 +6,12 @@
 //! columns to come (`error_feedback.rs`), then codes and scales are refined group by group (`block_descent.rs`). A row
 //! that plain rounding serves better keeps plain rounding's codes.
 //! Weights are taken in the order the model computes their inputs, and those are computed with what has been encoded
-//! before: an error in one layer is seen by the next.
+//! before: an error in one layer is seen by the next, and made up for as far as least squares can (`Context::targets`).
+//! Blocks of few bits can be moved down the gradient of their error afterwards (`block_reconstruction.rs`).
 //! Preconditions: calibration; the rest as in `quantize-rtn`. A matrix no linear layer reads is rounded.
 //! Numerics: lossy.   Cost: one run of the model over the calibration text; per matrix about `N K²` multiplications for
 //! each round, and `K³` for each distinct input.
-//! References: Frantar et al. 2022, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885.
+//! References: Frantar et al. 2022, arXiv:2210.17323; Behdin et al. 2023, arXiv:2309.01885; Li et al. 2025, arXiv:2504.02692.
 
 use super::block_descent::Descent;
 use super::block_reconstruction::{BlockByBlock, Reconstruction};
@@ -525,4 +526,77 @@ pub fn row_errors(curvature: &Curvature, weights: &[f32], encoded: &Encoded) -> 
 fn parallel_row_errors(curvature: &Curvature, errors: &[f32]) -> Vec<f64> {
     const ROWS: usize = 64;
     errors.par_chunks(ROWS * curvature.width()).flat_map_iter(|rows| curvature.row_errors(rows)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attar_pass::InputStatistics;
+
+    /// Numbers between -1 and 1.
+    fn noise(len: usize, seed: u64) -> Vec<f64> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// `Yᵀ X`, `[m, k]`.
+    fn product(y: &[f64], m: usize, x: &[f64], k: usize) -> Vec<f64> {
+        let mut sum = vec![0.0; m * k];
+        for (y, x) in y.chunks_exact(m).zip(x.chunks_exact(k)) {
+            for (i, j) in (0..m).flat_map(|i| (0..k).map(move |j| (i, j))) {
+                sum[i * k + j] += y[i] * x[j];
+            }
+        }
+        sum
+    }
+
+    /// `X Wᵀ`, `[tokens, n]`.
+    fn linear(x: &[f64], w: &[f64], k: usize) -> Vec<f64> {
+        let row = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+        x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| row(x, w))).collect()
+    }
+
+    /// What is left of the drift is orthogonal to the inputs: no other weights would leave less.
+    #[test]
+    fn targets_are_those_of_least_squares() {
+        let (n, k, tokens) = (70, 6, 200);
+        let (x, w) = (noise(tokens * k, 1), noise(n * k, 2));
+        let shifts = noise(tokens * k, 3);
+        // Inputs that lost a fifth of their size and gained noise; a sum that lost some of what the inputs tell.
+        let now: Vec<f64> = x.iter().zip(&shifts).map(|(x, d)| 0.8 * x + 0.2 * d).collect();
+        let lost = linear(&x, &noise(n * k, 4), k);
+        let f32s = |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<f32>>();
+        let statistics = InputStatistics {
+            n_tokens: tokens as u64,
+            second_moment: f32s(&product(&now, k, &now, k)),
+            ..InputStatistics::zeros(k)
+        };
+        let change: Vec<f64> = x.iter().zip(&now).map(|(a, b)| a - b).collect();
+        for of_sum in [None, Some(f32s(&product(&lost, n, &now, k)))] {
+            let goal: Vec<f64> = match of_sum {
+                None => linear(&x, &w, k),
+                Some(_) => linear(&x, &w, k).iter().zip(&lost).map(|(a, b)| a + b).collect(),
+            };
+            let context = Context {
+                curvature: Curvature::new(&statistics, 1e-7, true).unwrap(),
+                drift: Some(InputDrift { of_input: f32s(&product(&change, k, &now, k)), of_sum }),
+            };
+            let found: Vec<f64> = context.targets(&f32s(&w), 1.0).iter().map(|v| f64::from(*v)).collect();
+            let left = |w: &[f64]| -> Vec<f64> {
+                goal.iter().zip(linear(&now, w, k)).map(|(goal, y)| goal - y).collect()
+            };
+            let size = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>();
+            assert!(size(&left(&found)) < 0.95 * size(&left(&w)));
+            let along = product(&left(&found), n, &now, k);
+            let before = product(&left(&w), n, &now, k);
+            assert!(size(&along) < 1e-8 * size(&before), "{} of {}", size(&along), size(&before));
+            assert_eq!(context.targets(&f32s(&w), 0.0), f32s(&w));
+        }
+    }
 }
