@@ -5,8 +5,8 @@ use attar_format::{Encoded, FormatRef, formats};
 use attar_ir::ops::{Linear, Silu};
 use attar_ir::{Dim, Graph, TensorType, ValueId, WeightName, WeightStore};
 use attar_pass::{
-    Calibrator, Error, ErrorKind, Family, InputDrift, InputStatistics, Manager, MetricValue, Part,
-    PartGradient, Pipeline, Recipe, Registry, Report,
+    Calibrator, Error, ErrorKind, Family, InputStatistics, Manager, MetricValue, Pipeline, Recipe, Registry,
+    Report,
 };
 use attar_passes::quantize::curvature::Curvature;
 use attar_passes::quantize::quantize_gptq::{choose, row_errors};
@@ -82,42 +82,6 @@ impl Calibrator for Fixed {
     ) -> Result<InputStatistics, Error> {
         self.asked.push(input);
         Ok(self.statistics.clone())
-    }
-
-    fn input_drift(
-        &mut self,
-        _: &Graph,
-        _: &WeightStore,
-        _: ValueId,
-        _: Option<ValueId>,
-        _: &mut dyn FnMut(&str, u64, u64),
-    ) -> attar_pass::Result<Option<InputDrift>> {
-        Ok(None)
-    }
-
-    fn enter_part(
-        &mut self,
-        _: &Graph,
-        _: &WeightStore,
-        _: Part,
-        _: &mut dyn FnMut(&str, u64, u64),
-    ) -> attar_pass::Result<bool> {
-        Ok(false)
-    }
-
-    fn part_gradient(
-        &mut self,
-        _: &Graph,
-        _: &WeightStore,
-        _: &[(WeightName, Vec<f32>)],
-        _: Option<u64>,
-        _: &mut dyn FnMut(&str, u64, u64),
-    ) -> attar_pass::Result<PartGradient> {
-        Err(Error::new(ErrorKind::Uncalibrated))
-    }
-
-    fn leave_part(&mut self) -> attar_pass::Result<()> {
-        Ok(())
     }
 
     fn divergence(

@@ -3,7 +3,7 @@
 use crate::random::{self, Sequences};
 use attar_ir::interp::{self, KvState, Precision};
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
-use attar_pass::{Calibrator, Error, ErrorKind, InputDrift, InputStatistics, Part, PartGradient, Result};
+use attar_pass::{Calibrator, Error, ErrorKind, InputStatistics, Result};
 
 /// Runs the interpreter on so many random steps for every question.
 #[derive(Clone, Copy, Debug)]
@@ -32,42 +32,6 @@ impl Calibrator for InterpreterCalibrator {
             rows.extend(outputs[0].as_real().chunks_exact(width).map(<[f64]>::to_vec));
         }
         Ok(statistics_of(&rows))
-    }
-
-    fn input_drift(
-        &mut self,
-        _: &Graph,
-        _: &WeightStore,
-        _: ValueId,
-        _: Option<ValueId>,
-        _: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<Option<InputDrift>> {
-        Ok(None)
-    }
-
-    fn enter_part(
-        &mut self,
-        _: &Graph,
-        _: &WeightStore,
-        _: Part,
-        _: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn part_gradient(
-        &mut self,
-        _: &Graph,
-        _: &WeightStore,
-        _: &[(WeightName, Vec<f32>)],
-        _: Option<u64>,
-        _: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<PartGradient> {
-        Err(Error::new(ErrorKind::Uncalibrated))
-    }
-
-    fn leave_part(&mut self) -> Result<()> {
-        Ok(())
     }
 
     fn divergence(

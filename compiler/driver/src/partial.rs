@@ -41,8 +41,8 @@ enum State {
     Open {
         lock: File,
     },
-    /// Another compile uses the folder, or it cannot be written.
-    Off,
+    /// Not to be used, and why.
+    Off(String),
 }
 
 impl PartialResults {
@@ -69,9 +69,21 @@ impl PartialResults {
         self.resumed.borrow().len() as u64
     }
 
+    /// Why an interruption would have lost what was worked out, if so.
+    pub(crate) fn problem(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            State::Off(reason) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    fn failure(&self, e: &std::io::Error) -> String {
+        format!("{} cannot be written: {e}", self.folder.display())
+    }
+
     /// Forgets everything: the artifact is there.
     pub(crate) fn remove(&self) {
-        if let State::Open { lock } = self.state.replace(State::Off) {
+        if let State::Open { lock } = self.state.replace(State::Off("the artifact is there".to_owned())) {
             drop(lock);
             // What stays behind costs disk and nothing else.
             let _ = std::fs::remove_dir_all(&self.folder);
@@ -87,7 +99,8 @@ impl PartialResults {
             }
             *state = match self.open() {
                 Ok(Some(lock)) => State::Open { lock },
-                Ok(None) | Err(_) => State::Off,
+                Ok(None) => State::Off(format!("another compile uses {}", self.folder.display())),
+                Err(e) => State::Off(self.failure(&e)),
             };
         }
         matches!(*state, State::Open { .. })
@@ -151,8 +164,10 @@ impl Journal for PartialResults {
 
     fn put(&self, key: &str, value: &[u8]) {
         // On a full disk the compile itself will say so, where it matters.
-        if self.is_open(true) && self.write(key, value).is_err() {
-            *self.state.borrow_mut() = State::Off;
+        if self.is_open(true)
+            && let Err(e) = self.write(key, value)
+        {
+            *self.state.borrow_mut() = State::Off(self.failure(&e));
         }
     }
 }
@@ -258,6 +273,8 @@ mod tests {
         let beside = results(&out, "a");
         assert_eq!(beside.get("x"), None);
         beside.put("y", b"value");
+        assert!(beside.problem().is_some_and(|p| p.starts_with("another compile uses ")));
+        assert_eq!(first.problem(), None);
         beside.remove();
         assert!(first.get("y").is_none() && first.get("x").is_some());
         drop(first);
@@ -267,5 +284,10 @@ mod tests {
         last.put("x", b"value");
         last.remove();
         assert!(!out.exists());
+        // A file stands where the folder would.
+        std::fs::write(&out, b"").unwrap();
+        let blocked = results(&out, "a");
+        blocked.put("x", b"value");
+        assert!(blocked.problem().is_some_and(|p| p.contains("partial cannot be written: ")));
     }
 }

@@ -16,6 +16,8 @@ pub struct CompileReport {
     pub passes: Vec<PassRow>,
     /// Tensors whose codes an interrupted compile had chosen.
     pub resumed_tensors: u64,
+    /// Why this compile could not have been resumed, if it could not.
+    pub not_resumable: Option<String>,
     /// What passes measured.
     pub metrics: Vec<Metric>,
     /// Packed tensors in file order.

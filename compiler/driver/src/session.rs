@@ -229,6 +229,7 @@ impl Session {
         report.passes = passes.passes.into_iter().map(Into::into).collect();
         report.metrics = passes.metrics;
         report.resumed_tensors = partial.as_ref().map_or(0, PartialResults::resumed);
+        report.not_resumable = partial.as_ref().and_then(PartialResults::problem);
         if let Some(stop) = &self.stop
             && (passes.stopped || matches!(stop, Stop::Phase(p) if *p < Phase::Lower))
         {
@@ -450,6 +451,7 @@ impl Session {
             phases: Vec::new(),
             passes: Vec::new(),
             resumed_tensors: 0,
+            not_resumable: None,
             metrics: Vec::new(),
             tensors: Vec::new(),
             formats: Vec::new(),

@@ -2,7 +2,7 @@
 //!
 //! Passes ask; whoever runs the pipeline answers, for running a model over text is no business of a pass.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
 
 /// Second moments of the rows `X` `[n_tokens, K]` that reach one value during calibration.
@@ -139,7 +139,7 @@ pub trait Calibrator {
 
     /// How far `input` has drifted from what it is without encoded weights, and beside it `sum`, a value computed before it.
     /// To be asked after the statistics of `input`, before anything it depends on changes again. `None` when there is
-    /// no text to run both models on, only statistics.
+    /// no text to run both models on, only statistics, as by default.
     ///
     /// # Errors
     /// As [`Calibrator::input_statistics`].
@@ -150,10 +150,14 @@ pub trait Calibrator {
         input: ValueId,
         sum: Option<ValueId>,
         progress: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<Option<InputDrift>>;
+    ) -> Result<Option<InputDrift>> {
+        let _ = (graph, weights, input, sum, progress);
+        Ok(None)
+    }
 
     /// Runs the model up to a part, and remembers what goes in: everything before it has been encoded for good. Parts are to be
-    /// entered in topological order, before statistics of values within are asked for. Whether there is text to run on.
+    /// entered in topological order, before statistics of values within are asked for. Whether there is text to run on; by
+    /// default there is none.
     ///
     /// # Errors
     /// As [`Calibrator::input_statistics`].
@@ -163,7 +167,10 @@ pub trait Calibrator {
         weights: &WeightStore,
         part: Part,
         progress: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<bool>;
+    ) -> Result<bool> {
+        let _ = (graph, weights, part, progress);
+        Ok(false)
+    }
 
     /// How far the output of the part entered last, computed with other values of some of its weights, is from what the
     /// uncompressed model gives there; with derivatives for a `batch` of the text, numbered without end, and without
@@ -179,13 +186,18 @@ pub trait Calibrator {
         changed: &[(WeightName, Vec<f32>)],
         batch: Option<u64>,
         progress: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<PartGradient>;
+    ) -> Result<PartGradient> {
+        let _ = (graph, weights, changed, batch, progress);
+        Err(Error::new(ErrorKind::Uncalibrated))
+    }
 
     /// Forgets what was computed behind the beginning of the part entered last: its weights have changed since.
     ///
     /// # Errors
     /// As [`Calibrator::input_statistics`].
-    fn leave_part(&mut self) -> Result<()>;
+    fn leave_part(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Mean Kullback-Leibler divergence, in nats, of the model's predictions with the values of some weights changed from those
     /// with the weights as they are, over a part of the calibration text. `from` is a value computed before any of

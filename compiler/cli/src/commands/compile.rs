@@ -462,6 +462,9 @@ pub fn render(r: &CompileReport) -> String {
     if r.resumed_tensors > 0 {
         out.push_str(&format!("resumed: codes of {} tensors had been chosen before\n", r.resumed_tensors));
     }
+    if let Some(reason) = &r.not_resumable {
+        out.push_str(&format!("had it been interrupted, all would have been lost: {reason}\n"));
+    }
     let before: u64 = r.inputs.iter().map(|i| i.bytes).sum();
     for f in &r.formats {
         let size = bytes_text(f.bytes);

@@ -23,14 +23,8 @@ pub(crate) fn gradients(
     wanted: &[bool],
 ) -> Result<Vec<Option<Vec<f32>>>> {
     let wrong = || dense::unsupported(graph, node);
-    let real = |i: usize| match operands.get(i) {
-        Some(Operand::Real(v)) => Ok(*v),
-        _ => Err(wrong()),
-    };
-    let index = |i: usize| match operands.get(i) {
-        Some(Operand::Index(v)) => Ok(*v),
-        _ => Err(wrong()),
-    };
+    let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
+    let index = |i: usize| operands.get(i).and_then(Operand::index).ok_or_else(wrong);
     let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
     let want = |i: usize| wanted.get(i).copied().unwrap_or(false);
     let dy = gradient;

@@ -16,6 +16,22 @@ pub(crate) enum Operand<'a> {
     Index(&'a [i32]),
 }
 
+impl<'a> Operand<'a> {
+    pub(crate) fn real(&self) -> Option<&'a [f32]> {
+        match self {
+            Operand::Real(v) => Some(v),
+            Operand::Index(_) => None,
+        }
+    }
+
+    pub(crate) fn index(&self) -> Option<&'a [i32]> {
+        match self {
+            Operand::Index(v) => Some(v),
+            Operand::Real(_) => None,
+        }
+    }
+}
+
 /// Evaluates a node of one output. `widths` holds the last dimension of each operand; tokens are one sequence that begins at
 /// position 0.
 ///
@@ -29,14 +45,8 @@ pub(crate) fn evaluate(
 ) -> Result<Vec<f32>> {
     let op = graph.op(node);
     let wrong = || unsupported(graph, node);
-    let real = |i: usize| match operands.get(i) {
-        Some(Operand::Real(v)) => Ok(*v),
-        _ => Err(wrong()),
-    };
-    let index = |i: usize| match operands.get(i) {
-        Some(Operand::Index(v)) => Ok(*v),
-        _ => Err(wrong()),
-    };
+    let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
+    let index = |i: usize| operands.get(i).and_then(Operand::index).ok_or_else(wrong);
     let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
     let shape = |i: usize| graph.ty(graph.inputs_of(node)[i]).shape.clone();
     Ok(match op {
