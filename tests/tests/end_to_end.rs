@@ -368,8 +368,10 @@ fn comparisons_and_certificates_agree_with_the_logits() {
         let windows = Windows::new(&model, HELD_OUT_TEXT, certificate.context, Some(2)).expect("windows");
         windows.check_reference(&model, &reference, HELD_OUT_TEXT).expect("the same tokens");
         let compared =
-            evaluate::compare(&model, &reference, &windows, |_, _| ()).expect("a comparison").quality;
-        assert_eq!(compared.rounded(), certificate.quality, "{name}");
+            evaluate::compare(&[model.clone(), reference.clone()], &reference, &windows, |_, _| ())
+                .expect("comparisons");
+        assert_eq!(compared[0].quality.rounded(), certificate.quality, "{name}");
+        assert_eq!(compared[1].quality.kld, 0.0, "{name}: the reference against itself");
 
         let bos = model.tokenizer().expect("a tokenizer").encode("", true).expect("ids").first().copied();
         let context = windows.context();

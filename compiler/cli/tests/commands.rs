@@ -236,6 +236,20 @@ fn eval_against_a_reference_measures_what_was_lost() {
     let shown = text(&against);
     assert!(shown.contains("KLD, 99.9 %") && shown.contains("same top token"), "{shown}");
 
+    // Beside others a model scores what it scores alone.
+    let several = ["eval", &reference.artifact, &c.artifact, &reference.artifact];
+    let several = [&several[..], &against[2..]].concat();
+    let all = json(&[&several[..], &["--json"]].concat());
+    assert_eq!(all.as_array().map(Vec::len), Some(3));
+    assert_eq!((all[0]["kld"].as_f64(), all[2]["kld"].as_f64()), (Some(0.0), Some(0.0)));
+    assert_eq!((&all[1]["kld"], &all[1]["ppl"]), (&r["kld"], &r["ppl"]));
+    assert_eq!(all[1]["file"], Value::from(c.artifact.as_str()));
+    assert_eq!(all[1]["bytes"].as_u64(), fs::metadata(&c.artifact).ok().map(|m| m.len()));
+    let shown = text(&several);
+    assert!(shown.contains("KLD 99 %") && shown.lines().count() == 4, "{shown}");
+    let nothing = failure(2, &["eval", &c.artifact, &reference.artifact, "--text", base[3]]);
+    assert!(nothing.contains("add --against"), "{nothing}");
+
     let itself = [&base[..], &["--against", &c.artifact, "--json"]].concat();
     let r = json(&itself);
     assert_eq!((r["kld"].as_f64(), r["top1"].as_f64()), (Some(0.0), Some(1.0)));

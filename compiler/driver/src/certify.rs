@@ -17,6 +17,7 @@ use attar_pass::{Family, MetricValue, Phase, Preset, Recipe};
 use attar_runtime::{ErrorKind as RunError, Model, OpenOptions, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::slice;
 
 /// Whether an artifact gets a certificate, and on which text.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -182,11 +183,13 @@ fn measure(
         reference(options, &model, clock)?
     };
     let total = windows.count() as u64;
-    let mut progress = |done: usize, _: f64| {
+    let mut progress = |done: usize, _: &[f64]| {
         clock.tell(Event::Progress { phase: Phase::Certify, what: "windows", done: done as u64, total });
     };
-    progress(0, 0.0);
-    let comparison = evaluate::compare(&model, &reference, &windows, progress).map_err(fail)?;
+    progress(0, &[]);
+    let mut compared =
+        evaluate::compare(slice::from_ref(&model), &reference, &windows, progress).map_err(fail)?;
+    let comparison = compared.remove(0);
     Ok((windows.tokens().len() as u64, model.target().to_owned(), preset.name(), comparison))
 }
 

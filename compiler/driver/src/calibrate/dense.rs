@@ -1,13 +1,15 @@
 //! Dense f32 evaluation of single ops, fast enough for whole models.
 //!
-//! The meaning of each op is that of `attar_ir`'s interpreter, rounded to f32 and summed in another order. Everything
-//! here runs on one thread: windows of text are what is computed in parallel, so no result depends on threads.
+//! The meaning of each op is that of `attar_ir`'s interpreter, rounded to f32 and summed in another order. Windows of text
+//! are computed in parallel, each on one thread, or outputs of a layer are, in parts of a fixed size: no result depends on
+//! the number of threads.
 
 use attar_ir::ops::{Attention, Rope};
 use attar_ir::{Graph, NodeId, Op, OpKind};
 use attar_pass::{Error, ErrorKind, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
 
 /// An operand: numbers, or the indices a step is made of.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +121,37 @@ pub(crate) fn linear(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Ve
     let y = MatMut::from_row_major_slice_mut(&mut out, rows, n);
     matmul(y, Accum::Add, x, w.transpose(), 1.0, Par::Seq);
     out
+}
+
+/// Outputs of a linear layer that one thread computes at a time.
+const OUTPUTS: usize = 512;
+
+/// [`linear`] of several windows at once: weights are prepared once for all of their rows, and threads share out the outputs.
+pub(crate) fn linear_of_all(
+    windows: &[&[f32]],
+    w: &[f32],
+    k: usize,
+    bias: Option<&[f32]>,
+) -> Vec<Vec<f32>> {
+    let n = w.len() / k;
+    let x = windows.concat();
+    let mut out = vec![0.0f32; x.len() / k * n];
+    if let Some(bias) = bias {
+        out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
+    }
+    let x = MatRef::from_row_major_slice(&x, x.len() / k, k);
+    let mut left = MatMut::from_row_major_slice_mut(&mut out, x.nrows(), n);
+    let mut parts = Vec::with_capacity(n.div_ceil(OUTPUTS));
+    for w in w.chunks(OUTPUTS * k) {
+        let (part, others) = left.split_at_col_mut(w.len() / k);
+        parts.push((part, MatRef::from_row_major_slice(w, w.len() / k, k)));
+        left = others;
+    }
+    parts.into_par_iter().for_each(|(y, w)| matmul(y, Accum::Add, x, w.transpose(), 1.0, Par::Seq));
+    let mut results: Vec<Vec<f32>> =
+        windows.iter().rev().map(|x| out.split_off(out.len() - x.len() / k * n)).collect();
+    results.reverse();
+    results
 }
 
 fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64) -> Vec<f32> {

@@ -14,6 +14,7 @@ use attar_pass::{Error, ErrorKind, InputDrift, InputStatistics, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A run over windows of tokens, each a sequence of its own from position 0.
@@ -269,27 +270,42 @@ impl SequentialRun {
         let last_use = last_uses(graph, &stage.nodes);
         for (time, id) in stage.nodes.iter().enumerate() {
             let inputs = graph.inputs_of(*id);
-            let mut read = BTreeMap::new();
+            let mut read: BTreeMap<NodeId, Cow<'_, [f32]>> = BTreeMap::new();
             for v in &inputs {
                 if let OpKind::Weight(w) = graph.op(v.node) {
                     let values = match changed.get(&*w.name) {
-                        Some(values) => values.to_vec(),
-                        None => weights.read_f32(&w.name)?,
+                        Some(values) => Cow::Borrowed(*values),
+                        None => Cow::Owned(weights.read_f32(&w.name)?),
                     };
                     read.insert(v.node, values);
                 }
             }
-            known.par_iter_mut().enumerate().try_for_each(|(window, values)| {
-                let weight = |node| read.get(&node).map(Vec::as_slice);
-                let result = evaluate(graph, *id, &inputs, &weight, values, &self.indices(window))?;
+            let weight = |v: ValueId| read.get(&v.node).map(|w| &**w);
+            let linear = matches!(graph.op(*id), OpKind::Linear(_)).then(|| weight(inputs[1])).flatten();
+            let results = match linear {
+                Some(w) => {
+                    let missing = || damaged(graph, inputs[0], "was not computed");
+                    let x = known.iter().map(|values| values.get(&inputs[0]).map(Vec::as_slice));
+                    let x: Vec<&[f32]> = x.collect::<Option<_>>().ok_or_else(missing)?;
+                    let bias = inputs.get(2).copied().and_then(weight);
+                    dense::linear_of_all(&x, w, widths(graph, &inputs)[1], bias)
+                }
+                None => {
+                    let of_window = |(window, values): (usize, &BTreeMap<ValueId, Vec<f32>>)| {
+                        let weight = |node| weight(ValueId { node, slot: 0 });
+                        evaluate(graph, *id, &inputs, &weight, values, &self.indices(window))
+                    };
+                    known.par_iter().enumerate().map(of_window).collect::<Result<_>>()?
+                }
+            };
+            for (values, result) in known.iter_mut().zip(results) {
                 values.insert(ValueId { node: *id, slot: 0 }, result);
                 for v in &inputs {
                     if last_use.get(v) == Some(&time) && *v != value {
                         values.remove(v);
                     }
                 }
-                Ok::<(), Error>(())
-            })?;
+            }
         }
         let take = |mut values: BTreeMap<ValueId, Vec<f32>>| {
             values.remove(&value).ok_or_else(|| damaged(graph, value, "was not computed"))

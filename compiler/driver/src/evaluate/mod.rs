@@ -156,29 +156,34 @@ pub struct Comparison {
     pub quality: Quality,
 }
 
-/// Compares a model with a reference. `windows` must have passed [`Windows::check_reference`]. After each window `progress`
-/// gets the number of windows done and the mean divergence so far.
+/// Compares models with a reference, which reads each window once for all of them; in the order of `models`. `windows`
+/// must have passed [`Windows::check_reference`] for each. After each window `progress` gets the number of windows done and
+/// the mean divergence of each model so far.
 ///
 /// # Errors
 /// Those of the engine; [`Error::NotFinite`].
 pub fn compare(
-    model: &Model,
+    models: &[Model],
     reference: &Model,
     windows: &Windows,
-    mut progress: impl FnMut(usize, f64),
-) -> Result<Comparison> {
-    let engine = |m: &Model| Engine::new(m.clone(), windows.context, 1);
-    let mut engines = [engine(model)?, engine(reference)?];
-    let mut divergence = Divergence::default();
+    mut progress: impl FnMut(usize, &[f64]),
+) -> Result<Vec<Comparison>> {
+    let mut engines = Vec::with_capacity(models.len() + 1);
+    for model in models.iter().chain([reference]) {
+        engines.push(Engine::new(model.clone(), windows.context, 1)?);
+    }
+    let mut divergences = vec![Divergence::default(); models.len()];
     for i in 0..windows.count {
-        read_window(&mut engines, &windows.window(i), &mut |rows, targets| match rows {
-            [rows, reference] => divergence.add_rows(rows, reference, targets),
-            _ => Ok(()),
+        read_window(&mut engines, &windows.window(i), &mut |rows, targets| {
+            let Some((reference, rows)) = rows.split_last() else { return Ok(()) };
+            divergences.iter_mut().zip(rows).try_for_each(|(d, rows)| d.add_rows(rows, reference, targets))
         })
         .map_err(|e| e.within(i))?;
-        progress(i + 1, divergence.mean());
+        let means: Vec<f64> = divergences.iter().map(Divergence::mean).collect();
+        progress(i + 1, &means);
     }
-    Ok(Comparison { windows: windows.count, context: windows.context, quality: divergence.quality() })
+    let (windows, context) = (windows.count, windows.context);
+    Ok(divergences.iter().map(|d| Comparison { windows, context, quality: d.quality() }).collect())
 }
 
 /// Takes the logits `[R, V]` of every model at R scored positions, and the R tokens that follow them.

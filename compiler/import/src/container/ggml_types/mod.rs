@@ -36,6 +36,7 @@ pub use self::q6_k::Q6_K;
 pub use self::q8_0::Q8_0;
 
 use half::f16 as Half;
+use rayon::prelude::*;
 
 /// One block type.
 pub struct GgmlType {
@@ -91,10 +92,12 @@ impl GgmlType {
         blocks.checked_mul(self.block_bytes as u64)
     }
 
-    /// Decodes whole blocks.
+    /// Decodes whole blocks, on several threads where there are many.
     pub fn decode_all(&self, bytes: &[u8]) -> Vec<f32> {
+        const AT_ONCE: usize = 1 << 12;
         let mut out = vec![0f32; bytes.len() / self.block_bytes * self.block_values];
-        (self.decode)(bytes, &mut out);
+        let values = out.par_chunks_mut(AT_ONCE * self.block_values);
+        values.zip(bytes.par_chunks(AT_ONCE * self.block_bytes)).for_each(|(y, b)| (self.decode)(b, y));
         out
     }
 
