@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use attar_passes as _;
 
 /// Folder, package, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 13] = [
+const CRATES: [(&str, &str, &[&str]); 14] = [
     ("runtime/format", "attar-format", &[]),
     ("runtime/artifact", "attar-artifact", &["attar-format"]),
     ("runtime/engine", "attar-runtime", &["attar-artifact", "attar-format"]),
@@ -25,6 +25,7 @@ const CRATES: [(&str, &str, &[&str]); 13] = [
         "attar-codegen-cpu",
         &["attar-artifact", "attar-format", "attar-ir", "attar-kernel"],
     ),
+    ("compiler/codegen-cuda", "attar-codegen-cuda", &["attar-artifact", "attar-format", "attar-kernel"]),
     (
         "compiler/driver",
         "attar-compiler",

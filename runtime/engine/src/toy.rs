@@ -82,7 +82,7 @@ pub(crate) fn model(threads: usize) -> Model {
     let arena = Arg::Arena { offset: Extent::fixed(64), len: Extent::per_token(4) };
     let launch = |kernel: &str, args, grid| {
         let kernel = kernel.to_owned();
-        Launch { kernel, args, grid, weight_bytes: 0, note: String::new(), tail: false }
+        Launch { kernel, args, grid, weight_bytes: 0, note: String::new(), tail: false, blocks: None }
     };
     let (stride, keys) = (Arg::BlockTableStride, Arg::Keys { layer: 1 });
     let launches = vec![
