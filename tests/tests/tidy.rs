@@ -32,6 +32,7 @@ const CRATES: [(&str, &str, &[&str]); 14] = [
         &[
             "attar-artifact",
             "attar-codegen-cpu",
+            "attar-codegen-cuda",
             "attar-format",
             "attar-import",
             "attar-ir",
