@@ -52,6 +52,7 @@ const CRATES: [(&str, &str, &[&str]); 14] = [
         "attar-tests",
         &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-ir", "attar-pass", "attar-passes"],
     ),
+    ("tests/ptx", "attar-ptx", &[]),
     (
         "benches",
         "attar-benches",
