@@ -112,6 +112,11 @@ impl Shared {
         }
     }
 
+    /// As [`Shared::describe`], of an address.
+    pub(crate) fn describe_address(&self, address: u64) -> (String, usize) {
+        self.describe(address.wrapping_sub(SHARED_BASE) as usize)
+    }
+
     fn offset(&self, access: Access, address: u64, len: usize) -> Result<usize, ErrorKind> {
         let offset = address.wrapping_sub(SHARED_BASE) as i64;
         if let Ok(start) = usize::try_from(offset)
