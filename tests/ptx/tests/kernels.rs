@@ -1,54 +1,9 @@
 //! Kernels that NVRTC compiled (`kernels/*.cu` and the text it made of them), against what they should compute.
 
-use attar_ptx::{Launch, Memory, Module, Param, Stats};
+mod harness;
 
-fn module(name: &str) -> Module {
-    let path = format!("{}/tests/kernels/{name}.ptx", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    Module::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-fn floats(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn ints(values: &[i32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn as_floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
-}
-
-fn as_ints(bytes: &[u8]) -> Vec<i32> {
-    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
-}
-
-/// Runs in both modes, which must agree.
-fn run(
-    module: &Module,
-    memory: &mut Memory,
-    kernel: &str,
-    grid: u32,
-    block: u32,
-    dynamic_shared: usize,
-    params: &[Param],
-) -> Stats {
-    let launch = Launch { kernel, grid: [grid, 1, 1], block: [block, 1, 1], dynamic_shared, params };
-    let both = module.launch_both(memory, &launch).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(both.differing, Vec::<String>::new(), "{kernel}");
-    both.stats
-}
-
-/// Numbers that look random and are the same everywhere.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| next() + next()).collect()
-}
+use attar_ptx::{Launch, Memory};
+use harness::*;
 
 #[test]
 fn saxpy() {
@@ -279,31 +234,6 @@ fn lanes_part_and_come_back() {
     assert_eq!(as_ints(memory.bytes(y)), expected);
 }
 
-fn bf16_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
-}
-
-fn rounded(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| half::bf16::from_f32(*v).to_f64()).collect()
-}
-
-/// `a[m, k] b[n, k]ᵀ` in double precision.
-fn product(a: &[f64], b: &[f64], n: usize, depth: usize) -> Vec<f64> {
-    let rows = a.chunks_exact(depth);
-    rows.flat_map(|a| {
-        let dot = move |b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        b.chunks_exact(depth).take(n).map(dot)
-    })
-    .collect()
-}
-
-fn assert_close(got: &[f32], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len());
-    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        assert!((f64::from(*got) - expected).abs() <= tolerance, "at {i}: {got}, expected {expected}");
-    }
-}
-
 #[test]
 fn rms_norm() {
     let module = module("norm.sm_90a");
@@ -419,17 +349,6 @@ fn matrices_are_transposed_on_the_way() {
         let expected: Vec<u8> = (0..64u16).flat_map(|i| ((i % 8 * 8 + i / 8) * 257).to_le_bytes()).collect();
         assert_eq!(memory.bytes(into), expected);
     }
-}
-
-/// Rows of 16 as core matrices of 8 rows by 16 bytes: the two along a row first, then down.
-fn core_matrices(v: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; 64 * 16];
-    for r in 0..64 {
-        for k in 0..16 {
-            out[r / 8 * 128 + k / 8 * 64 + r % 8 * 8 + k % 8] = v[r * 16 + k];
-        }
-    }
-    out
 }
 
 #[test]

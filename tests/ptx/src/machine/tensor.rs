@@ -58,8 +58,33 @@ pub(crate) struct Mma {
     pub(crate) saturate: bool,
 }
 
-/// The value of an element of a matrix operand, exactly.
-pub(crate) fn element(ty: Type, bits: u64) -> f64 {
+/// The values of the elements in a register, exactly, from the lowest.
+pub(crate) fn elements(ty: Type, word: u64) -> ([f64; 8], usize) {
+    let mut out = [0.0; 8];
+    let bits = ty.bits();
+    let n = 32 / bits as usize;
+    match ty {
+        // The formats of most products, without the tests of the others.
+        Type::Bf16 => {
+            out[0] = f64::from(f32::from_bits((word as u32) << 16));
+            out[1] = f64::from(f32::from_bits(word as u32 & 0xffff_0000));
+        }
+        Type::S8 => {
+            for (out, byte) in out.iter_mut().zip((word as u32).to_le_bytes()) {
+                *out = f64::from(byte as i8);
+            }
+        }
+        _ => {
+            for (i, out) in out.iter_mut().enumerate().take(n) {
+                *out = element(ty, word >> (i as u32 * bits));
+            }
+        }
+    }
+    (out, n)
+}
+
+/// The value of one element.
+fn element(ty: Type, bits: u64) -> f64 {
     let bits = truncate(bits, ty.bits());
     match ty {
         Type::F16 => f64::from(crate::arith::half_float::f16_value(bits as u16)),
@@ -235,23 +260,21 @@ impl Block<'_> {
     fn mma(&mut self, warp: &mut Warp, mma: &Mma) -> Result<(), Fault> {
         let mut a = [[0f64; DEEPEST]; 16];
         let mut b = [[0f64; COLUMNS]; DEEPEST];
-        let (a_bits, b_bits) = (mma.a_type.bits(), mma.b_type.bits());
-        let (a_per, b_per) = (32 / a_bits as usize, 32 / b_bits as usize);
         for (q, src) in mma.a.iter().enumerate() {
             let mut scratch = [0; WARP];
             for (lane, value) in warp.get(&self.fixed, *src, !0, &mut scratch)?.iter().enumerate() {
-                let (row, column) = a_place(lane, q, a_per);
-                for i in 0..a_per {
-                    a[row][column + i] = element(mma.a_type, value >> (i as u32 * a_bits));
-                }
+                let (values, per) = elements(mma.a_type, *value);
+                let (row, column) = a_place(lane, q, per);
+                a[row][column..column + per].copy_from_slice(&values[..per]);
             }
         }
         for (q, src) in mma.b.iter().enumerate() {
             let mut scratch = [0; WARP];
             for (lane, value) in warp.get(&self.fixed, *src, !0, &mut scratch)?.iter().enumerate() {
-                let k = lane % 4 * b_per + q * 4 * b_per;
-                for i in 0..b_per {
-                    b[k + i][lane / 4] = element(mma.b_type, value >> (i as u32 * b_bits));
+                let (values, per) = elements(mma.b_type, *value);
+                let k = lane % 4 * per + q * 4 * per;
+                for (row, value) in b[k..k + per].iter_mut().zip(values) {
+                    row[lane / 4] = value;
                 }
             }
         }

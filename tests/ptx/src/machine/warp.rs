@@ -68,14 +68,12 @@ impl Warp {
         let first = index as u32 * WARP as u32;
         let live = (threads - first).min(WARP as u32);
         let alive = if live == 32 { !0 } else { (1 << live) - 1 };
-        let mut tid = [[0; WARP]; 3];
-        for lane in 0..WARP {
+        let [x, y, _] = fixed.ntid;
+        let place = |lane: usize| {
             let thread = first + lane as u32;
-            let [x, y, _] = fixed.ntid;
-            tid[0][lane] = u64::from(thread % x);
-            tid[1][lane] = u64::from(thread / x % y);
-            tid[2][lane] = u64::from(thread / x / y);
-        }
+            [thread % x, thread / x % y, thread / x / y]
+        };
+        let tid = [0, 1, 2].map(|axis| std::array::from_fn(|lane| u64::from(place(lane)[axis])));
         Warp {
             index,
             regs: vec![[0; WARP]; registers],

@@ -3,7 +3,7 @@
 //! Each warp computes its sixteen rows when it issues the instruction. Until it waits for the group, the sums may not be
 //! used and the operands in shared memory not be overwritten.
 
-use super::tensor::{a_place, decode_sum, element, encode_sum};
+use super::tensor::{a_place, decode_sum, elements, encode_sum};
 use super::warp::Warp;
 use super::{Block, Fault, Fixed};
 use crate::code::{PredSrc, Reg, Src};
@@ -236,16 +236,13 @@ impl Block<'_> {
         registers: &[Src],
         depth: usize,
     ) -> Result<Vec<Vec<f64>>, Fault> {
-        let bits = op.a_type.bits();
-        let per = 32 / bits as usize;
         let mut rows = vec![vec![0.0; depth]; 16];
         for (q, src) in registers.iter().enumerate() {
             let mut scratch = [0; WARP];
             for (lane, value) in warp.get(&self.fixed, *src, !0, &mut scratch)?.iter().enumerate() {
+                let (values, per) = elements(op.a_type, *value);
                 let (row, column) = a_place(lane, q, per);
-                for i in 0..per {
-                    rows[row][column + i] = element(op.a_type, value >> (i as u32 * bits));
-                }
+                rows[row][column..column + per].copy_from_slice(&values[..per]);
             }
         }
         Ok(rows)
@@ -265,7 +262,6 @@ impl Block<'_> {
     ) -> Result<Vec<Vec<f64>>, Fault> {
         let who = Who { warp: warp.index as u8, lane: ASYNC_LANE };
         let mut rows = vec![vec![0.0; depth]; outer.len()];
-        let bytes = ty.bytes();
         // Pieces are visited once each, along whichever direction they lie.
         let (outer_step, inner_step) =
             if matrix.transposed { (matrix.per_piece, 1) } else { (1, matrix.per_piece) };
@@ -275,12 +271,15 @@ impl Block<'_> {
                 self.shared.begin_read(who, address, 16, "wgmma", line)?;
                 reads.push(address);
                 let piece = self.shared.peek(address, 16)?;
-                for (n, value) in piece.chunks_exact(bytes).enumerate() {
-                    let mut word = [0u8; 8];
-                    word[..bytes].copy_from_slice(value);
-                    let value = element(ty, u64::from_le_bytes(word));
-                    let (o, i) = if matrix.transposed { (o + n, i) } else { (o, i + n) };
-                    rows[o - outer.start][i] = value;
+                let words = piece.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+                let mut n = 0;
+                for word in words {
+                    let (values, per) = elements(ty, u64::from(word));
+                    for value in &values[..per] {
+                        let (o, i) = if matrix.transposed { (o + n, i) } else { (o, i + n) };
+                        rows[o - outer.start][i] = *value;
+                        n += 1;
+                    }
                 }
             }
         }
