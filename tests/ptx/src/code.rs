@@ -4,6 +4,9 @@ use crate::arith::bits::Permute;
 use crate::arith::compare::Compare;
 use crate::arith::convert::Convert;
 use crate::lanes::{Binary, Ternary, Unary};
+use crate::machine::async_copy::AsyncOp;
+use crate::machine::mbarrier::MbarrierOp;
+use crate::machine::tensor::TensorOp;
 use crate::memory::Space;
 use crate::shared::Named;
 use crate::types::Type;
@@ -398,6 +401,9 @@ pub(crate) enum Op {
         device: bool,
     },
     ProxyFence,
+    Tensor(Box<TensorOp>),
+    Async(Box<AsyncOp>),
+    Mbarrier(Box<MbarrierOp>),
 }
 
 /// A class of `testp`.

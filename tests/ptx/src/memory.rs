@@ -56,6 +56,8 @@ impl Buffer {
 type Mark = u32;
 
 const ATOMIC: Mark = 1 << 31;
+/// The mark of atomics of several blocks.
+const SEVERAL: Mark = !0xff;
 
 fn mark(block: u32, epoch: u16, atomic: bool) -> Mark {
     (block + 1) << 8 | u32::from(epoch.min(LAST_EPOCH)) | if atomic { ATOMIC } else { 0 }
@@ -331,7 +333,8 @@ impl Memory {
                 if conflicts(earlier, view, atomic) {
                     return Err(race(allocation, i, access, earlier, view));
                 }
-                allocation.marks[i] = mine;
+                let others = atomic && earlier & ATOMIC != 0 && mark_block(earlier) != view.block;
+                allocation.marks[i] = if others { SEVERAL } else { mine };
             }
         }
         allocation.data[offset..offset + len].copy_from_slice(bytes);
@@ -366,6 +369,10 @@ impl Memory {
 fn conflicts(mark: Mark, view: &BlockView, strong: bool) -> bool {
     if mark == 0 || (strong && mark & ATOMIC != 0) {
         return false;
+    }
+    if mark == SEVERAL {
+        // Whose updates are known is not told apart: who has synchronised with anybody may read.
+        return view.seen.is_empty();
     }
     let block = mark_block(mark);
     block != view.block && view.seen.get(&block).is_none_or(|epoch| *epoch <= (mark & 0xff) as u16)

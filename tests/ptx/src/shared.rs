@@ -71,7 +71,8 @@ pub(crate) struct Shared {
     split: FxHashMap<u32, [Cell; 4]>,
     /// Clocks of the last reads, per warp, of cells that several warps read.
     readers: Vec<Box<[u32]>>,
-    in_flight: FxHashMap<u32, InFlight>,
+    /// Per word, the last asynchronous operation there; empty until the first.
+    in_flight: Vec<InFlight>,
     variables: Vec<Named>,
     /// Per warp, its own clock.
     clocks: Vec<u32>,
@@ -92,7 +93,7 @@ impl Shared {
             cells: vec![Cell::default(); bytes.div_ceil(4)],
             split: FxHashMap::default(),
             readers: Vec::new(),
-            in_flight: FxHashMap::default(),
+            in_flight: Vec::new(),
             variables,
             clocks: vec![1; warps],
             known: vec![vec![0; warps]; warps],
@@ -110,6 +111,11 @@ impl Shared {
             Some(v) => (v.name.clone(), offset - v.offset),
             None => ("memory".to_owned(), offset),
         }
+    }
+
+    /// As [`Shared::describe`], of an address.
+    pub(crate) fn describe_address(&self, address: u64) -> (String, usize) {
+        self.describe(address.wrapping_sub(SHARED_BASE) as usize)
     }
 
     fn offset(&self, access: Access, address: u64, len: usize) -> Result<usize, ErrorKind> {
@@ -238,14 +244,12 @@ impl Shared {
         if self.check_races {
             let atomics = access == Access::Atomic && cell.atomic;
             // Several lanes may write the same value: whoever comes last, the value is that.
-            if !atomics && !self.before(cell.write, who) && !(access == Access::Write && unchanged) {
+            let harmless = atomics || (access == Access::Write && unchanged);
+            if !harmless && !self.before(cell.write, who) {
                 let earlier = if cell.atomic { Access::Atomic } else { Access::Write };
                 return Err(self.race(offset, access, who, earlier, cell.write));
             }
-            if writes
-                && !atomics
-                && let Some(mark) = self.unordered_read(cell.read, who)
-            {
+            if writes && let Some(mark) = self.unordered_read(cell.read, who) {
                 return Err(self.race(offset, access, who, Access::Read, mark));
             }
             let now = Mark { clock: self.clocks[who.warp as usize], warp: who.warp, lane: who.lane };
@@ -314,10 +318,17 @@ impl Shared {
     }
 
     fn pending(&self, access: Access, offset: usize) -> ErrorKind {
-        let flight = self.in_flight.get(&(offset as u32 / 4)).copied();
+        let flight = self.in_flight.get(offset / 4).copied();
         let flight = flight.unwrap_or(InFlight { what: "operation", line: 0 });
         let (buffer, offset) = self.describe(offset);
         ErrorKind::AsyncPending { access, buffer, offset, what: flight.what, line: flight.line }
+    }
+
+    fn note_flight(&mut self, offset: usize, len: usize, flight: InFlight) {
+        if self.in_flight.is_empty() {
+            self.in_flight = vec![InFlight { what: "operation", line: 0 }; self.cells.len()];
+        }
+        self.in_flight[offset / 4..(offset + len).div_ceil(4)].fill(flight);
     }
 
     fn each_cell(&mut self, offset: usize, len: usize, mut with: impl FnMut(&mut Cell)) {
@@ -326,7 +337,7 @@ impl Shared {
             let word = at / 4;
             let whole = at.is_multiple_of(4) && end - at >= 4;
             let stop = end.min((word + 1) * 4);
-            if whole && !self.split.contains_key(&(word as u32)) {
+            if whole && (self.split.is_empty() || !self.split.contains_key(&(word as u32))) {
                 with(&mut self.cells[word]);
             } else {
                 let cells = self.split.entry(word as u32).or_insert([self.cells[word]; 4]);
@@ -349,9 +360,7 @@ impl Shared {
         // The copy may land at once: what others do here without being ordered before it is a race.
         self.visit(who, Access::Write, offset, len, true, None)?;
         self.each_cell(offset, len, |cell| cell.incoming = true);
-        for word in offset / 4..(offset + len).div_ceil(4) {
-            self.in_flight.insert(word as u32, InFlight { what, line });
-        }
+        self.note_flight(offset, len, InFlight { what, line });
         Ok(())
     }
 
@@ -380,9 +389,7 @@ impl Shared {
         self.check_proxy(who, offset, len, what)?;
         self.visit(who, Access::Read, offset, len, false, None)?;
         self.each_cell(offset, len, |cell| cell.outgoing = cell.outgoing.saturating_add(1));
-        for word in offset / 4..(offset + len).div_ceil(4) {
-            self.in_flight.insert(word as u32, InFlight { what, line });
-        }
+        self.note_flight(offset, len, InFlight { what, line });
         Ok(())
     }
 

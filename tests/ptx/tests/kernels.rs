@@ -1,54 +1,9 @@
 //! Kernels that NVRTC compiled (`kernels/*.cu` and the text it made of them), against what they should compute.
 
-use attar_ptx::{Launch, Memory, Module, Param, Stats};
+mod harness;
 
-fn module(name: &str) -> Module {
-    let path = format!("{}/tests/kernels/{name}.ptx", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    Module::parse(&text).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-fn floats(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn ints(values: &[i32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn as_floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
-}
-
-fn as_ints(bytes: &[u8]) -> Vec<i32> {
-    bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
-}
-
-/// Runs in both modes, which must agree.
-fn run(
-    module: &Module,
-    memory: &mut Memory,
-    kernel: &str,
-    grid: u32,
-    block: u32,
-    dynamic_shared: usize,
-    params: &[Param],
-) -> Stats {
-    let launch = Launch { kernel, grid: [grid, 1, 1], block: [block, 1, 1], dynamic_shared, params };
-    let both = module.launch_both(memory, &launch).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(both.differing, Vec::<String>::new(), "{kernel}");
-    both.stats
-}
-
-/// Numbers that look random and are the same everywhere.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| next() + next()).collect()
-}
+use attar_ptx::{Launch, Memory};
+use harness::*;
 
 #[test]
 fn saxpy() {
@@ -277,4 +232,163 @@ fn lanes_part_and_come_back() {
     let expected: Vec<i32> =
         (0..64).map(|t| steps[t] + steps[t ^ 1] + i32::from(steps[t / 32 * 32] > 3)).collect();
     assert_eq!(as_ints(memory.bytes(y)), expected);
+}
+
+#[test]
+fn rms_norm() {
+    let module = module("norm.sm_90a");
+    let mut memory = Memory::new();
+    let (rows, width) = (3, 1024);
+    let (x, residual, weight) = (noise(rows * width, 10), noise(rows * width, 11), noise(width, 12));
+    let buffers = [&x, &residual, &weight].map(|v| memory.alloc("input", &bf16_bytes(v)));
+    let out = memory.alloc_uninit("out", rows * width * 2);
+    let params = [buffers[0].into(), buffers[1].into(), buffers[2].into(), out.into(), 1e-5f32.into()];
+    let stats = run(&module, &mut memory, "rms_norm", 3, 128, 0, &params);
+    assert_eq!(memory.unwritten(out), None);
+    // Every input once, in whole sectors.
+    let bytes = (3 * rows * width * 2) as u64;
+    assert_eq!((stats.global_read.bytes, stats.global_read.sectors * 32), (bytes, bytes));
+    let (x, residual, weight) = (rounded(&x), rounded(&residual), rounded(&weight));
+    for r in 0..rows {
+        let sum: Vec<f64> = (0..width).map(|i| x[r * width + i] + residual[r * width + i]).collect();
+        let scale = 1.0 / (sum.iter().map(|v| v * v).sum::<f64>() / width as f64 + 1e-5).sqrt();
+        for i in 0..width {
+            let at = (r * width + i) * 2;
+            let got =
+                half::bf16::from_le_bytes(memory.bytes(out)[at..at + 2].try_into().expect("two")).to_f64();
+            let expected = sum[i] * scale * weight[i];
+            // Half a unit in the last of 8 bits, and a little for single precision.
+            assert!((got - expected).abs() <= 2.0f64.powi(-8) * expected.abs() + 1e-6, "{got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn gemv_of_4_bits() {
+    let module = module("gemv.sm_90a");
+    let mut memory = Memory::new();
+    let (rows, depth) = (10, 2048);
+    let q: Vec<u32> = noise(rows * depth, 13).iter().map(|v| ((v + 1.0) * 8.0) as u32 & 15).collect();
+    let places = [0, 4, 1, 5, 2, 6, 3, 7];
+    let word = |q: &[u32]| q.iter().zip(places).fold(0u32, |w, (q, p)| w | q << (4 * p)).to_le_bytes();
+    let w: Vec<u8> = q.chunks_exact(8).flat_map(word).collect();
+    let f16_bytes =
+        |v: &[f32]| v.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect::<Vec<_>>();
+    let scales: Vec<f32> = noise(rows * depth / 128, 14).iter().map(|v| 0.02 + v.abs() * 0.01).collect();
+    let x = noise(depth, 15);
+    let params = [
+        memory.alloc("w", &w).into(),
+        memory.alloc("scales", &f16_bytes(&scales)).into(),
+        memory.alloc("x", &f16_bytes(&x)).into(),
+    ];
+    let y = memory.alloc_uninit("y", rows * 4);
+    let params = [&params[..], &[y.into(), (rows as i32).into()]].concat();
+    run(&module, &mut memory, "gemv_4bit", 3, 128, 0, &params);
+    let narrow = |v: f32| half::f16::from_f32(v).to_f64();
+    let expected: Vec<f64> = (0..rows)
+        .map(|r| {
+            let term = |k: usize| {
+                (f64::from(q[r * depth + k]) - 8.0) * narrow(scales[(r * depth + k) / 128]) * narrow(x[k])
+            };
+            (0..depth).map(term).sum()
+        })
+        .collect();
+    // Sums of four products in f16.
+    assert_close(&as_floats(memory.bytes(y)), &expected, 0.02);
+}
+
+#[test]
+fn gemm_by_mma_over_a_double_buffer() {
+    for target in ["sm_80", "sm_90a"] {
+        let module = module(&format!("mma.{target}"));
+        let mut memory = Memory::new();
+        let (m, n, depth) = (128, 64, 128);
+        let (a, b) = (noise(m * depth, 16), noise(n * depth, 17));
+        let (ba, bb) = (memory.alloc("a", &bf16_bytes(&a)), memory.alloc("b", &bf16_bytes(&b)));
+        let c = memory.alloc_uninit("c", m * n * 4);
+        let params = [ba.into(), bb.into(), c.into(), (n as i32).into(), (depth as i32).into()];
+        let launch = Launch {
+            kernel: "gemm_bf16",
+            grid: [1, 2, 1],
+            block: [128, 1, 1],
+            dynamic_shared: 0,
+            params: &params,
+        };
+        let both = module.launch_both(&mut memory, &launch).unwrap_or_else(|e| panic!("{e}"));
+        assert_close(&as_floats(memory.bytes(c)), &product(&rounded(&a), &rounded(&b), n, depth), 1e-5);
+        assert_eq!(both.stats.matrix_macs, (m * n * depth) as u64);
+        assert_eq!(both.stats.count("mma.sync").warps, (m * n * depth / (16 * 8 * 16)) as u64);
+        // The padding keeps ldmatrix free of conflicts.
+        assert_eq!(both.stats.shared_read.wavefronts, both.stats.shared_read.ideal_wavefronts);
+    }
+}
+
+#[test]
+fn integer_mma() {
+    let module = module("mma.sm_90a");
+    let mut memory = Memory::new();
+    let bytes = |n, seed| noise(n, seed).iter().map(|v| (v * 127.0) as i8).collect::<Vec<_>>();
+    let (a, b) = (bytes(16 * 32, 18), bytes(8 * 32, 19));
+    let raw = |v: &[i8]| v.iter().map(|b| *b as u8).collect::<Vec<_>>();
+    let (ba, bb) = (memory.alloc("a", &raw(&a)), memory.alloc("b", &raw(&b)));
+    let c = memory.alloc_uninit("c", 16 * 8 * 4);
+    run(&module, &mut memory, "mma_s8", 1, 32, 0, &[ba.into(), bb.into(), c.into()]);
+    let wide = |v: &[i8]| v.iter().map(|b| f64::from(*b)).collect::<Vec<_>>();
+    let expected: Vec<i32> = product(&wide(&a), &wide(&b), 8, 32).iter().map(|v| *v as i32 + 7).collect();
+    assert_eq!(as_ints(memory.bytes(c)), expected);
+}
+
+#[test]
+fn matrices_are_transposed_on_the_way() {
+    for target in ["sm_80", "sm_90a"] {
+        let module = module(&format!("mma.{target}"));
+        let mut memory = Memory::new();
+        let values: Vec<u8> = (0..64u16).flat_map(|v| (v * 257).to_le_bytes()).collect();
+        let (from, into) = (memory.alloc("in", &values), memory.alloc_uninit("out", 128));
+        run(&module, &mut memory, "transpose", 1, 32, 0, &[from.into(), into.into()]);
+        let expected: Vec<u8> = (0..64u16).flat_map(|i| ((i % 8 * 8 + i / 8) * 257).to_le_bytes()).collect();
+        assert_eq!(memory.bytes(into), expected);
+    }
+}
+
+#[test]
+fn wgmma_behind_bulk_copies() {
+    let module = module("wgmma.sm_90a");
+    let mut memory = Memory::new();
+    let steps = 5;
+    let (a, b) = (noise(steps * 1024, 20), noise(steps * 1024, 21));
+    let cores = |v: &[f32]| v.chunks(1024).flat_map(core_matrices).collect::<Vec<_>>();
+    let (ba, bb) = (memory.alloc("a", &bf16_bytes(&cores(&a))), memory.alloc("b", &bf16_bytes(&cores(&b))));
+    let c = memory.alloc_uninit("c", 64 * 64 * 4);
+    let params = [ba.into(), bb.into(), c.into(), (steps as i32).into()];
+    let stats = run(&module, &mut memory, "wgmma_bulk", 1, 128, 0, &params);
+    let mut expected = vec![0.0; 64 * 64];
+    for (a, b) in a.chunks(1024).zip(b.chunks(1024)) {
+        let part = product(&rounded(a), &rounded(b), 64, 16);
+        expected.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    assert_close(&as_floats(memory.bytes(c)), &expected, 1e-5);
+    assert_eq!(stats.async_bytes, (steps * 4096) as u64);
+}
+
+#[test]
+fn wgmma_of_swizzled_tiles() {
+    let module = module("wgmma.sm_90a");
+    let mut memory = Memory::new();
+    let (a, b) = (noise(4096, 22), noise(4096, 23));
+    let (ba, bb) = (memory.alloc("a", &bf16_bytes(&a)), memory.alloc("b", &bf16_bytes(&b)));
+    let c = memory.alloc_uninit("c", 64 * 64 * 4);
+    run(&module, &mut memory, "wgmma_swizzled", 1, 128, 0, &[ba.into(), bb.into(), c.into()]);
+    assert_close(&as_floats(memory.bytes(c)), &product(&rounded(&a), &rounded(&b), 64, 64), 1e-5);
+}
+
+#[test]
+fn bulk_copies_both_ways() {
+    let module = module("wgmma.sm_90a");
+    let mut memory = Memory::new();
+    let values: Vec<u8> = (0..3 * 4096).map(|i| (i * 7 % 251) as u8).collect();
+    let (from, into) = (memory.alloc("in", &values), memory.alloc_uninit("out", 3 * 4096));
+    run(&module, &mut memory, "bulk_through", 3, 64, 0, &[from.into(), into.into()]);
+    let expected: Vec<u8> = values.iter().map(|v| v.wrapping_add(1)).collect();
+    assert_eq!(memory.bytes(into), expected);
 }

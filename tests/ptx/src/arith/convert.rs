@@ -1,6 +1,7 @@
 //! `cvt`: between integers and floating-point formats, in every direction of rounding.
 
 use crate::arith::float::{flushed, saturated, single};
+use crate::arith::half_float::{self, Half};
 use crate::arith::small_float::{BF16, E4M3, E5M2, F16, Rounding, Small, int_odd, to_f32};
 use crate::types::{Kind, Type, sign_extend, truncate};
 
@@ -107,6 +108,11 @@ impl Convert {
         }
     }
 
+    /// To nearest, from a single, whose conversion to a double and back loses nothing.
+    fn is_plain(&self) -> bool {
+        self.from == Type::F32 && self.rounding == Rounding::Nearest && !self.finite
+    }
+
     fn whole(&self, x: f64) -> f64 {
         match self.rounding {
             Rounding::Nearest => x.round_ties_even(),
@@ -166,6 +172,8 @@ impl Convert {
                 };
                 u64::from((bits & !0x1fff).wrapping_add(if up { 0x2000 } else { 0 }))
             }
+            Type::F16 | Type::F16x2 if self.is_plain() => u64::from(half_float::F16::put(x as f32)),
+            Type::Bf16 | Type::Bf16x2 if self.is_plain() => u64::from(half_float::Bf16::put(x as f32)),
             _ => small_of(self.to).map_or(0, |s| u64::from(s.encode(x, rounding, self.finite))),
         }
     }

@@ -5,41 +5,88 @@ use crate::arith::float::flushed;
 use crate::arith::small_float::{Rounding, fma_odd, to_f32};
 use crate::lanes::{Binary, Ternary, Unary, binary, ternary, unary};
 use crate::types::Type;
-use half::{bf16, f16};
 
-/// What `f16` and `bf16` have in common here.
+/// What `f16` and `bf16` have in common here. Conversions are a few integer operations, so that loops over lanes become
+/// vector instructions.
 pub(crate) trait Half {
     fn get(bits: u16) -> f32;
+    /// Rounds to nearest, ties to even; NaN becomes the canonical one.
     fn put(x: f32) -> u16;
     /// Smallest positive normal number.
     const MIN_NORMAL: f32;
 }
 
-impl Half for f16 {
+#[derive(Debug)]
+pub(crate) enum F16 {}
+#[derive(Debug)]
+pub(crate) enum Bf16 {}
+
+impl Half for F16 {
+    #[inline]
     fn get(bits: u16) -> f32 {
-        f16::from_bits(bits).to_f32()
+        let size = u32::from(bits & 0x7fff);
+        // Moved to the exponent of a single, then scaled by the difference of the biases; subnormals come out right.
+        let scaled = (f32::from_bits(size << 13) * f32::from_bits(0x7780_0000)).to_bits();
+        let special = if size >= 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(scaled | special | u32::from(bits & 0x8000) << 16)
     }
+
+    #[inline]
     fn put(x: f32) -> u16 {
-        if x.is_nan() { 0x7fff } else { f16::from_f32(x).to_bits() }
+        let bits = x.to_bits();
+        let (sign, size) = ((bits >> 16) as u16 & 0x8000, bits & 0x7fff_ffff);
+        if size > 0x7f80_0000 {
+            return 0x7fff;
+        }
+        let magnitude = if size >= 0x4780_0000 {
+            0x7c00
+        } else if size < 0x3880_0000 {
+            // A sum with one half rounds at the place of subnormals.
+            (f32::from_bits(size) + 0.5).to_bits() - 0x3f00_0000
+        } else {
+            let odd = size >> 13 & 1;
+            (size - 0x3800_0000 + 0xfff + odd) >> 13
+        };
+        sign | magnitude as u16
     }
+
     const MIN_NORMAL: f32 = 6.103_515_6e-5;
 }
 
-impl Half for bf16 {
+impl Half for Bf16 {
+    #[inline]
     fn get(bits: u16) -> f32 {
         f32::from_bits(u32::from(bits) << 16)
     }
+
+    #[inline]
     fn put(x: f32) -> u16 {
-        if x.is_nan() { 0x7fff } else { bf16::from_f32(x).to_bits() }
+        let bits = x.to_bits();
+        if bits & 0x7fff_ffff > 0x7f80_0000 {
+            return 0x7fff;
+        }
+        ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
     }
+
     const MIN_NORMAL: f32 = f32::MIN_POSITIVE;
 }
 
+/// A single that rounds to any half as `a * b + c` itself does.
+#[inline]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    let (a, b, c) = (f64::from(a), f64::from(b), f64::from(c));
+    odd_single(fma_odd(a, b, c))
+}
+
 /// A single that rounds to any half as `x` itself does.
+#[inline]
 fn odd_single(x: f64) -> f32 {
-    let near = to_f32(x, Rounding::Zero);
-    let inexact = f64::from(near) != x && near.is_finite();
-    if inexact { f32::from_bits(near.to_bits() | 1) } else { near }
+    let near = x as f32;
+    if f64::from(near) == x {
+        return near;
+    }
+    let low = to_f32(x, Rounding::Zero);
+    if low.is_finite() { f32::from_bits(low.to_bits() | 1) } else { low }
 }
 
 fn flush<H: Half>(x: f32) -> f32 {
@@ -105,10 +152,10 @@ macro_rules! typed {
             };
         }
         Some(match $ty {
-            Type::F16 => eight!($one, f16),
-            Type::Bf16 => eight!($one, bf16),
-            Type::F16x2 => eight!($pair, f16),
-            Type::Bf16x2 => eight!($pair, bf16),
+            Type::F16 => eight!($one, F16),
+            Type::Bf16 => eight!($one, Bf16),
+            Type::F16x2 => eight!($pair, F16),
+            Type::Bf16x2 => eight!($pair, Bf16),
             _ => return None,
         })
     }};
@@ -161,13 +208,10 @@ fn extreme(a: f32, b: f32, max: bool, nan: bool) -> f32 {
 }
 
 pub(crate) fn fma(ty: Type, mode: HalfMode) -> Option<Ternary> {
-    fn value(x: f32, y: f32, z: f32) -> f32 {
-        odd_single(fma_odd(f64::from(x), f64::from(y), f64::from(z)))
-    }
     macro_rules! one {
         ($half:ty, $m:literal) => {
             ternary!(|a, b, c| {
-                let x = value(get::<$half, $m>(a), get::<$half, $m>(b), get::<$half, $m>(c));
+                let x = fused(get::<$half, $m>(a), get::<$half, $m>(b), get::<$half, $m>(c));
                 put::<$half, $m>(x)
             })
         };
@@ -175,7 +219,7 @@ pub(crate) fn fma(ty: Type, mode: HalfMode) -> Option<Ternary> {
     macro_rules! pair {
         ($half:ty, $m:literal) => {
             ternary!(|a, b, c| both(|s| {
-                let x = value(get::<$half, $m>(a >> s), get::<$half, $m>(b >> s), get::<$half, $m>(c >> s));
+                let x = fused(get::<$half, $m>(a >> s), get::<$half, $m>(b >> s), get::<$half, $m>(c >> s));
                 put::<$half, $m>(x)
             }))
         };
@@ -228,9 +272,9 @@ pub(crate) fn abs(ty: Type) -> Option<Unary> {
 }
 
 pub(crate) fn f16_value(bits: u16) -> f32 {
-    <f16 as Half>::get(bits)
+    F16::get(bits)
 }
 
 pub(crate) fn bf16_value(bits: u16) -> f32 {
-    <bf16 as Half>::get(bits)
+    Bf16::get(bits)
 }

@@ -4,8 +4,10 @@
 //! [`Decoder::op`], and execute its [`Op`] in `crate::machine`.
 
 mod alu;
+mod async_copy;
 mod collective;
 mod control;
+mod matrix;
 mod memory_access;
 mod modifiers;
 mod operands;
@@ -335,6 +337,9 @@ impl<'a> Decoder<'a> {
             "vote" | "match" | "shfl" | "redux" | "activemask" | "elect" => {
                 self.collective_op(root, m, operands)
             }
+            "ldmatrix" | "stmatrix" | "movmatrix" | "mma" | "wgmma" => self.matrix_op(root, m, operands),
+            "cp" => self.copy_op(m, operands),
+            "mbarrier" => self.mbarrier_op(m, operands),
             _ => self.alu_op(root, m, operands),
         }
     }

@@ -411,16 +411,22 @@ pub(crate) fn count_banks(traffic: &mut SharedTraffic, addresses: &Lanes, mask: 
         if group == 0 {
             continue;
         }
+        // The first word of each bank, and the further ones of all.
+        let mut first = [u64::MAX; WARP];
         let mut banks = [0u8; WARP];
-        let mut words = [0u64; 4 * WARP];
+        let mut further = [0u64; 4 * WARP];
         let mut n = 0;
         for lane in each(group) {
             for word in 0..parts {
                 let word = addresses[lane] / 4 + word as u64;
-                if !words[..n].contains(&word) && n < words.len() {
-                    words[n] = word;
+                let bank = (word % 32) as usize;
+                if first[bank] == u64::MAX {
+                    first[bank] = word;
+                    banks[bank] = 1;
+                } else if first[bank] != word && !further[..n].contains(&word) && n < further.len() {
+                    further[n] = word;
                     n += 1;
-                    banks[(word % 32) as usize] += 1;
+                    banks[bank] += 1;
                 }
             }
         }

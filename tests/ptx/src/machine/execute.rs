@@ -247,6 +247,9 @@ impl Block<'_> {
                     self.view.fence();
                 }
             }
+            Op::Tensor(op) => return self.tensor(warp, op, mask, line),
+            Op::Async(op) => return self.asynchronous(warp, op, mask, line),
+            Op::Mbarrier(op) => return self.mbarrier_op(warp, op, mask),
             Op::ProxyFence => self.shared.proxy_fence(warp.index),
         }
         Ok(Flow::Next)

@@ -1,10 +1,14 @@
 //! Execution of a launch: blocks one after the other, the warps of a block in turns.
 
 pub(crate) mod access;
+pub(crate) mod async_copy;
 pub(crate) mod barrier;
 pub(crate) mod collective;
 pub(crate) mod execute;
+pub(crate) mod mbarrier;
+pub(crate) mod tensor;
 pub(crate) mod warp;
+pub(crate) mod wgmma;
 
 use crate::code::{Code, Special};
 use crate::error::{Error, ErrorKind, Result, Site};
@@ -13,6 +17,7 @@ use crate::memory::{BlockView, MAX_BLOCKS, Memory};
 use crate::shared::{Named, SHARED_BASE, Shared};
 use crate::stats::{Count, Stats};
 use barrier::Barriers;
+use mbarrier::Mbarriers;
 use warp::{State, Warp};
 
 /// A warp runs at most so many instructions before others have their turn: one that waits in a loop for another must
@@ -79,9 +84,14 @@ impl Fixed<'_> {
         }
     }
 
+    /// The name of a register.
+    pub(crate) fn register(&self, reg: u32) -> String {
+        self.code.registers[reg as usize].clone()
+    }
+
     #[cold]
     pub(crate) fn unwritten_register(&self, reg: u32) -> ErrorKind {
-        ErrorKind::UninitialisedRegister { register: self.code.registers[reg as usize].clone() }
+        ErrorKind::UninitialisedRegister { register: self.register(reg) }
     }
 
     #[cold]
@@ -97,6 +107,7 @@ pub(crate) struct Block<'l> {
     pub(crate) view: BlockView,
     pub(crate) shared: Shared,
     pub(crate) barriers: Barriers,
+    pub(crate) mbarriers: Mbarriers,
     pub(crate) stats: &'l mut Stats,
     counts: &'l mut [Count],
 }
@@ -183,6 +194,7 @@ fn run_block(
         view: BlockView::new(index),
         shared: Shared::new(shared_bytes, variables, n_warps, options.check_races),
         barriers: Barriers::default(),
+        mbarriers: Mbarriers::default(),
         stats,
         counts,
     };
@@ -202,7 +214,7 @@ fn run_block(
             block.open_barriers(&mut warps).map_err(|kind| block.whole_block(kind))?;
         }
         if warps.iter().all(|w| w.state == State::Done) {
-            return Ok(());
+            return block.check_end(&warps).map_err(|kind| block.whole_block(kind));
         }
         if warps.iter().all(|w| w.state != State::Running) {
             return Err(block.whole_block(ErrorKind::Deadlock(block.waiting(&warps))));
@@ -280,6 +292,22 @@ impl Block<'_> {
             }
         }
         Ok(Pause::SliceOver)
+    }
+
+    /// What must not be left when all threads have ended.
+    fn check_end(&self, warps: &[Warp]) -> std::result::Result<(), ErrorKind> {
+        let copies = warps.iter().flat_map(|w| &w.queues).find_map(|q| q.forgotten());
+        let products = warps.iter().find_map(|w| w.pipeline.forgotten());
+        if let Some(what) = copies.or(products).or_else(|| self.forgotten_copies()) {
+            return Err(ErrorKind::NotWaited(what));
+        }
+        for group in warps.chunks(4) {
+            if group.iter().any(|w| w.pipeline.issued() != group[0].pipeline.issued()) {
+                let why = "the warps of a warpgroup have executed different wgmma instructions";
+                return Err(ErrorKind::Matrix(why.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     fn site(&self) -> Site {

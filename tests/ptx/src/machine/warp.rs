@@ -5,6 +5,8 @@
 //! others run: that is how lanes come back which the compiler sent to code behind the end of the function.
 
 use super::Fixed;
+use super::async_copy::Queues;
+use super::wgmma::Pipeline;
 use crate::code::{PredSrc, Special, Src};
 use crate::error::ErrorKind;
 use crate::lanes::{Lanes, WARP};
@@ -48,6 +50,9 @@ pub(crate) struct Warp {
     /// Warp instructions executed.
     pub(crate) steps: u64,
     pub(crate) check_registers: bool,
+    /// Asynchronous copies of its threads; empty until the first.
+    pub(crate) queues: Vec<Queues>,
+    pub(crate) pipeline: Pipeline,
 }
 
 impl Warp {
@@ -63,14 +68,12 @@ impl Warp {
         let first = index as u32 * WARP as u32;
         let live = (threads - first).min(WARP as u32);
         let alive = if live == 32 { !0 } else { (1 << live) - 1 };
-        let mut tid = [[0; WARP]; 3];
-        for lane in 0..WARP {
+        let [x, y, _] = fixed.ntid;
+        let place = |lane: usize| {
             let thread = first + lane as u32;
-            let [x, y, _] = fixed.ntid;
-            tid[0][lane] = u64::from(thread % x);
-            tid[1][lane] = u64::from(thread / x % y);
-            tid[2][lane] = u64::from(thread / x / y);
-        }
+            [thread % x, thread / x % y, thread / x / y]
+        };
+        let tid = [0, 1, 2].map(|axis| std::array::from_fn(|lane| u64::from(place(lane)[axis])));
         Warp {
             index,
             regs: vec![[0; WARP]; registers],
@@ -87,7 +90,17 @@ impl Warp {
             tid,
             steps: 0,
             check_registers,
+            queues: Vec::new(),
+            pipeline: Pipeline::default(),
         }
+    }
+
+    /// The asynchronous copies of a lane.
+    pub(crate) fn queues(&mut self, lane: usize) -> &mut Queues {
+        if self.queues.is_empty() {
+            self.queues = vec![Queues::default(); WARP];
+        }
+        &mut self.queues[lane]
     }
 
     /// A source for all lanes, initialised for those of `mask`.
@@ -102,7 +115,7 @@ impl Warp {
         match src {
             Src::Reg(reg) => {
                 if self.written[reg as usize] & mask != mask && self.check_registers {
-                    return Err(fixed.unwritten_register(reg));
+                    return Err(self.pipeline.unwritten(fixed, reg));
                 }
                 return Ok(&self.regs[reg as usize]);
             }
