@@ -148,11 +148,12 @@ pub(crate) fn model(threads: usize) -> Model {
             program(ProgramKind::Prefill, MOST_TOKENS as u32),
         ],
         weights: WeightMemory::Copied(Region::zeroed(0, "the weights", "").unwrap().into()),
-        code: Code::of(&[
+        code: Some(Code::of(&[
             ("embed", Kernel::of(embed)),
             ("store", Kernel::of(store)),
             ("recall", Kernel::of(recall)),
-        ]),
+        ])),
+        device: None,
         tokenizer: Some(Tokenizer::from_json(&std::fs::read_to_string(path).unwrap()).unwrap()),
         template: None,
         threads,
