@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use attar_passes as _;
 
 /// Folder, package, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 14] = [
+const CRATES: [(&str, &str, &[&str]); 15] = [
     ("runtime/format", "attar-format", &[]),
     ("runtime/artifact", "attar-artifact", &["attar-format"]),
     ("runtime/engine", "attar-runtime", &["attar-artifact", "attar-format"]),
@@ -53,6 +53,7 @@ const CRATES: [(&str, &str, &[&str]); 14] = [
         &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-ir", "attar-pass", "attar-passes"],
     ),
     ("tests/ptx", "attar-ptx", &[]),
+    ("tests/fake-cuda", "attar-fake-cuda", &["attar-ptx"]),
     (
         "benches",
         "attar-benches",

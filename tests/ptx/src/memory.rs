@@ -70,6 +70,10 @@ fn mark_block(mark: Mark) -> u32 {
     ((mark & !ATOMIC) >> 8) - 1
 }
 
+/// Bytes whose marks are kept together.
+const PAGE: usize = 4096;
+type MarkPage = [Mark; PAGE];
+
 /// Blocks a launch may have, so that a [`Mark`] holds their index.
 pub(crate) const MAX_BLOCKS: u64 = (1 << 23) - 2;
 
@@ -79,8 +83,8 @@ struct Allocation {
     data: Vec<u8>,
     /// Which bytes have been written; absent where all have.
     written: Option<Vec<bool>>,
-    /// One per byte, from the first write of a launch on.
-    marks: Vec<Mark>,
+    /// One per byte, in pages that the first write of a launch makes.
+    marks: Vec<Option<Box<MarkPage>>>,
     read_only: bool,
     freed: bool,
 }
@@ -283,9 +287,10 @@ impl Memory {
             return Err(ErrorKind::Uninitialised { space, buffer, offset: offset + at });
         }
         if !allocation.marks.is_empty() {
-            for (i, &mark) in allocation.marks[offset..offset + len].iter().enumerate() {
+            for at in offset..offset + len {
+                let mark = allocation.marks[at / PAGE].as_ref().map_or(0, |page| page[at % PAGE]);
                 if conflicts(mark, view, strong) {
-                    return Err(race(allocation, offset + i, Access::Read, mark, view));
+                    return Err(race(allocation, at, Access::Read, mark, view));
                 }
             }
         }
@@ -324,17 +329,18 @@ impl Memory {
         view.dirty = true;
         if check_races {
             if allocation.marks.is_empty() {
-                allocation.marks = vec![0; allocation.data.len()];
+                allocation.marks = vec![None; allocation.data.len().div_ceil(PAGE)];
             }
             let atomic = access == Access::Atomic;
             let mine = mark(view.block, view.epoch, atomic);
-            for i in offset..offset + len {
-                let earlier = allocation.marks[i];
+            for at in offset..offset + len {
+                let page = allocation.marks[at / PAGE].get_or_insert_with(|| Box::new([0; PAGE]));
+                let earlier = page[at % PAGE];
                 if conflicts(earlier, view, atomic) {
-                    return Err(race(allocation, i, access, earlier, view));
+                    return Err(race(allocation, at, access, earlier, view));
                 }
                 let others = atomic && earlier & ATOMIC != 0 && mark_block(earlier) != view.block;
-                allocation.marks[i] = if others { SEVERAL } else { mine };
+                page[at % PAGE] = if others { SEVERAL } else { mine };
             }
         }
         allocation.data[offset..offset + len].copy_from_slice(bytes);
