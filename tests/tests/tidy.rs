@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use attar_passes as _;
 
 /// Folder, package, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 13] = [
+const CRATES: [(&str, &str, &[&str]); 15] = [
     ("runtime/format", "attar-format", &[]),
     ("runtime/artifact", "attar-artifact", &["attar-format"]),
     ("runtime/engine", "attar-runtime", &["attar-artifact", "attar-format"]),
@@ -25,12 +25,14 @@ const CRATES: [(&str, &str, &[&str]); 13] = [
         "attar-codegen-cpu",
         &["attar-artifact", "attar-format", "attar-ir", "attar-kernel"],
     ),
+    ("compiler/codegen-cuda", "attar-codegen-cuda", &["attar-artifact", "attar-format", "attar-kernel"]),
     (
         "compiler/driver",
         "attar-compiler",
         &[
             "attar-artifact",
             "attar-codegen-cpu",
+            "attar-codegen-cuda",
             "attar-format",
             "attar-import",
             "attar-ir",
@@ -50,6 +52,8 @@ const CRATES: [(&str, &str, &[&str]); 13] = [
         "attar-tests",
         &["attar-artifact", "attar-codegen-cpu", "attar-format", "attar-ir", "attar-pass", "attar-passes"],
     ),
+    ("tests/ptx", "attar-ptx", &[]),
+    ("tests/fake-cuda", "attar-fake-cuda", &["attar-ptx"]),
     (
         "benches",
         "attar-benches",

@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Lower(LowerError),
     /// No code for a kernel.
     Codegen(attar_codegen_cpu::Error),
+    /// No code for GPUs.
+    Cuda(attar_codegen_cuda::Error),
     /// A weight cannot be read or packed.
     Weights(attar_ir::Error),
     /// The artifact cannot be written.
@@ -72,6 +74,9 @@ impl Error {
                 LowerErrorKind::Ir(_) => Family::Bug,
                 _ => Family::Input,
             },
+            ErrorKind::Cuda(e) if e.is_environment() => Family::Environment,
+            ErrorKind::Cuda(attar_codegen_cuda::Error::Spec { .. }) => Family::Input,
+            ErrorKind::Cuda(_) => Family::Bug,
             ErrorKind::Weights(_) => Family::Input,
             ErrorKind::Evaluate(e) if e.is_environment() => Family::Environment,
             ErrorKind::Evaluate(_) => Family::Input,
@@ -102,6 +107,7 @@ impl fmt::Display for Error {
             ErrorKind::Pass(e) => write!(f, "{e}"),
             ErrorKind::Lower(e) => write!(f, "{e}"),
             ErrorKind::Codegen(e) => write!(f, "{e}"),
+            ErrorKind::Cuda(e) => write!(f, "{e}"),
             ErrorKind::Weights(e) => write!(f, "{}: {e}", self.phase),
             ErrorKind::Artifact(e) => write!(f, "{e}"),
             ErrorKind::TooLarge { bytes, most, matrices } => write!(

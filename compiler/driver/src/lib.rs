@@ -23,6 +23,7 @@ mod targets;
 
 pub use attar_artifact::certificate::Certificate;
 pub use attar_codegen_cpu::Target;
+pub use attar_codegen_cuda::{CudaTarget, Nvrtc, nvrtc};
 pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
 pub use calibrate::{
@@ -37,7 +38,7 @@ pub use report::{
     CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
 };
 pub use session::{CompileOptions, Session, beside_matrices, describe, describe_inputs, registry};
-pub use targets::resolve_targets;
+pub use targets::{Targets, resolve_all_targets, resolve_targets};
 
 /// What artifacts name as their maker.
 pub const GENERATOR: &str = concat!("attar ", env!("CARGO_PKG_VERSION"));

@@ -9,6 +9,7 @@ use crate::session::{CompileOptions, registry};
 use attar_artifact::Artifact;
 use attar_artifact::manifest::{KvType, SectionKind};
 use attar_codegen_cpu::Target;
+use attar_codegen_cuda::CudaTarget;
 use attar_pass::{Phase, Recipe};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -20,6 +21,9 @@ pub struct Origin {
     pub by: String,
     /// In the order of the code sections.
     pub targets: Vec<String>,
+    /// Version of the compiler of code for GPUs, where there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvrtc: Option<String>,
     pub kv: KvType,
     pub context: u32,
     /// The passes that always run.
@@ -107,11 +111,16 @@ pub fn remake(artifact: &Artifact, source: PathBuf, out: PathBuf, again: Again) 
         ))
     })?;
     let recipe = Recipe::parse(&text, "the artifact's recipe", &registry()?)?;
-    let targets = origin.targets.iter().map(|name| {
-        Target::by_name(name).ok_or_else(|| refuse(format!("this version makes no code for {name}")))
-    });
-    let targets = targets.collect::<Result<Vec<_>>>()?;
+    let (mut targets, mut cuda) = (Vec::new(), Vec::new());
+    for name in &origin.targets {
+        match (Target::by_name(name), CudaTarget::by_name(name)) {
+            (Some(cpu), _) => targets.push(cpu),
+            (None, Some(gpu)) => cuda.push(gpu),
+            (None, None) => return Err(refuse(format!("this version makes no code for {name}"))),
+        }
+    }
     let mut options = CompileOptions::new(source, recipe, targets, out);
+    options.cuda = cuda;
     options.kv = Some(origin.kv);
     options.context_length = Some(origin.context);
     if let Some(c) = &origin.calibration {
@@ -173,7 +182,8 @@ mod tests {
         let input = |name: &str| InputFile { name: name.to_owned(), bytes: 3, blake3: "ab".to_owned() };
         let mut origin = Origin {
             by: "attar 0".to_owned(),
-            targets: vec!["x86-64-v3".to_owned()],
+            targets: vec!["x86-64-v3".to_owned(), "cuda:sm_80".to_owned()],
+            nvrtc: Some("13.0".to_owned()),
             kv: KvType::Int8,
             context: 64,
             default_passes: vec!["fuse-qkv".to_owned()],

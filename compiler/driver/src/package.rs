@@ -9,6 +9,7 @@ use attar_artifact::program::Program;
 use attar_codegen_cpu::CodeBlob;
 use attar_codegen_cpu::lower::Lowered;
 use attar_codegen_cpu::pack::PackedTensor;
+use attar_codegen_cuda::CodeBlob as CudaBlob;
 use attar_ir::WeightStore;
 use attar_pass::Phase;
 use rayon::prelude::*;
@@ -23,11 +24,20 @@ pub(crate) struct Contents<'a> {
     pub(crate) lowered: &'a Lowered,
     pub(crate) weights: &'a WeightStore,
     pub(crate) code: &'a [CodeBlob],
+    /// Code for GPUs, and its programs.
+    pub(crate) cuda: &'a CudaCode,
     pub(crate) tokenizer: Option<&'a str>,
     pub(crate) chat_template: Option<&'a str>,
     /// `.air` text of the graph that was lowered.
     pub(crate) graph: &'a str,
     pub(crate) recipe: &'a str,
+}
+
+/// Code for GPUs; empty where none was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct CudaCode {
+    pub(crate) blobs: Vec<CudaBlob>,
+    pub(crate) programs: Vec<Program>,
 }
 
 /// Writes all sections but the certificate; nothing appears at `out` before the writer is told to finish.
@@ -50,8 +60,22 @@ pub(crate) fn write(
         };
         writer.add_section(kind, &blob.bytes).map_err(artifact)?;
     }
-    let programs: &[Program] = &contents.lowered.programs;
-    writer.add_programs("cpu", programs).map_err(artifact)?;
+    for blob in &contents.cuda.blobs {
+        let kind = SectionKind::Code {
+            target: blob.target.name(),
+            features: Vec::new(),
+            entries: blob.entries.clone(),
+            // Tensor cores multiply many rows as bf16, few rows as bytes.
+            prefill_differs: true,
+        };
+        writer.add_section(kind, &blob.bytes).map_err(artifact)?;
+    }
+    if !contents.code.is_empty() {
+        writer.add_programs("cpu", &contents.lowered.programs).map_err(artifact)?;
+    }
+    if !contents.cuda.blobs.is_empty() {
+        writer.add_programs("cuda", &contents.cuda.programs).map_err(artifact)?;
+    }
     if let Some(json) = contents.tokenizer {
         writer.add_tokenizer(json).map_err(artifact)?;
     }

@@ -6,15 +6,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::inputs::{InputFile, hash_files};
 use crate::origin::{CalibrationOrigin, CertificateOrigin, Origin};
-use crate::package::{self, Contents};
+use crate::package::{self, Contents, CudaCode};
 use crate::partial::PartialResults;
 use crate::pipeline::default_passes;
 use crate::report::{CompileReport, ModelReport, PhaseReport, SectionReport, TensorReport, by_format};
+use crate::targets::Targets;
 use attar_artifact::manifest::{KvSpec, KvType, Model};
 use attar_artifact::program::ProgramKind;
 use attar_artifact::{Artifact, Verify};
 use attar_codegen_cpu::lower::{LowerOptions, Lowered, lower};
 use attar_codegen_cpu::{CodeBlob, Target, compile_blob};
+use attar_codegen_cuda::{Cache, CudaTarget, Nvrtc, emit, translate};
 use attar_import::{Imported, ModelInfo};
 use attar_ir::{Elem, Graph, OpKind};
 use attar_pass::{Fuel, Manager, Phase, Pipeline, PrintAfter, Recipe, Registry, Report, Stop};
@@ -55,18 +57,22 @@ pub fn describe_inputs(source: &Path) -> Result<Vec<InputFile>> {
 ///
 /// # Errors
 /// Those of importing the checkpoint.
-pub fn beside_matrices(source: &Path, targets: &[Target]) -> Result<u64> {
+pub fn beside_matrices(source: &Path, targets: &Targets) -> Result<u64> {
     /// Code of one target; programs, graph and manifest of the model, and of each of its layers.
     const TARGET: u64 = 250_000;
     const MODEL: u64 = 100_000;
     const LAYER: u64 = 18_000;
+    /// Some 30 kernels of 10 to 30 kB, as machine code or PTX; programs.
+    const GPU: u64 = 900_000;
+    let gpus = if targets.cuda.is_empty() { 0 } else { targets.cuda.len() as u64 + 1 };
     let imported = attar_import::open(source).map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
     let vectors = imported.weights.names().filter_map(|n| imported.weights.info(n).ok());
     let vectors: u64 =
         vectors.filter(|i| i.shape.len() == 1).map(|i| (i.shape[0] as u64 * 4).next_multiple_of(64)).sum();
     let tokenizer = imported.tokenizer_json.as_deref().map_or(0, attar_artifact::tokenizer_bytes);
     let template = imported.chat_template.as_ref().map_or(0, |t| t.len() as u64);
-    let described = MODEL + LAYER * imported.model.layers as u64 + TARGET * targets.len() as u64;
+    let described =
+        MODEL + LAYER * imported.model.layers as u64 + TARGET * targets.cpu.len() as u64 + GPU * gpus;
     Ok(vectors + tokenizer + template + described)
 }
 
@@ -79,6 +85,10 @@ pub struct CompileOptions {
     pub recipe: Recipe,
     /// Code sections to make, see [`crate::resolve_targets`].
     pub targets: Vec<Target>,
+    /// GPUs to make code for besides; with any, PTX is made too, for GPUs that come later.
+    pub cuda: Vec<CudaTarget>,
+    /// Folder in which compiled kernels for GPUs are kept; they take long.
+    pub kernel_cache: Option<PathBuf>,
     /// The artifact; replaced when it exists, untouched when the compile fails.
     pub out: PathBuf,
     /// Element of cached keys and values; by default f32 when every weight is f32, and f16 otherwise.
@@ -116,6 +126,8 @@ impl CompileOptions {
             source,
             recipe,
             targets,
+            cuda: Vec::new(),
+            kernel_cache: None,
             out,
             kv: None,
             calibration: CalibrationOptions::new(CalibrationSource::None),
@@ -158,6 +170,8 @@ pub struct Session {
     options: CompileOptions,
     pipeline: Pipeline,
     stop: Option<Stop>,
+    /// Present when there is to be code for GPUs.
+    nvrtc: Option<Nvrtc>,
 }
 
 impl Session {
@@ -176,7 +190,7 @@ impl Session {
                 }
             }
         }
-        if options.targets.is_empty() {
+        if options.targets.is_empty() && options.cuda.is_empty() {
             return Err(Error::option("--target", "name at least one target"));
         }
         if options.sketch == Some(0) {
@@ -187,7 +201,9 @@ impl Session {
         }
         certify::check(&options)?;
         options.calibration.check()?;
-        Ok(Session { options, pipeline, stop })
+        // Before the work of compiling is done, not after.
+        let nvrtc = if options.cuda.is_empty() { None } else { Some(Nvrtc::find().map_err(cuda)?) };
+        Ok(Session { options, pipeline, stop, nvrtc })
     }
 
     /// Compiles. `listener` hears about phases, passes, progress and dumps.
@@ -253,6 +269,7 @@ impl Session {
 
         clock.advance(Phase::Emit);
         let code = self.emit(&lowered, &mut clock)?;
+        let cuda = self.emit_cuda(&lowered, &mut clock)?;
         if self.stops_after(Phase::Emit) {
             return Ok(clock.finish(report, self.options.stop_after.clone(), started));
         }
@@ -264,6 +281,7 @@ impl Session {
             lowered: &lowered,
             weights: &weights,
             code: &code,
+            cuda: &cuda,
             tokenizer: tokenizer_json.as_deref(),
             chat_template: chat_template.as_deref(),
             graph: &attar_ir::text::print(&graph),
@@ -376,6 +394,41 @@ impl Session {
         Ok(code)
     }
 
+    /// Code for GPUs. The sources go where the graph's text goes.
+    fn emit_cuda(&self, lowered: &Lowered, clock: &mut Clock<'_, '_>) -> Result<CudaCode> {
+        let Some(nvrtc) = &self.nvrtc else { return Ok(CudaCode::default()) };
+        let translated = translate(&lowered.specs, &lowered.programs).map_err(cuda)?;
+        if let Some(dir) = &self.options.emit_ir {
+            let folder = dir.join("cuda");
+            std::fs::create_dir_all(&folder)
+                .map_err(|e| Error::io(Phase::Emit, "create the folder", &folder, e))?;
+            for spec in &translated.kernels {
+                let kernel = emit(spec).map_err(cuda)?;
+                self.emit_text(&format!("cuda/{}.cu", kernel.name), &|| kernel.source.clone())?;
+            }
+        }
+        let cache = self.options.kernel_cache.clone().map(Cache::new);
+        let targets: Vec<CudaTarget> = self.options.cuda.iter().copied().chain([CudaTarget::Ptx]).collect();
+        let total = (targets.len() * translated.kernels.len()) as u64;
+        let mut blobs = Vec::with_capacity(targets.len());
+        for (index, target) in targets.into_iter().enumerate() {
+            let before = index * translated.kernels.len();
+            let mut progress = |kernel: &str, done: usize| {
+                let (what, done) = (format!("{} {kernel}", target.name()), (before + done) as u64);
+                clock.tell(Event::Progress { phase: Phase::Emit, what: &what, done, total });
+            };
+            let blob = attar_codegen_cuda::compile(
+                nvrtc,
+                cache.as_ref(),
+                &translated.kernels,
+                target,
+                &mut progress,
+            );
+            blobs.push(blob.map_err(cuda)?);
+        }
+        Ok(CudaCode { blobs, programs: translated.programs })
+    }
+
     fn emit_text(&self, name: &str, text: &dyn Fn() -> String) -> Result<()> {
         let Some(dir) = &self.options.emit_ir else { return Ok(()) };
         let path = dir.join(name);
@@ -423,9 +476,11 @@ impl Session {
             Certify::BuiltIn => Some(None),
             Certify::Text { name, .. } => Some(Some(name.clone())),
         };
+        let cpus = self.options.targets.iter().map(|t| t.name().to_owned());
         let origin = Origin {
             by: crate::GENERATOR.to_owned(),
-            targets: self.options.targets.iter().map(|t| t.name().to_owned()).collect(),
+            targets: cpus.chain(self.options.cuda.iter().map(|t| t.name())).collect(),
+            nvrtc: self.nvrtc.as_ref().map(|n| format!("{}.{}", n.version().0, n.version().1)),
             kv,
             context,
             default_passes: default_passes().into_iter().map(str::to_owned).collect(),
@@ -555,6 +610,10 @@ fn manifest_model(info: &ModelInfo, context_length: u32, options: &LowerOptions,
         eos: info.eos.clone(),
         bos: info.bos,
     }
+}
+
+fn cuda(e: attar_codegen_cuda::Error) -> Error {
+    Error::new(Phase::Emit, ErrorKind::Cuda(e))
 }
 
 /// Opens what was written as any reader would, which also proves that it can be read.

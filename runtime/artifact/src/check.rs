@@ -9,7 +9,7 @@ use crate::certificate;
 use crate::error::{ErrorKind, ProgramFault, SectionFault, TensorFault};
 use crate::header::PAGE;
 use crate::manifest::{KvType, Manifest, Model, Section, SectionKind, TensorEntry, device_of_target};
-use crate::program::{Arg, Entry, Extent, Program, ProgramKind, StepBuffer, StepSize};
+use crate::program::{Arg, Blocks, Entry, Extent, Program, ProgramKind, StepBuffer, StepSize, Tiles};
 use crate::{CHUNK, TENSOR_ALIGN};
 use attar_format::PackedLayout;
 use std::collections::BTreeSet;
@@ -24,6 +24,11 @@ const MAX_LAUNCHES: usize = 1 << 18;
 const MAX_ARGS: usize = 32;
 /// Most tokens of a step.
 const MAX_TOKENS: u32 = 1 << 16;
+/// What every GPU takes: threads of a block, and blocks in either direction.
+const MAX_THREADS: u32 = 1024;
+const MAX_BLOCKS: (u64, u64) = ((1 << 31) - 1, (1 << 16) - 1);
+/// What GPUs' vectors are aligned to.
+const CUDA_ALIGN: u64 = 16;
 /// Most bytes of a section that is read into memory whole, i.e. all but the weights.
 const MAX_WHOLE: u64 = 1 << 30;
 
@@ -230,7 +235,7 @@ pub(crate) fn programs(device: &str, list: &[Program], m: &Manifest) -> Result<(
         if !kinds.insert(p.kind) {
             return Err(ErrorKind::DuplicateProgram { device: device.to_owned(), program: p.kind });
         }
-        program(p, m, &code).map_err(|(launch, fault)| {
+        program(p, m, device, &code).map_err(|(launch, fault)| {
             let launch = launch.map(|i| (i, p.launches.get(i).map(|l| l.kernel.clone()).unwrap_or_default()));
             ErrorKind::Program { device: device.to_owned(), program: p.kind, launch, fault }
         })?;
@@ -249,7 +254,12 @@ fn corners(max_tokens: u64, max_spans: u64) -> [StepSize; 8] {
 
 type LaunchFault = (Option<usize>, ProgramFault);
 
-fn program(p: &Program, m: &Manifest, code: &[(&str, BTreeSet<&str>)]) -> Result<(), LaunchFault> {
+fn program(
+    p: &Program,
+    m: &Manifest,
+    device: &str,
+    code: &[(&str, BTreeSet<&str>)],
+) -> Result<(), LaunchFault> {
     let most = match p.kind {
         ProgramKind::Decode => 1,
         ProgramKind::SmallBatch => 16,
@@ -277,9 +287,26 @@ fn program(p: &Program, m: &Manifest, code: &[(&str, BTreeSet<&str>)]) -> Result
         if corners.iter().any(|c| launch.grid.at(*c).is_none_or(|g| g > MAX_GRID)) {
             return Err(at(ProgramFault::Grid { most: MAX_GRID }));
         }
-        for (index, arg) in launch.args.iter().enumerate() {
-            argument(index, arg, &p.arena, &corners, m, weights).map_err(at)?;
+        if device == "cuda" {
+            blocks(launch.blocks.as_ref(), &corners).map_err(at)?;
         }
+        let align = if device == "cuda" { CUDA_ALIGN } else { 4 };
+        for (index, arg) in launch.args.iter().enumerate() {
+            argument(index, arg, align, &p.arena, &corners, m, weights).map_err(at)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a GPU can launch these in every step.
+fn blocks(blocks: Option<&Blocks>, corners: &[StepSize; 8]) -> Result<(), ProgramFault> {
+    let blocks = blocks.ok_or(ProgramFault::NoBlocks)?;
+    let fits = |tiles: &Tiles, most| corners.iter().all(|c| tiles.at(*c).is_some_and(|n| n <= most));
+    if !(1..=MAX_THREADS).contains(&blocks.threads)
+        || !fits(&blocks.x, MAX_BLOCKS.0)
+        || !fits(&blocks.y, MAX_BLOCKS.1)
+    {
+        return Err(ProgramFault::Blocks { threads: MAX_THREADS, x: MAX_BLOCKS.0, y: MAX_BLOCKS.1 });
     }
     Ok(())
 }
@@ -287,6 +314,7 @@ fn program(p: &Program, m: &Manifest, code: &[(&str, BTreeSet<&str>)]) -> Result
 fn argument(
     index: usize,
     arg: &Arg,
+    align: u64,
     arena: &Extent,
     corners: &[StepSize; 8],
     m: &Manifest,
@@ -301,8 +329,8 @@ fn argument(
                 }
             }
             let parts = [offset.base, offset.per_token, offset.per_row, offset.per_token_span];
-            if parts.iter().any(|p| !p.is_multiple_of(4)) {
-                return Err(ProgramFault::Unaligned { arg: index });
+            if parts.iter().any(|p| !p.is_multiple_of(align)) {
+                return Err(ProgramFault::Unaligned { arg: index, align });
             }
         }
         Arg::Weight { offset, len } => {
@@ -310,8 +338,8 @@ fn argument(
                 let (offset, len) = (*offset, *len);
                 return Err(ProgramFault::WeightRange { arg: index, offset, len, section: weights });
             }
-            if !offset.is_multiple_of(4) {
-                return Err(ProgramFault::Unaligned { arg: index });
+            if !offset.is_multiple_of(align) {
+                return Err(ProgramFault::Unaligned { arg: index, align });
             }
         }
         Arg::Step(StepBuffer::Rope { table }) => {

@@ -207,8 +207,8 @@ pub enum ProgramFault {
     ArenaRange { arg: usize, step: StepSize },
     #[error("argument {arg}: {len} bytes at {offset} reach outside the weights section of {section} bytes")]
     WeightRange { arg: usize, offset: u64, len: u64, section: u64 },
-    #[error("argument {arg} is not aligned to 4 bytes")]
-    Unaligned { arg: usize },
+    #[error("argument {arg} is not aligned to {align} bytes")]
+    Unaligned { arg: usize, align: u64 },
     #[error("argument {arg} names layer {layer}, the model has {layers}")]
     Layer { arg: usize, layer: u32, layers: u32 },
     #[error("argument {arg} names rotary table {table}, the model has {tables}")]
@@ -217,4 +217,10 @@ pub enum ProgramFault {
     Overflow { arg: usize },
     #[error("a grid of more than {most} items, or a number that overflows")]
     Grid { most: u64 },
+    #[error("says nothing of blocks of threads, which a GPU must know")]
+    NoBlocks,
+    #[error(
+        "blocks of no thread or more than {threads}, or more than {x} by {y} of them, or a number that overflows"
+    )]
+    Blocks { threads: u32, x: u64, y: u64 },
 }

@@ -139,6 +139,48 @@ pub struct Launch {
     /// stands between the two.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tail: bool,
+    /// How a GPU runs it: every launch of a GPU's program has this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Blocks>,
+}
+
+/// Blocks of threads of a launch on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocks {
+    /// Threads of a block.
+    pub threads: u32,
+    pub x: Tiles,
+    #[serde(default = "Tiles::one", skip_serializing_if = "Tiles::is_one")]
+    pub y: Tiles,
+}
+
+/// As many as it takes to cover an extent, `per` of it each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tiles {
+    pub extent: Extent,
+    pub per: u32,
+}
+
+impl Tiles {
+    /// One for each.
+    pub fn each(extent: Extent) -> Tiles {
+        Tiles { extent, per: 1 }
+    }
+
+    /// One, whatever the step.
+    pub fn one() -> Tiles {
+        Tiles::each(Extent::fixed(1))
+    }
+
+    fn is_one(&self) -> bool {
+        *self == Tiles::one()
+    }
+
+    /// How many in a step; `None` on overflow, or when they cover nothing each.
+    pub fn at(&self, step: StepSize) -> Option<u64> {
+        let extent = self.extent.at(step)?;
+        if self.per == 0 { None } else { Some(extent.div_ceil(self.per.into())) }
+    }
 }
 
 /// An ordered list of launches and the arena they need.

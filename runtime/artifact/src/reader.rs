@@ -340,6 +340,28 @@ impl Artifact {
         }
     }
 
+    /// Reads some of the weights from chunk `first` on into memory of the caller's; with `verify`, every chunk of the copy is
+    /// compared with its hash. `out` ends where a chunk or the section does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Hash`] with the first bad chunk; [`ErrorKind::Io`]; [`ErrorKind::Section`] when `out` reaches beyond the
+    /// section.
+    pub fn read_weights(&self, first: usize, out: &mut [u8], verify: bool) -> Result<()> {
+        let section = self.weights()?.section;
+        let end = (first as u64).checked_mul(CHUNK).and_then(|at| at.checked_add(out.len() as u64));
+        if end.is_none_or(|end| end > section.len) {
+            let fault = SectionFault::TooLong { len: out.len() as u64, most: section.len };
+            return Err(self.error(ErrorKind::Section { section: section.kind.name(), fault }));
+        }
+        for (i, chunk) in (first..).zip(out.chunks_mut(CHUNK as usize)) {
+            self.source.read(section.offset + i as u64 * CHUNK, chunk).map_err(|k| self.error(k))?;
+            if verify && Some(blake3::hash(chunk)) != chunk_hash(section, i) {
+                return Err(self.error(ErrorKind::Hash { section: section.kind.name(), chunk: Some(i) }));
+            }
+        }
+        Ok(())
+    }
+
     /// Compares a section with its hash, and looks whether it is UTF-8 where it must be, without holding all of it.
     fn verify_stream(&self, section: &Section, is_text: bool) -> Result<()> {
         let mut hash = blake3::Hasher::new();

@@ -375,6 +375,7 @@ fn corners_decide_as_every_step_would() {
             grid: Extent::fixed(1),
             weight_bytes: 0,
             tail: false,
+            blocks: None,
             note: String::new(),
         };
         let program = Program { kind: ProgramKind::SmallBatch, max_tokens: max, arena, launches: vec![launch] };

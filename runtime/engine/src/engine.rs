@@ -2,6 +2,7 @@
 //!
 //! All memory is got when the engine is made; a step allocates nothing.
 
+use crate::device::cuda::{Inputs, Runner, RunnerSizes};
 use crate::device::threads::{Pool, Task};
 use crate::error::{ErrorKind, Result};
 use crate::kv::{KvCache, Sequence};
@@ -91,6 +92,8 @@ pub struct Engine {
     args: Vec<u64>,
     tasks: Vec<Task>,
     resolved: Option<(usize, StepSize)>,
+    /// Present when the model is on a GPU; then neither arguments nor tasks are used.
+    runner: Option<Runner>,
 }
 
 // SAFETY: `tasks` point into `args`, which the engine owns and never lets grow after it is made; they are read only
@@ -137,7 +140,9 @@ impl Engine {
         }
         let stride = context.div_ceil(m.kv.page_len as usize);
         let tokens = model.max_step_tokens() as u64;
-        let arena = inner.programs.iter().map(|p| {
+        let device = inner.device.as_ref();
+        // On a GPU activations are the runner's.
+        let arena = inner.programs.iter().filter(|_| device.is_none()).map(|p| {
             let (most, spans) = (p.max_tokens as u64, m.kv.spans(context as u64));
             p.arena.at(StepSize { tokens: most, rows: most, spans }).unwrap_or(0)
         });
@@ -153,7 +158,16 @@ impl Engine {
             rope: m.rope.iter().map(|_| region(rope_bytes, "rotary tables")).collect::<Result<_>>()?,
             logits: region(tokens * u64::from(m.vocab) * 4, "logits")?,
         };
-        let kv = KvCache::new(m, context, sequences)?;
+        let kv = KvCache::new(m, context, sequences, device.map(|d| &**d))?;
+        let runner = device.map(|device| {
+            let tables = stride as u64 * sequences as u64 * 4;
+            let input_bytes = tokens * 16 + tables + rope_bytes * m.rope.len() as u64;
+            let spans = m.kv.spans(context as u64);
+            let sizes =
+                RunnerSizes { tokens, vocab: m.vocab.into(), input_bytes, stride: stride as u64, spans };
+            Runner::new(device.clone(), &sizes, HINT)
+        });
+        let runner = runner.transpose()?;
         let args = inner.programs.iter().map(|p| p.args).max().unwrap_or(0);
         let launches = inner.programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
         let mut engine = Engine {
@@ -166,6 +180,7 @@ impl Engine {
             args: Vec::with_capacity(args),
             tasks: Vec::with_capacity(launches),
             resolved: None,
+            runner,
             model,
         };
         engine.tune_prefetch();
@@ -179,7 +194,7 @@ impl Engine {
         let inner = &*model.inner;
         let decode = inner.programs.iter().position(|p| p.kind == ProgramKind::Decode);
         let Some((index, program)) = decode.and_then(|i| Some((i, inner.programs.get(i)?))) else { return };
-        if inner.prefetch.get().is_some() {
+        if inner.prefetch.get().is_some() || inner.device.is_some() {
             return;
         }
         let mut names: Vec<&str> = Vec::new();
@@ -305,6 +320,9 @@ impl Engine {
     /// A token outside the vocabulary, a sequence that is not there, a batch larger than
     /// [`Model::max_step_tokens`], a sequence that outgrows its context. No token has been added to any sequence then.
     pub fn step(&mut self, batch: &StepBatch) -> Result<&[f32]> {
+        if self.runner.is_some() {
+            return self.step_on_device(batch, None);
+        }
         // SAFETY: nothing but the pool's own conditions, which are handed through.
         self.step_by(batch, |pool, tasks, _| unsafe { pool.run(tasks) })
     }
@@ -315,6 +333,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_timed(&mut self, batch: &StepBatch, times: &mut Vec<LaunchTime>) -> Result<&[f32]> {
+        if self.runner.is_some() {
+            return self.step_on_device(batch, Some(times));
+        }
         self.step_by(batch, |pool, tasks, program| {
             let mut each = vec![Duration::ZERO; tasks.len()];
             // SAFETY: nothing but the pool's own conditions, which are handed through.
@@ -334,6 +355,52 @@ impl Engine {
                 });
             }
         })
+    }
+
+    /// Runs a step on the GPU; with `times`, launch by launch.
+    fn step_on_device(&mut self, batch: &StepBatch, times: Option<&mut Vec<LaunchTime>>) -> Result<&[f32]> {
+        let model = self.model.clone();
+        let inner = &*model.inner;
+        let size = self.fill(batch, inner)?;
+        let tokens = batch.len();
+        let too_large = ErrorKind::StepTooLarge { tokens, most: model.max_step_tokens() };
+        let index = pick(&inner.programs, tokens);
+        let (Some(runner), Some(index)) = (&mut self.runner, index) else { return Err(too_large.into()) };
+        let b = &mut self.buffers;
+        let rope_bytes = size.tokens * u64::from(inner.manifest.model.head_dim) * 4;
+        let inputs = Inputs {
+            tokens: prefix(&b.tokens, size.tokens * 4),
+            positions: prefix(&b.positions, size.tokens * 4),
+            seqs: prefix(&b.seqs, size.tokens * 4),
+            rows: prefix(&b.rows, size.rows * 4),
+            block_tables: b.block_tables.bytes(),
+            rope: b.rope.iter().map(|region| prefix(region, rope_bytes)).collect(),
+        };
+        let keys = |layer| self.kv.device_addresses(layer);
+        let many = b.logits.words_mut::<f32>();
+        let mut each = Vec::new();
+        let measured = times.is_some().then_some(&mut each);
+        let logits = runner.step(index, size, &inputs, &keys, many, measured)?;
+        for t in &batch.tokens {
+            if let Some(seq) = self.sequences.get_mut(t.sequence.0 as usize).and_then(Option::as_mut) {
+                seq.advance(1);
+            }
+        }
+        if let (Some(times), Some(program)) = (times, inner.programs.get(index)) {
+            let plain = StepSize { spans: 1, ..size };
+            for (call, time) in program.launches.iter().zip(each) {
+                times.push(LaunchTime {
+                    program: program.kind,
+                    kernel: call.name.clone(),
+                    note: call.note.clone(),
+                    weight_bytes: call.weight_bytes,
+                    grid: call.grid.at(size).unwrap_or(0),
+                    rows: call.rows(plain),
+                    time,
+                });
+            }
+        }
+        Ok(logits)
     }
 
     /// Runs a step whose launches `run` executes. What `run` is given meets the conditions of [`Pool::run`].
@@ -483,19 +550,19 @@ impl Engine {
         }
         let mut rest = self.args.as_slice();
         for call in &program.launches {
+            let Some(kernel) = call.kernel else { continue };
             let (args, after) = rest.split_at_checked(call.args.len()).unwrap_or_default();
             rest = after;
             let grid = call.grid.at(size).unwrap_or(0);
             let tail = call.tail && !self.tasks.is_empty();
-            self.tasks.push(Task {
-                kernel: call.kernel,
-                args: args.as_ptr(),
-                grid,
-                chunks: program.chunks,
-                tail,
-            });
+            self.tasks.push(Task { kernel, args: args.as_ptr(), grid, chunks: program.chunks, tail });
         }
     }
+}
+
+/// The first bytes of a region.
+fn prefix(region: &Region, len: u64) -> &[u8] {
+    region.bytes().get(..len as usize).unwrap_or_default()
 }
 
 fn put(region: &mut Region, index: usize, value: i32) {

@@ -56,6 +56,36 @@ pub enum ErrorKind {
     /// The target asked for does not run on this CPU.
     #[error("target {target} cannot run on this CPU ({cpu}): {reason}")]
     TargetUnsupported { target: String, cpu: String, reason: String },
+    /// The device asked for is not there.
+    #[error("{device} is not available: {reason}; use --device cpu")]
+    DeviceUnavailable { device: String, reason: String },
+    /// The artifact was made for CPUs alone.
+    #[error(
+        "the artifact has no code for GPUs; compile it again with --target native,cuda:sm_90a, or use --device cpu"
+    )]
+    NoCudaCode,
+    /// None of the artifact's code runs on the GPU.
+    #[error("no code in this artifact runs on {device} ({name}, compute capability {}.{}): it has {}, and GPUs need {}.{} or \
+             later; compile it again for this GPU, or use --device cpu",
+            compute.0, compute.1, have.join(", "), needed.0, needed.1)]
+    DeviceUnsupported {
+        device: String,
+        name: String,
+        compute: (i32, i32),
+        needed: (i32, i32),
+        have: Vec<String>,
+    },
+    /// The driver does not know the code that artifacts hold.
+    #[error(
+        "the NVIDIA driver is for CUDA {found}, and {needed} is needed; update the driver, or use --device cpu"
+    )]
+    DriverTooOld { found: String, needed: String },
+    /// The GPU's memory is too small, or in use.
+    #[error("{device} has no room for {what}: {bytes} bytes are needed, {free} are free{hint}")]
+    DeviceMemory { device: String, what: &'static str, bytes: u64, free: u64, hint: &'static str },
+    /// The driver reports an error: a GPU that was lost, or code that failed.
+    #[error("{device} failed while {action}: {problem}; open the model again, or use --device cpu")]
+    DeviceFailed { device: String, action: &'static str, problem: String },
     /// The certificate does not say what the caller requires.
     #[error(
         "{requirement} is required, but the artifact's certificate says {metric} {value}; compile the model with more \

@@ -3,6 +3,7 @@
 //! What a page holds is the kernels' affair, see `attar_artifact::manifest::KvType`. A sequence lists its pages in order of position. Pages
 //! that two sequences share are copied before one of them writes.
 
+use crate::device::cuda::{Device, Memory};
 use crate::error::{Error, ErrorKind};
 use crate::memory::Region;
 use attar_artifact::manifest::{KvType, Model};
@@ -86,11 +87,18 @@ impl Sequence {
     }
 }
 
+/// Where keys and values are.
+#[derive(Debug)]
+enum Store {
+    Host(Region),
+    Device(Memory),
+}
+
 /// Keys and values of all layers.
 #[derive(Debug)]
 pub(crate) struct KvCache {
     pub(crate) pool: PagePool,
-    region: Region,
+    store: Store,
     page_len: usize,
     /// Bytes of a block: one page and KV head of one layer's keys.
     block_bytes: usize,
@@ -103,8 +111,13 @@ pub(crate) struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `sequences` sequences of `context` tokens.
-    pub(crate) fn new(m: &Model, context: usize, sequences: usize) -> Result<KvCache, Error> {
+    /// Room for `sequences` sequences of `context` tokens, on the device or else in the host's memory.
+    pub(crate) fn new(
+        m: &Model,
+        context: usize,
+        sequences: usize,
+        device: Option<&Device>,
+    ) -> Result<KvCache, Error> {
         let too_large = || ErrorKind::Memory {
             what: "the KV cache",
             bytes: u64::MAX,
@@ -120,10 +133,13 @@ impl KvCache {
         let plane = blocks.and_then(|b| b.checked_mul(block_bytes)).ok_or_else(too_large)?;
         let bytes =
             plane.checked_mul(m.layers as usize).and_then(|b| b.checked_mul(2)).ok_or_else(too_large)?;
-        let region = Region::zeroed(bytes as u64, "the KV cache", HINT)?;
+        let store = match device {
+            Some(device) => Store::Device(device.memory(bytes as u64, "the KV cache", HINT)?),
+            None => Store::Host(Region::zeroed(bytes as u64, "the KV cache", HINT)?),
+        };
         let layers = m.layers as usize;
         let pool = PagePool::new(pages);
-        Ok(KvCache { pool, region, page_len, block_bytes, kv_heads, plane, context, layers })
+        Ok(KvCache { pool, store, page_len, block_bytes, kv_heads, plane, context, layers })
     }
 
     /// An empty sequence.
@@ -146,7 +162,10 @@ impl KvCache {
             && self.pool.holders(shared) > 1
         {
             let Some(own) = self.pool.alloc() else { return Err(out_of_pages.into()) };
-            self.copy_page(shared, own);
+            if let Err(e) = self.copy_page(shared, own) {
+                self.pool.release(own);
+                return Err(e);
+            }
             self.pool.release(shared);
             if let Some(slot) = seq.pages.get_mut(partial) {
                 *slot = own;
@@ -184,25 +203,44 @@ impl KvCache {
 
     /// Address of a layer's keys, then of its values; 0 for a layer that is not there.
     pub(crate) fn addresses(&mut self, layer: usize) -> (u64, u64) {
+        let start = match &mut self.store {
+            Store::Host(region) => region.address(),
+            Store::Device(memory) => memory.address(),
+        };
+        self.planes(start, layer)
+    }
+
+    /// As [`KvCache::addresses`], of a cache that is on a device; 0 for one that is not.
+    pub(crate) fn device_addresses(&self, layer: usize) -> (u64, u64) {
+        match &self.store {
+            Store::Host(_) => (0, 0),
+            Store::Device(memory) => self.planes(memory.address(), layer),
+        }
+    }
+
+    fn planes(&self, start: u64, layer: usize) -> (u64, u64) {
         if layer >= self.layers {
             return (0, 0);
         }
         let plane = self.plane as u64;
-        let keys = self.region.address() + 2 * layer as u64 * plane;
+        let keys = start + 2 * layer as u64 * plane;
         (keys, keys + plane)
     }
 
-    fn copy_page(&mut self, from: PageId, to: PageId) {
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Error> {
         let (len, plane) = (self.block_bytes, self.plane);
-        let bytes = self.region.bytes_mut();
         for head in 0..self.kv_heads {
             let at = |page: PageId| KvType::block_index(page.0 as usize, self.kv_heads, head) * len;
             let (from, to) = (at(from), at(to));
             for i in 0..2 * self.layers {
-                let start = i * plane + from;
-                bytes.copy_within(start..start + len, i * plane + to);
+                let (start, to) = (i * plane + from, i * plane + to);
+                match &mut self.store {
+                    Store::Host(region) => region.bytes_mut().copy_within(start..start + len, to),
+                    Store::Device(memory) => memory.copy_within(start, to, len)?,
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -242,20 +280,27 @@ mod tests {
                 // Two elements of two bytes per token; where in the block is of no concern here.
                 let block = KvType::block_index(page.0 as usize, 2, head) * kv.block_bytes;
                 let at = i * kv.plane + block + slot * 4;
-                kv.region.bytes_mut()[at..at + 4].fill(value.wrapping_add((2 * i + head) as u8));
+                host(kv)[at..at + 4].fill(value.wrapping_add((2 * i + head) as u8));
             }
         }
         seq.advance(1);
         Ok(())
     }
 
-    fn read(kv: &KvCache, seq: &Sequence) -> Vec<u8> {
+    fn host(kv: &mut KvCache) -> &mut [u8] {
+        match &mut kv.store {
+            Store::Host(region) => region.bytes_mut(),
+            Store::Device(_) => panic!("these caches are the host's"),
+        }
+    }
+
+    fn read(kv: &mut KvCache, seq: &Sequence) -> Vec<u8> {
         let at = |p: usize, head: usize| {
             KvType::block_index(seq.pages[p / 4].0 as usize, 2, head) * kv.block_bytes + p % 4 * 4
         };
         (0..seq.len)
             .map(|p| {
-                let value = |i: usize| kv.region.bytes()[i / 2 * kv.plane + at(p, i % 2)];
+                let value = |i: usize| host(kv)[i / 2 * kv.plane + at(p, i % 2)];
                 let values: Vec<u8> = (0..8).map(value).collect();
                 assert!(
                     (1..8).all(|i| values[i] == values[0].wrapping_add(i as u8)),
@@ -268,7 +313,7 @@ mod tests {
 
     #[test]
     fn overflow_and_exhaustion_are_told_apart() {
-        let mut kv = KvCache::new(&model(), 16, 1).unwrap();
+        let mut kv = KvCache::new(&model(), 16, 1, None).unwrap();
         let (mut a, mut b) = (kv.sequence(), kv.sequence());
         kv.reserve(&mut a, 16).unwrap();
         a.advance(16);
@@ -284,8 +329,8 @@ mod tests {
 
     #[test]
     fn absurd_sizes_are_refused() {
-        assert!(KvCache::new(&model(), usize::MAX, 1).is_err());
-        assert!(KvCache::new(&model(), 1 << 40, 1 << 10).is_err());
+        assert!(KvCache::new(&model(), usize::MAX, 1, None).is_err());
+        assert!(KvCache::new(&model(), 1 << 40, 1 << 10, None).is_err());
     }
 
     #[derive(Clone, Debug)]
@@ -309,7 +354,7 @@ mod tests {
         /// Against plain vectors: no write shows in another sequence, no page is lost or freed twice.
         #[test]
         fn sequences_behave_as_if_they_shared_nothing(ops in proptest::collection::vec(op(), 1..200)) {
-            let mut kv = KvCache::new(&model(), 32, 3).unwrap();
+            let mut kv = KvCache::new(&model(), 32, 3, None).unwrap();
             let mut live: Vec<(Sequence, Vec<u8>)> = vec![(kv.sequence(), Vec::new())];
             for op in ops {
                 let n = live.len().max(1);
@@ -337,7 +382,7 @@ mod tests {
                 }
                 let mut holders: BTreeMap<PageId, u32> = BTreeMap::new();
                 for (seq, mirror) in &live {
-                    prop_assert_eq!(&read(&kv, seq), mirror);
+                    prop_assert_eq!(&read(&mut kv, seq), mirror);
                     for p in seq.pages() { *holders.entry(*p).or_default() += 1; }
                 }
                 for p in 0..kv.pool.pages() as u32 {

@@ -45,9 +45,12 @@ pub use attar_artifact::certificate::{Certificate, Requirement};
 pub use attar_artifact::manifest::Manifest;
 pub use attar_artifact::program::ProgramKind;
 pub use chat::{ChatTemplate, Message};
+pub use device::cuda::{Gpu, gpus};
 pub use engine::{Engine, LaunchTime, SequenceId, StepBatch};
 pub use error::{Error, ErrorKind, Result, TokenizerFault};
-pub use model::{Model, OpenOptions, OpenTimings, chosen_target, code_targets, target_refusal};
+pub use model::{
+    DeviceChoice, Model, OpenOptions, OpenTimings, Progress, chosen_target, code_targets, target_refusal,
+};
 pub use sampler::{Sampler, SamplingOptions, top_logits};
 pub use session::{
     CancelToken, ContextOverflow, Control, FinishReason, GenerateOptions, Generation, Piece, Session,

@@ -2,6 +2,7 @@
 
 use crate::chat::ChatTemplate;
 use crate::device::cpu::{Code, chosen, judge, refusal};
+use crate::device::cuda::Device;
 use crate::device::executable::Kernel;
 use crate::device::threads::Pool;
 use crate::error::{ErrorKind, Result};
@@ -10,7 +11,7 @@ use crate::prefetch;
 use crate::session::{Session, SessionOptions};
 use crate::text::Tokenizer;
 use attar_artifact::certificate::Requirement;
-use attar_artifact::manifest::{Manifest, SectionKind};
+use attar_artifact::manifest::{Manifest, SectionKind, device_of_target};
 use attar_artifact::program::{Arg, Extent, Program, ProgramKind, StepSize};
 use attar_artifact::vocabulary::{Vocabulary, VocabularyFault};
 use attar_artifact::{Artifact, Verify};
@@ -18,14 +19,67 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+/// What a model runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, where there is one that the artifact has code for; else the CPU.
+    #[default]
+    Best,
+    Cpu,
+    /// The GPU of that number, and nothing else.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<DeviceChoice, String> {
+        match (text, text.strip_prefix("cuda:")) {
+            ("cpu", _) => Ok(DeviceChoice::Cpu),
+            ("cuda", _) => Ok(DeviceChoice::Cuda(0)),
+            (_, Some(index)) => index
+                .parse()
+                .map(DeviceChoice::Cuda)
+                .map_err(|_| format!("{text} is no GPU; name one as cuda:0")),
+            _ => Err(format!("{text} is no device; known are cpu and cuda:N")),
+        }
+    }
+}
+
+/// Hears how much of the weights has been copied to a GPU: bytes done, and bytes in all.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(u64, u64) + Send + Sync>);
+
+impl Progress {
+    /// Calls `hear` after each piece.
+    pub fn new(hear: impl Fn(u64, u64) + Send + Sync + 'static) -> Progress {
+        Progress(Arc::new(hear))
+    }
+
+    pub(crate) fn tell(&self, done: u64, total: u64) {
+        (self.0)(done, total);
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
 /// How a model is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
+    /// What to run on.
+    pub device: DeviceChoice,
+    /// Hears of weights on their way to a GPU.
+    pub progress: Option<Progress>,
     /// Threads to compute with, the caller's included; by default as many as the process may use.
     pub threads: Option<usize>,
     /// How much of the file is compared with its hashes.
     pub verify: Verify,
-    /// A code target to use, e.g. `x86-64-v2`, instead of the best that this CPU supports.
+    /// A code target to use, e.g. `x86-64-v2` or `cuda:sm_80`, instead of the best that the device supports. That of a GPU
+    /// asks for one.
     pub target: Option<String>,
     /// Use the weights as mapped from the file: opens faster and shares memory between processes. By default they are
     /// copied into huge pages, from which they are read faster.
@@ -77,8 +131,10 @@ pub(crate) struct Inner {
     opening: OpenTimings,
     /// Given, or tuned by the first engine.
     pub(crate) prefetch: OnceLock<u64>,
-    /// Holds the kernels' memory; `programs` point into it.
-    _code: Code,
+    /// Holds the kernels' memory; `programs` point into it. Absent on a GPU.
+    _code: Option<Code>,
+    /// The GPU that the model is on.
+    pub(crate) device: Option<Arc<Device>>,
 }
 
 /// A program with its kernels found.
@@ -96,7 +152,8 @@ pub(crate) struct Runnable {
 
 #[derive(Debug)]
 pub(crate) struct Call {
-    pub(crate) kernel: Kernel,
+    /// Absent on a GPU, which finds kernels by name.
+    pub(crate) kernel: Option<Kernel>,
     pub(crate) args: Vec<Arg>,
     pub(crate) grid: Extent,
     pub(crate) tail: bool,
@@ -123,6 +180,8 @@ pub(crate) enum WeightMemory {
     Copied(Arc<Region>),
     /// The artifact holds the map.
     Mapped(Box<Artifact>),
+    /// The device has them.
+    OnDevice,
 }
 
 impl WeightMemory {
@@ -132,6 +191,7 @@ impl WeightMemory {
             WeightMemory::Mapped(artifact) => {
                 artifact.weights().map_or(0, |w| w.bytes().as_ptr().expose_provenance() as u64)
             }
+            WeightMemory::OnDevice => 0,
         }
     }
 }
@@ -141,7 +201,9 @@ pub(crate) struct Parts {
     pub(crate) manifest: Manifest,
     pub(crate) programs: Vec<Program>,
     pub(crate) weights: WeightMemory,
-    pub(crate) code: Code,
+    /// Code for the CPU, or else the GPU.
+    pub(crate) code: Option<Code>,
+    pub(crate) device: Option<Arc<Device>>,
     pub(crate) tokenizer: Option<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) threads: usize,
@@ -186,6 +248,29 @@ impl Model {
             let (value, expected) = (n.to_string(), format!("0 to {}", prefetch::MOST));
             return Err(ErrorKind::Option { name: "prefetch_bytes", value, expected }.into());
         }
+        if let Some(mut device) = find_device(&artifact, options)? {
+            // Both kernels and weights are there by now.
+            opening.weights = started.elapsed().saturating_sub(file);
+            if options.deterministic {
+                device.programs.retain(|p| p.kind != ProgramKind::Prefill);
+            }
+            let texts = Instant::now();
+            let (tokenizer, template) = read_texts(&artifact)?;
+            opening.texts = texts.elapsed();
+            return Model::assemble(Parts {
+                manifest: artifact.manifest().clone(),
+                programs: device.programs.clone(),
+                weights: WeightMemory::OnDevice,
+                code: None,
+                device: Some(Arc::new(device)),
+                tokenizer,
+                template,
+                threads: 1,
+                opening,
+                started,
+                prefetch: options.prefetch_bytes,
+            });
+        }
         let code_start = Instant::now();
         let code = Code::load(&artifact, options.target.as_deref())?;
         opening.code = code_start.elapsed();
@@ -227,7 +312,8 @@ impl Model {
             manifest,
             programs,
             weights,
-            code,
+            code: Some(code),
+            device: None,
             tokenizer,
             template,
             threads,
@@ -247,9 +333,11 @@ impl Model {
             let mut launches = Vec::new();
             let mut args = 0;
             for launch in p.launches {
-                let kernel = parts.code.kernel(&launch.kernel);
-                let kernel =
-                    kernel.ok_or(ErrorKind::Missing { what: "kernel that its programs call", hint: "" })?;
+                let kernel = parts.code.as_ref().and_then(|c| c.kernel(&launch.kernel));
+                if kernel.is_none() && parts.device.is_none() {
+                    let missing = ErrorKind::Missing { what: "kernel that its programs call", hint: "" };
+                    return Err(missing.into());
+                }
                 args += launch.args.len();
                 launches.push(Call {
                     kernel,
@@ -266,7 +354,7 @@ impl Model {
                 // A launch takes microseconds, and whoever starts on a chunk first waits for its memory.
                 ProgramKind::Decode | ProgramKind::SmallBatch => 3,
                 // Tiles lay activations out anew for every chunk.
-                ProgramKind::Prefill if parts.code.prefill_differs => 2,
+                ProgramKind::Prefill if parts.code.as_ref().is_some_and(|c| c.prefill_differs) => 2,
                 ProgramKind::Prefill => 24,
             };
             programs.push(Runnable { kind: p.kind, max_tokens, arena: p.arena, launches, args, chunks });
@@ -285,8 +373,12 @@ impl Model {
                 prefetch: parts.prefetch.map_or_else(OnceLock::new, |p| OnceLock::from(u64::from(p))),
                 tokenizer: parts.tokenizer,
                 template: parts.template,
-                target: parts.code.target.clone(),
+                target: match (&parts.code, &parts.device) {
+                    (Some(code), _) => code.target.clone(),
+                    (None, device) => device.as_ref().map_or(String::new(), |d| d.target.clone()),
+                },
                 _code: parts.code,
+                device: parts.device,
             }),
         })
     }
@@ -346,6 +438,44 @@ impl Model {
         let missing = ErrorKind::Missing { what: "chat template", hint: ", or give a plain prompt" };
         self.inner.template.as_ref().ok_or_else(|| missing.into())
     }
+}
+
+/// The GPU to run on, with the model's kernels and weights; `None` for the CPU.
+fn find_device(artifact: &Artifact, options: &OpenOptions) -> Result<Option<Device>> {
+    let forced = options.target.as_deref();
+    let forced_gpu = forced.filter(|t| device_of_target(t) == "cuda");
+    let open = |index| {
+        let verify = options.verify == Verify::Full;
+        Device::open(artifact, index, forced_gpu, verify, options.progress.as_ref())
+    };
+    match (options.device, forced) {
+        (DeviceChoice::Cpu, _) => Ok(None),
+        (DeviceChoice::Cuda(index), _) => open(index).map(Some),
+        (DeviceChoice::Best, Some(_)) if forced_gpu.is_some() => open(0).map(Some),
+        (DeviceChoice::Best, Some(_)) => Ok(None),
+        (DeviceChoice::Best, None) => {
+            if artifact.programs("cuda").is_none() {
+                return Ok(None);
+            }
+            match open(0) {
+                Ok(device) => Ok(Some(device)),
+                // No GPU that could be used is no fault where there is code for the CPU; a GPU that fails is.
+                Err(e) if artifact.programs("cpu").is_some() && is_absence(&e.kind) => Ok(None),
+                Err(e) => Err(e),
+            }
+        }
+    }
+}
+
+/// Whether an error says that there is no GPU for an artifact, rather than that one failed.
+fn is_absence(kind: &ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::DeviceUnavailable { .. }
+            | ErrorKind::DeviceUnsupported { .. }
+            | ErrorKind::DriverTooOld { .. }
+            | ErrorKind::NoCudaCode
+    )
 }
 
 /// The CPU targets an artifact has code for; with each the reason why it cannot run here, or `None` when it can.

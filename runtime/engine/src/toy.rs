@@ -82,7 +82,7 @@ pub(crate) fn model(threads: usize) -> Model {
     let arena = Arg::Arena { offset: Extent::fixed(64), len: Extent::per_token(4) };
     let launch = |kernel: &str, args, grid| {
         let kernel = kernel.to_owned();
-        Launch { kernel, args, grid, weight_bytes: 0, note: String::new(), tail: false }
+        Launch { kernel, args, grid, weight_bytes: 0, note: String::new(), tail: false, blocks: None }
     };
     let (stride, keys) = (Arg::BlockTableStride, Arg::Keys { layer: 1 });
     let launches = vec![
@@ -148,11 +148,12 @@ pub(crate) fn model(threads: usize) -> Model {
             program(ProgramKind::Prefill, MOST_TOKENS as u32),
         ],
         weights: WeightMemory::Copied(Region::zeroed(0, "the weights", "").unwrap().into()),
-        code: Code::of(&[
+        code: Some(Code::of(&[
             ("embed", Kernel::of(embed)),
             ("store", Kernel::of(store)),
             ("recall", Kernel::of(recall)),
-        ]),
+        ])),
+        device: None,
         tokenizer: Some(Tokenizer::from_json(&std::fs::read_to_string(path).unwrap()).unwrap()),
         template: None,
         threads,

@@ -3,6 +3,7 @@
 use crate::calibration::CalibrationArgs;
 use crate::commands::run::read_text;
 use crate::failure::{Failure, Result};
+use crate::home::Home;
 use crate::model::find_checkpoint;
 use crate::quality;
 use crate::remake;
@@ -10,7 +11,7 @@ use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
     Again, CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
-    Remake, Session, beside_matrices, registry, resolve_targets,
+    Remake, Session, beside_matrices, registry, resolve_all_targets,
 };
 use attar_pass::{Fuel, MetricValue, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
@@ -40,6 +41,7 @@ Phases: import, canonicalize, compress, fuse, lower, emit, package, certify.
 Examples:
   attar compile smollm2-135m --quantize n4 -o smollm2.attar
   attar compile ./Qwen3-0.6B --quantize w8 --target native,aarch64+dotprod -o qwen3.attar
+  attar compile smollm2-135m --quantize n4 --target native,cuda:sm_90a -o smollm2.attar
   attar compile model.gguf --recipe recipe.toml -o model.attar --json
   attar compile smollm2-135m --quantize n4 --certify wiki.valid.txt --certify-windows 40 -o smollm2.attar
   attar compile smollm2-135m --quantize n4 --no-certify -o smollm2.attar
@@ -74,7 +76,8 @@ pub struct Compile {
     /// Statistics of `attar calibrate` instead of text
     #[arg(long, value_name = "FILE", conflicts_with = "calibrate")]
     calibration: Option<PathBuf>,
-    /// What to make code for: native, all, x86-64-v2, x86-64-v3, aarch64, aarch64+dotprod, riscv64
+    /// What to make code for: native, all, x86-64-v2, x86-64-v3, aarch64, aarch64+dotprod, riscv64; GPUs as cuda:sm_90a,
+    /// cuda:sm_80 or cuda, which is both
     #[arg(long, value_name = "TARGETS", value_delimiter = ',', default_value = "native")]
     target: Vec<String>,
     /// The artifact to write
@@ -158,7 +161,7 @@ impl Compile {
     /// Those of the compiler.
     pub fn run(&self, terminal: Terminal) -> Result<()> {
         let source = find_checkpoint(&self.model)?;
-        let targets = resolve_targets(&self.target)?;
+        let targets = resolve_all_targets(&self.target)?;
         let output = self.output.clone().unwrap_or_else(|| PathBuf::from("model.attar"));
         if let Some(from) = &self.from {
             return self.run_again(from, source, output, terminal);
@@ -168,7 +171,9 @@ impl Compile {
             calibration.source = CalibrationSource::Saved(saved.clone());
         }
         let recipe = self.recipe(calibration.source != CalibrationSource::None)?;
-        let mut options = CompileOptions::new(source, recipe, targets, output);
+        let mut options = CompileOptions::new(source, recipe, targets.cpu, output);
+        options.cuda = targets.cuda;
+        options.kernel_cache = kernel_cache();
         options.calibration = calibration;
         options.context_length = self.context;
         options.kv = self.kv.map(Kv::element);
@@ -203,7 +208,7 @@ impl Compile {
         let option = match (self.max_bytes, self.max_kld) {
             (Some(file), _) => {
                 let beside =
-                    beside_matrices(&find_checkpoint(&self.model)?, &resolve_targets(&self.target)?)?;
+                    beside_matrices(&find_checkpoint(&self.model)?, &resolve_all_targets(&self.target)?)?;
                 let left = file.checked_sub(beside).filter(|left| *left > 0).ok_or_else(|| {
                     let (asked, least) = (bytes_text(file), bytes_text(beside));
                     Failure::input(format!(
@@ -239,6 +244,7 @@ impl Compile {
         let Remake { mut options, origin } =
             remake::options(from, source, output.clone(), again, self.check, terminal)?;
         options.threads = self.threads;
+        options.kernel_cache = kernel_cache();
         options.resume = !self.no_resume;
         options.calibration.max_memory = self.text.options().max_memory;
         options.emit_ir.clone_from(&self.emit_ir);
@@ -430,6 +436,11 @@ fn choices(r: &CompileReport) -> Vec<Vec<String>> {
         );
     }
     rows
+}
+
+/// Where compiled kernels for GPUs are kept; without a cache folder they are compiled each time.
+fn kernel_cache() -> Option<PathBuf> {
+    Home::from_env().ok().map(|h| h.root.join("kernels"))
 }
 
 /// The report as tables.

@@ -169,6 +169,7 @@ fn finish(walk: Walk, kind: ProgramKind, max_tokens: u32) -> (Program, Ports) {
             weight_bytes: l.weight_bytes,
             note: l.note.clone(),
             tail: i > 0 && kind == ProgramKind::Decode && is_tail(&l.spec),
+            blocks: None,
         })
         .collect();
     let at = |ports: Vec<(Port, BufId)>| ports.into_iter().map(|(p, b)| (p, plan.offsets[b.0])).collect();

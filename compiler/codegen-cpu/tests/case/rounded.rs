@@ -2,12 +2,7 @@
 
 use super::{Case, Check, cache_codes, f32s};
 use attar_artifact::manifest::KvType;
-use attar_codegen_cpu::Target;
-use attar_format::formats;
-use attar_kernel::{ActInt8Layout, KernelSpec, RowTile};
-
-/// Rows up to which the integer kernels compute on any target.
-const FEW: u64 = 16;
+use attar_kernel::ActInt8Layout;
 
 /// Either factor of each product is off by 2^-9 at most, evenly spread, so a sum of products with signs at random is off
 /// by 2^-9 * sqrt(2 / 3) of its own size, the root of the mean square over many sums: 0.16 %. Epilogues multiply such
@@ -18,28 +13,14 @@ const MEAN: f32 = 0.01;
 const LARGEST: f32 = 0.06;
 
 impl Case {
-    /// Whether the target computes this launch with tile products.
-    pub(crate) fn by_tiles(&self, target: Target) -> bool {
-        let KernelSpec::Linear(spec) = &self.spec else { return false };
-        let rows = self.args.len().checked_sub(2).map(|slot| &self.args[slot]);
-        target == Target::SapphireRapids
-            && spec.rows == RowTile::Many
-            && spec.format != &formats::F32
-            && spec.k.is_multiple_of(32)
-            && matches!(rows, Some(super::Arg::Number(rows)) if *rows > FEW)
-    }
-
-    /// As [`Case::check`], with the tolerance of the target's arithmetic.
-    pub(crate) fn check_on(&self, target: Target, want: &[Vec<u8>], got: &[Vec<u8>]) {
-        if !self.by_tiles(target) {
-            return self.check(target.name(), want, got);
-        }
+    /// As [`Case::check`], for operands that were rounded to bf16.
+    pub(crate) fn check_rounded(&self, what: &str, want: &[Vec<u8>], got: &[Vec<u8>]) {
         let checks = self.args.iter().filter_map(|a| match a {
             super::Arg::Output(_, check) => Some(*check),
             _ => None,
         });
         for (o, ((want, got), check)) in want.iter().zip(got).zip(checks).enumerate() {
-            let at = format!("{}: {}: output {o}", target.name(), self.spec.name());
+            let at = format!("{what}: {}: output {o}", self.spec.name());
             assert_eq!(want.len(), got.len(), "{at}");
             for (want, got) in values(check, want).iter().zip(values(check, got)) {
                 near(&at, want, &got);

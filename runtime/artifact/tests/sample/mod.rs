@@ -35,6 +35,7 @@ pub fn programs() -> Vec<Program> {
         grid,
         weight_bytes: 64,
         tail: false,
+        blocks: None,
         note: "a note".to_owned(),
     };
     let launches = vec![

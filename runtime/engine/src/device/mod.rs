@@ -1,6 +1,7 @@
-//! Devices that programs run on. One file per device; the CPU is the one there is.
+//! Devices that programs run on: the CPU, and GPUs through CUDA.
 
 mod backoff;
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod executable;
 pub(crate) mod threads;

@@ -74,6 +74,7 @@ pub fn write_certified(
         grid: Extent::per_row(1),
         weight_bytes: 0,
         tail: false,
+        blocks: None,
         note: String::new(),
     };
     let program = |kind, max_tokens| Program {

@@ -1,0 +1,228 @@
+//! CUDA C++ of kernels: one template per kernel, in the `.cu` files beside this one, behind constants that are generated from the
+//! kernel's spec. The text is what `--emit-ir` writes, so templates and constants are meant to be read.
+
+mod constants;
+
+use crate::error::{Error, Result};
+use crate::spec::CudaSpec;
+use attar_kernel::{
+    Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+};
+use constants::Constants;
+
+const PRELUDE: &str = include_str!("prelude.cu");
+const WEIGHTS: &str = include_str!("weights.cu");
+const EPILOGUE: &str = include_str!("epilogue.cu");
+const CACHE: &str = include_str!("cache.cu");
+const ATTENTION: &str = include_str!("attention.cu");
+
+/// Warps of a block of the kernels for few rows.
+const SMALL_WARPS: usize = 8;
+/// Widest head whose queries and partial sums fit the shared memory that every GPU gives a block.
+const WIDEST_HEAD: usize = 256;
+
+/// A kernel in CUDA C++.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    /// Name of the function, as [`CudaSpec::name`].
+    pub name: String,
+    pub source: String,
+}
+
+/// Blocks of 16 channels that a block of threads multiplies with few rows.
+pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
+    match epilogue {
+        Epilogue::Store | Epilogue::Residual | Epilogue::Qkv(_) => 1,
+        Epilogue::Swiglu { out: Activation::F32, .. } => 2,
+        Epilogue::Swiglu { out: Activation::Int8, .. } => 4,
+    }
+}
+
+/// Emits a kernel.
+///
+/// # Errors
+/// [`Error::Spec`] for shapes that no template serves.
+pub fn emit(spec: &CudaSpec) -> Result<Emitted> {
+    let name = spec.name();
+    let fail = |problem: String| Error::Spec { kernel: name.clone(), problem };
+    let parts = match spec {
+        CudaSpec::Linear(linear) => linear_parts(linear),
+        CudaSpec::Widen { dim, int8 } => {
+            let mut c = Constants::new();
+            c.int("K", *dim).int("PADDED", padded(*dim)).flag("INT8", *int8);
+            vec![c.finish(), include_str!("widen.cu").to_owned()]
+        }
+        CudaSpec::QkvRope(q) => {
+            check_head(q.head_dim, q.page_len).map_err(fail)?;
+            qkv_parts(q)
+        }
+        CudaSpec::Plain(kernel) => plain_parts(kernel).map_err(fail)?,
+    };
+    let source = std::iter::once(PRELUDE.to_owned()).chain(parts).collect::<Vec<_>>().join("\n");
+    Ok(Emitted { source: source.replace("KERNEL(", &format!("{name}(")), name })
+}
+
+/// Numbers of a row of bf16 activations.
+pub(crate) fn padded(k: usize) -> usize {
+    k.next_multiple_of(32)
+}
+
+fn linear_parts(linear: &LinearSpec) -> Vec<String> {
+    let mut c = Constants::new();
+    c.weights(linear.format, linear.n, linear.k);
+    let floats = linear.format.is_uncompressed();
+    let exact = linear.format.code_bits() == 32;
+    let template = match linear.rows {
+        RowTile::One | RowTile::Small => {
+            let rows = if linear.rows == RowTile::One { 1 } else { 16 };
+            c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(&linear.epilogue));
+            c.int("UNROLL", if rows == 1 { 4 } else { 2 });
+            if floats {
+                include_str!("linear_small_floats.cu")
+            } else {
+                include_str!("linear_small_codes.cu")
+            }
+        }
+        RowTile::Many if exact => include_str!("linear_many_floats.cu"),
+        RowTile::Many => {
+            c.int("PADDED", padded(linear.k));
+            include_str!("linear_many_tiles.cu")
+        }
+    };
+    let (kind, width) = match &linear.epilogue {
+        Epilogue::Store | Epilogue::Qkv(_) => ("STORE", 0),
+        Epilogue::Residual => ("RESIDUAL", 0),
+        Epilogue::Swiglu { width, out: Activation::F32 } => ("SWIGLU_F32", *width),
+        Epilogue::Swiglu { width, out: Activation::Int8 } => ("SWIGLU_INT8", *width),
+    };
+    c.int("WIDTH", width);
+    let residual = linear.epilogue == Epilogue::Residual;
+    let pick = |there: bool, yes: &str, no: &str| if there { yes.to_owned() } else { no.to_owned() };
+    let template = template
+        .replace(" BIAS_PARAMETER", &pick(linear.bias, ", const float *__restrict__ bias", ""))
+        // The result may stand where the residual does.
+        .replace(" RESIDUAL_PARAMETER", &pick(residual, ", const float *residual", ""))
+        .replace("BIAS_ARGUMENT", &pick(linear.bias, "bias", "nullptr"))
+        .replace("RESIDUAL_ARGUMENT", &pick(residual, "residual", "nullptr"));
+    let epilogue =
+        EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
+    vec![c.finish(), WEIGHTS.to_owned(), epilogue, template]
+}
+
+fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {
+    let mut c = Constants::new();
+    c.cache(q.kv, q.head_dim, q.kv_heads, q.page_len).int("HEADS", q.heads);
+    c.flag("QK_NORM", q.qk_norm.is_some()).float("EPS", q.qk_norm.unwrap_or(0.0));
+    let gains = if q.qk_norm.is_some() {
+        ", const float *__restrict__ q_gain, const float *__restrict__ k_gain"
+    } else {
+        ""
+    };
+    let gain = |name| if q.qk_norm.is_some() { name } else { "nullptr" };
+    let kernel = include_str!("qkv_rope.cu")
+        .replace(" GAIN_PARAMETERS", gains)
+        .replace("Q_GAIN : K_GAIN", &format!("({}) : ({})", gain("q_gain"), gain("k_gain")))
+        .replace("const float *gain = item < HEADS ? (nullptr) : (nullptr);", "const float *gain = nullptr;");
+    vec![c.finish(), CACHE.to_owned(), kernel]
+}
+
+fn check_head(head_dim: usize, page_len: usize) -> std::result::Result<(), String> {
+    if head_dim > WIDEST_HEAD {
+        return Err(format!("heads of width {head_dim}; CUDA kernels take heads of up to {WIDEST_HEAD}"));
+    }
+    if !page_len.is_multiple_of(32) {
+        return Err(format!("pages of {page_len} tokens; CUDA kernels take multiples of 32"));
+    }
+    Ok(())
+}
+
+/// Parts of the source of a kernel that CPUs have alike.
+fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> {
+    let mut c = Constants::new();
+    Ok(match kernel {
+        KernelSpec::Embed { format, vocab, dim } => {
+            c.weights(format, *vocab, *dim);
+            vec![c.finish(), WEIGHTS.to_owned(), include_str!("embed.cu").to_owned()]
+        }
+        KernelSpec::RmsNorm { dim, eps, gain, out } => {
+            c.flag("GAIN", *gain).float("EPS", *eps);
+            rows(c, "RMS_NORM", *dim, if *gain { 2 } else { 1 }, *out)
+        }
+        KernelSpec::LayerNorm { dim, eps } => {
+            c.float("EPS", *eps);
+            rows(c, "LAYER_NORM", *dim, 3, Activation::F32)
+        }
+        KernelSpec::Softmax { dim } => rows(c, "SOFTMAX", *dim, 1, Activation::F32),
+        KernelSpec::Quantize { dim } => rows(c, "QUANTIZE", *dim, 1, Activation::Int8),
+        KernelSpec::Slice { dim, start, len } => {
+            c.int("START", *start).int("LENGTH", *len);
+            rows(c, "SLICE", *dim, 1, Activation::F32)
+        }
+        KernelSpec::Elementwise { op, dim } => {
+            let (operation, inputs) = match op {
+                Elementwise::Add => ("ADD", 2),
+                Elementwise::Mul => ("MUL", 2),
+                Elementwise::Silu => ("SILU", 1),
+                Elementwise::Gelu => ("GELU", 1),
+            };
+            rows(c, operation, *dim, inputs, Activation::F32)
+        }
+        KernelSpec::GatherRows { dim } => {
+            c.int("DIM", *dim);
+            vec![c.finish(), include_str!("gather_rows.cu").to_owned()]
+        }
+        KernelSpec::Rope { heads, head_dim } => {
+            c.int("HEADS", *heads).int("HEAD_DIM", *head_dim);
+            vec![c.finish(), include_str!("rope.cu").to_owned()]
+        }
+        KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len } => {
+            check_head(*head_dim, *page_len)?;
+            c.cache(*kv, *head_dim, *kv_heads, *page_len);
+            vec![c.finish(), CACHE.to_owned(), include_str!("kv_write.cu").to_owned()]
+        }
+        KernelSpec::Attention { attention, out } => {
+            attention_parts(attention, *out, include_str!("attention_tiles.cu"))?
+        }
+        KernelSpec::AttentionSpan(attention) => {
+            attention_parts(attention, Activation::F32, include_str!("attention_span.cu"))?
+        }
+        KernelSpec::AttentionMerge { attention, out } => {
+            attention_parts(attention, *out, include_str!("attention_merge.cu"))?
+        }
+        KernelSpec::Linear(_) => return Err("matrix products have specs of their own".to_owned()),
+    })
+}
+
+/// A kernel over rows with so many inputs.
+fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activation) -> Vec<String> {
+    c.int("DIM", dim).flag("INT8", out == Activation::Int8);
+    // The template mentions all that any of the operations has.
+    c.int("START", 0).int("LENGTH", 0).flag("GAIN", false).float("EPS", 0.0);
+    let names = ["a", "b", "c"];
+    let parameters: Vec<String> =
+        names[..inputs].iter().map(|n| format!("const float *__restrict__ {n}, ")).collect();
+    for name in &names[inputs..] {
+        c.line(&format!("constexpr const float *{name} = nullptr;"));
+    }
+    let template = include_str!("rows.cu")
+        .replace("PARAMETERS", &format!("{}void *__restrict__ out", parameters.concat()))
+        .replace("SLICE };", &format!("SLICE }};\nconstexpr int OPERATION = {operation};"));
+    vec![c.finish(), template]
+}
+
+fn attention_parts(
+    a: &AttentionSpec,
+    out: Activation,
+    template: &str,
+) -> std::result::Result<Vec<String>, String> {
+    check_head(a.head_dim, a.page_len)?;
+    if out == Activation::Int8 && !a.head_dim.is_multiple_of(32) {
+        return Err("int8 results of heads whose width is no multiple of 32".to_owned());
+    }
+    let mut c = Constants::new();
+    c.cache(a.kv, a.head_dim, a.kv_heads, a.page_len);
+    c.int("HEADS", a.heads).int("GROUP", a.group()).int("SPAN", a.span);
+    c.int("WINDOW", a.window.unwrap_or(0)).float("QUERY_SCALE", a.query_scale());
+    c.flag("INT8", out == Activation::Int8);
+    Ok(vec![c.finish(), CACHE.to_owned(), ATTENTION.to_owned(), template.to_owned()])
+}

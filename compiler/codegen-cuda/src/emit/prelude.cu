@@ -1,0 +1,121 @@
+// What every kernel builds on. No header is included: a few instructions are named here instead.
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+struct alignas(8) Two { u32 x, y; };
+struct alignas(16) Four { u32 x, y, z, w; };
+
+__device__ __forceinline__ float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+
+/// Two floats to a pair of bf16, `low` in the lower half.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+__device__ __forceinline__ float bf16_to_float(u32 bits) { return __uint_as_float(bits << 16); }
+
+__device__ __forceinline__ u16 half_of(float x) {
+  u16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+}
+
+__device__ __forceinline__ float half_to_float(u16 h) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+  return x;
+}
+
+/// Bytes of `a` (0 to 3) and `b` (4 to 7) that the low four nibbles of `selector` name.
+__device__ __forceinline__ u32 pick(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+  return x;
+}
+
+__device__ __forceinline__ int warp_sum(int x) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+  return x;
+}
+
+/// The largest, NaN not counted.
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, apart));
+  return x;
+}
+
+__device__ __forceinline__ float warp_min(float x) {
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) x = fminf(x, __shfl_xor_sync(ALL_LANES, x, apart));
+  return x;
+}
+
+/// A sum over all threads of a block; every thread gets it. `parts` has one place per warp.
+template <int WARPS>
+__device__ __forceinline__ float block_sum(float x, float *parts) {
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  float total = 0.f;
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) total += parts[w];
+  __syncthreads();
+  return total;
+}
+
+template <int WARPS>
+__device__ __forceinline__ float block_max(float x, float *parts) {
+  x = warp_max(x);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  float most = parts[0];
+#pragma unroll
+  for (int w = 1; w < WARPS; ++w) most = fmaxf(most, parts[w]);
+  __syncthreads();
+  return most;
+}
+
+__device__ __forceinline__ float silu(float x) { return x / (1.f + expf(-x)); }
+
+/// Rows of int8 activations: codes, one scale per 32 of them, and the sum of the codes of each 32.
+template <int K>
+struct Int8Rows {
+  static constexpr int GROUPS = K / 32;
+  static constexpr int SCALES = (K + 63) / 64 * 64;
+  static constexpr int SUMS = SCALES + GROUPS * 4;
+  static constexpr int STRIDE = (SUMS + GROUPS * 4 + 60 + 63) / 64 * 64;
+};
+
+/// Quantizes 32 numbers, one to each lane, that are group `group` of a row which starts at `row`.
+template <int K>
+__device__ __forceinline__ void store_int8_group(u8 *row, int group, float x) {
+  typedef Int8Rows<K> Rows;
+  int lane = threadIdx.x % 32;
+  float most = warp_max(fabsf(x));
+  // A group without any number but NaN has no largest one.
+  most = most > 0.f ? most : 0.f;
+  float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
+  float scaled = x * inverse;
+  float low = scaled > -127.f ? scaled : -127.f;
+  int code = __float2int_rn(low < 127.f ? low : 127.f);
+  bool broken = __any_sync(ALL_LANES, !(fabsf(x) <= 3.402823466e38f));
+  int sum = warp_sum(code);
+  row[group * 32 + lane] = (u8)code;
+  if (lane == 0) {
+    float scale = __fdiv_rn(most, 127.f);
+    *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : scale;
+    *(int *)(row + Rows::SUMS + group * 4) = sum;
+  }
+}

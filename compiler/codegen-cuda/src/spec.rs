@@ -1,0 +1,314 @@
+//! Kernels of the GPU, and how the launches of a CPU's programs become launches of them.
+//!
+//! Both machines run the same programs: the same order, arguments and arena. Where a CPU's kernel does two things that
+//! a GPU does better one after the other, a launch becomes several, with their intermediate result behind the arena:
+//!
+//! - a product with many rows is multiplied as bf16, so the rows are widened first;
+//! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
+//! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
+
+use crate::emit::{padded, small_blocks};
+use crate::error::{Error, Result};
+use attar_artifact::program::{Arg, Blocks, Extent, Launch, Program, Tiles};
+use attar_format::CHANNELS;
+use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
+use std::collections::BTreeMap;
+
+/// One kernel of the GPU, completely described.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CudaSpec {
+    /// A kernel that CPUs have alike, with the same arguments.
+    Plain(KernelSpec),
+    /// A product with an epilogue other than [`Epilogue::Qkv`]. Arguments as on CPUs; but with [`RowTile::Many`] x is bf16
+    /// rows, as [`CudaSpec::Widen`] makes them, unless the weights are f32.
+    Linear(LinearSpec),
+    /// Rows as bf16, padded with zeros to a multiple of 32 numbers. Args: x (int8 or f32 rows), out. Grid: rows.
+    Widen { dim: usize, int8: bool },
+    /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
+    QkvRope(QkvEpilogue),
+}
+
+impl CudaSpec {
+    /// Name of the function; equal specs have equal names and different specs different ones.
+    pub fn name(&self) -> String {
+        match self {
+            CudaSpec::Plain(kernel) => kernel.name(),
+            CudaSpec::Linear(linear) => KernelSpec::Linear(linear.clone()).name(),
+            CudaSpec::Widen { dim, int8 } => format!("widen_{}_{dim}", if *int8 { "i8" } else { "f32" }),
+            CudaSpec::QkvRope(q) => {
+                let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
+                let kv = format!("{:?}", q.kv).to_lowercase();
+                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}", q.heads, q.kv_heads, q.head_dim, q.page_len)
+            }
+        }
+    }
+}
+
+impl CudaSpec {
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        match self {
+            CudaSpec::Linear(_) | CudaSpec::Widen { .. } => 256,
+            CudaSpec::QkvRope(_) => 128,
+            CudaSpec::Plain(kernel) => match kernel {
+                KernelSpec::Embed { .. }
+                | KernelSpec::KvWrite { .. }
+                | KernelSpec::Attention { .. }
+                | KernelSpec::AttentionSpan(_)
+                | KernelSpec::AttentionMerge { .. } => 128,
+                _ => 256,
+            },
+        }
+    }
+}
+
+/// Programs for the GPU and the kernels they name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CudaPrograms {
+    pub programs: Vec<Program>,
+    /// Each once, sorted by name.
+    pub kernels: Vec<CudaSpec>,
+}
+
+/// Translates a CPU's programs; `specs` are the kernels they name.
+///
+/// # Errors
+/// [`Error::Spec`] when a launch does not have the arguments that its kernel documents.
+pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaPrograms> {
+    let specs: BTreeMap<String, &KernelSpec> = specs.iter().map(|s| (s.name(), s)).collect();
+    let mut kernels = BTreeMap::new();
+    let mut out = Vec::new();
+    for program in programs {
+        let mut work =
+            Translation { arena: program.arena, spare: [Extent::default(); 2], launches: Vec::new() };
+        for launch in &program.launches {
+            let spec = specs.get(&launch.kernel);
+            let bad = || Error::Spec {
+                kernel: launch.kernel.clone(),
+                problem: "its launch is not as documented".to_owned(),
+            };
+            work.launch(spec.ok_or_else(bad)?, launch).ok_or_else(bad)?;
+        }
+        let (arena, steps) = work.finish();
+        let launches = steps.into_iter().map(|(spec, launch)| {
+            kernels.entry(launch.kernel.clone()).or_insert(spec);
+            launch
+        });
+        out.push(Program { launches: launches.collect(), arena, ..program.clone() });
+    }
+    Ok(CudaPrograms { programs: out, kernels: kernels.into_values().collect() })
+}
+
+/// Memory behind the arena for what one launch hands to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spare {
+    /// Widened rows, and f32 rows that are quantized next.
+    Rows,
+    /// Sums of q, k and v.
+    Sums,
+}
+
+/// An argument, possibly in spare memory whose place is not known before all launches are.
+#[derive(Clone, Copy)]
+enum Given {
+    Arg(Arg),
+    Spare(Spare, Extent),
+}
+
+struct Step {
+    spec: CudaSpec,
+    args: Vec<Given>,
+    grid: Extent,
+    blocks: Blocks,
+    weight_bytes: u64,
+    note: String,
+}
+
+/// One program on its way.
+struct Translation {
+    arena: Extent,
+    spare: [Extent; 2],
+    launches: Vec<Step>,
+}
+
+impl Translation {
+    /// Translates one launch; `None` when its arguments are not those of its kernel.
+    fn launch(&mut self, spec: &KernelSpec, launch: &Launch) -> Option<()> {
+        let given = |args: &[Arg]| args.iter().map(|a| Given::Arg(*a)).collect::<Vec<_>>();
+        let all = given(&launch.args);
+        let rows = (Tiles::each(launch.grid), Tiles::one());
+        match spec {
+            KernelSpec::Linear(linear) => self.linear(linear, launch)?,
+            KernelSpec::Attention { attention, out } => {
+                let group = Extent::per_token(attention.group() as u64);
+                let x = Tiles::each(Extent::fixed(attention.kv_heads as u64));
+                let blocks = (x, Tiles { extent: group, per: 16 });
+                let make = |out| KernelSpec::Attention { attention: *attention, out };
+                self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
+            }
+            KernelSpec::AttentionMerge { attention, out } => {
+                let x = Tiles { extent: Extent::fixed(attention.heads as u64), per: 4 };
+                let blocks = (x, Tiles::each(Extent::per_token(1)));
+                let make = |out| KernelSpec::AttentionMerge { attention: *attention, out };
+                self.attention(make, *out, attention.heads * attention.head_dim, 2, blocks, launch)?;
+            }
+            KernelSpec::KvWrite { kv_heads, .. } => {
+                let x = Tiles { extent: Extent::fixed(2 * *kv_heads as u64), per: 4 };
+                let blocks = (x, Tiles::each(launch.grid));
+                self.push(CudaSpec::Plain(spec.clone()), all, launch.grid, blocks, launch);
+            }
+            KernelSpec::Embed { .. }
+            | KernelSpec::RmsNorm { .. }
+            | KernelSpec::LayerNorm { .. }
+            | KernelSpec::Quantize { .. }
+            | KernelSpec::Rope { .. }
+            | KernelSpec::AttentionSpan(_)
+            | KernelSpec::Elementwise { .. }
+            | KernelSpec::Softmax { .. }
+            | KernelSpec::GatherRows { .. }
+            | KernelSpec::Slice { .. } => {
+                self.push(CudaSpec::Plain(spec.clone()), all, launch.grid, rows, launch);
+            }
+        }
+        Some(())
+    }
+
+    /// Attention of which argument `slot` is the result.
+    fn attention(
+        &mut self,
+        make: impl Fn(Activation) -> KernelSpec,
+        out: Activation,
+        width: usize,
+        slot: usize,
+        blocks: (Tiles, Tiles),
+        launch: &Launch,
+    ) -> Option<()> {
+        let mut args: Vec<Given> = launch.args.iter().map(|a| Given::Arg(*a)).collect();
+        let spec = make(out);
+        let (KernelSpec::Attention { attention, .. } | KernelSpec::AttentionMerge { attention, .. }) = &spec
+        else {
+            return None;
+        };
+        if out == Activation::F32 || attention.head_dim.is_multiple_of(32) {
+            self.push(CudaSpec::Plain(spec), args, launch.grid, blocks, launch);
+            return Some(());
+        }
+        let tokens = Extent::per_token(1);
+        let result =
+            std::mem::replace(args.get_mut(slot)?, self.spare(Spare::Rows, tokens, width as u64 * 4)?);
+        let between = args[slot];
+        self.push(CudaSpec::Plain(make(Activation::F32)), args, launch.grid, blocks, launch);
+        let quantize = CudaSpec::Plain(KernelSpec::Quantize { dim: width });
+        self.push(quantize, vec![between, result], tokens, (Tiles::each(tokens), Tiles::one()), launch);
+        Some(())
+    }
+
+    fn linear(&mut self, linear: &LinearSpec, launch: &Launch) -> Option<()> {
+        let mut args: Vec<Given> = launch.args.iter().map(|a| Given::Arg(*a)).collect();
+        let (count_slot, prefetch) = (args.len().checked_sub(2)?, args.len() - 1);
+        let rows = match launch.args[count_slot] {
+            Arg::Count(extent) => extent,
+            Arg::Imm(n) => Extent::fixed(n),
+            _ => return None,
+        };
+        // GPUs hide latencies otherwise.
+        args[prefetch] = Given::Arg(Arg::Imm(0));
+        if linear.rows == RowTile::Many && linear.format.code_bits() != 32 {
+            let int8 = linear.format.wants_int8_activations();
+            let wide = self.spare(Spare::Rows, rows, padded(linear.k) as u64 * 2)?;
+            let x = std::mem::replace(args.first_mut()?, wide);
+            let widen = CudaSpec::Widen { dim: linear.k, int8 };
+            self.push(widen, vec![x, wide], rows, (Tiles::each(rows), Tiles::one()), launch);
+        }
+        let blocks = match linear.rows {
+            RowTile::One | RowTile::Small => {
+                let per = CHANNELS * small_blocks(&linear.epilogue);
+                (Tiles { extent: Extent::fixed(linear.n as u64), per: per as u32 }, Tiles::one())
+            }
+            RowTile::Many => {
+                let per = if linear.format.code_bits() == 32 { 64 } else { 128 };
+                let x = Tiles { extent: Extent::fixed(linear.n as u64), per: 64 };
+                (x, Tiles { extent: rows, per })
+            }
+        };
+        let Epilogue::Qkv(q) = &linear.epilogue else {
+            self.push(CudaSpec::Linear(linear.clone()), args, launch.grid, blocks, launch);
+            return Some(());
+        };
+        let head = 2 + usize::from(linear.bias);
+        let sums = self.spare(Spare::Sums, rows, linear.n as u64 * 4)?;
+        let mut product = args.get(..head)?.to_vec();
+        product.extend([sums, args[count_slot], args[prefetch]]);
+        let stored = LinearSpec { epilogue: Epilogue::Store, ..linear.clone() };
+        self.push(CudaSpec::Linear(stored), product, launch.grid, blocks, launch);
+        let mut rest = vec![sums];
+        rest.extend_from_slice(args.get(head..count_slot)?);
+        let x = Tiles { extent: Extent::fixed((q.heads + 2 * q.kv_heads) as u64), per: 4 };
+        let blocks = (x, Tiles::each(rows));
+        self.push(CudaSpec::QkvRope(q.clone()), rest, rows, blocks, launch);
+        Some(())
+    }
+
+    /// `bytes` for each of so many rows.
+    fn spare(&mut self, spare: Spare, rows: Extent, bytes: u64) -> Option<Given> {
+        let times = |v: u64| v.checked_mul(bytes)?.checked_next_multiple_of(64);
+        let size = Extent {
+            base: times(rows.base)?,
+            per_token: times(rows.per_token)?,
+            per_row: times(rows.per_row)?,
+            per_token_span: times(rows.per_token_span)?,
+        };
+        let most = &mut self.spare[spare as usize];
+        *most = Extent {
+            base: most.base.max(size.base),
+            per_token: most.per_token.max(size.per_token),
+            per_row: most.per_row.max(size.per_row),
+            per_token_span: most.per_token_span.max(size.per_token_span),
+        };
+        Some(Given::Spare(spare, size))
+    }
+
+    fn push(
+        &mut self,
+        spec: CudaSpec,
+        args: Vec<Given>,
+        grid: Extent,
+        (x, y): (Tiles, Tiles),
+        launch: &Launch,
+    ) {
+        // What prepares or finishes a product reads no weights.
+        let weighs = !matches!(spec, CudaSpec::Widen { .. } | CudaSpec::QkvRope(_));
+        let weight_bytes = if weighs { launch.weight_bytes } else { 0 };
+        let blocks = Blocks { threads: spec.threads(), x, y };
+        self.launches.push(Step { spec, args, grid, blocks, weight_bytes, note: launch.note.clone() });
+    }
+
+    /// Places spare memory behind the arena.
+    fn finish(self) -> (Extent, Vec<(CudaSpec, Launch)>) {
+        let add = |a: Extent, b: Extent| Extent {
+            base: a.base + b.base,
+            per_token: a.per_token + b.per_token,
+            per_row: a.per_row + b.per_row,
+            per_token_span: a.per_token_span + b.per_token_span,
+        };
+        let places = [self.arena, add(self.arena, self.spare[Spare::Rows as usize])];
+        let arena = add(places[1], self.spare[Spare::Sums as usize]);
+        let launches = self.launches.into_iter().map(|step| {
+            let resolve = |given: &Given| match *given {
+                Given::Arg(arg) => arg,
+                Given::Spare(spare, len) => Arg::Arena { offset: places[spare as usize], len },
+            };
+            let launch = Launch {
+                kernel: step.spec.name(),
+                args: step.args.iter().map(resolve).collect(),
+                grid: step.grid,
+                weight_bytes: step.weight_bytes,
+                note: step.note,
+                tail: false,
+                blocks: Some(step.blocks),
+            };
+            (step.spec, launch)
+        });
+        (arena, launches.collect())
+    }
+}

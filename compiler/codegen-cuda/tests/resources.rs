@@ -1,0 +1,141 @@
+//! What kernels of real models' shapes take of a GPU: no registers spilled, limits kept, the instructions that were meant.
+
+mod nvrtc_here;
+
+use attar_artifact::manifest::KvType;
+use attar_codegen_cuda::{Cache, CompiledKernel, CudaSpec, CudaTarget, compile_kernel};
+use attar_format::formats;
+use attar_kernel::{
+    Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+};
+
+/// Of a multiprocessor.
+const REGISTERS: u32 = 65536;
+/// What a block has without asking for more.
+const SHARED: u32 = 48 << 10;
+
+/// Width, width of the FFN, heads, KV heads, width of a head.
+type Shape = (usize, usize, usize, usize, usize);
+
+const SMOLLM2_135M: Shape = (576, 1536, 9, 3, 64);
+const LLAMA_3_8B: Shape = (4096, 14336, 32, 8, 128);
+
+fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
+    let mut all = Vec::new();
+    for format in formats::ALL {
+        let int8 = format.wants_int8_activations();
+        let act = if int8 { Activation::Int8 } else { Activation::F32 };
+        for rows in [RowTile::One, RowTile::Small, RowTile::Many] {
+            for (n, k, epilogue) in [
+                ((heads + 2 * kv_heads) * head_dim, dim, Epilogue::Store),
+                (2 * ffn, dim, Epilogue::Swiglu { width: ffn, out: act }),
+                (dim, ffn, Epilogue::Residual),
+            ] {
+                let linear = LinearSpec { format, n, k, rows, bias: false, epilogue };
+                all.push(CudaSpec::Linear(linear));
+            }
+        }
+        all.push(CudaSpec::Plain(KernelSpec::Embed { format, vocab: 49152, dim }));
+    }
+    for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attention =
+            AttentionSpec { heads, kv_heads, head_dim, scale, window: None, kv, page_len: 32, span: 256 };
+        for out in [Activation::F32, Activation::Int8] {
+            all.push(CudaSpec::Plain(KernelSpec::Attention { attention, out }));
+            all.push(CudaSpec::Plain(KernelSpec::AttentionMerge { attention, out }));
+        }
+        all.push(CudaSpec::Plain(KernelSpec::AttentionSpan(attention)));
+        all.push(CudaSpec::Plain(KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len: 32 }));
+        for qk_norm in [None, Some(1e-6)] {
+            all.push(CudaSpec::QkvRope(QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 }));
+        }
+    }
+    for out in [Activation::F32, Activation::Int8] {
+        all.push(CudaSpec::Plain(KernelSpec::RmsNorm { dim, eps: 1e-5, gain: true, out }));
+    }
+    for int8 in [false, true] {
+        all.push(CudaSpec::Widen { dim, int8 });
+    }
+    all.push(CudaSpec::Plain(KernelSpec::LayerNorm { dim, eps: 1e-5 }));
+    all.push(CudaSpec::Plain(KernelSpec::Softmax { dim }));
+    all.push(CudaSpec::Plain(KernelSpec::Quantize { dim }));
+    all.push(CudaSpec::Plain(KernelSpec::GatherRows { dim }));
+    all.push(CudaSpec::Plain(KernelSpec::Slice { dim, start: 64, len: dim / 2 }));
+    all.push(CudaSpec::Plain(KernelSpec::Rope { heads, head_dim }));
+    for op in [Elementwise::Add, Elementwise::Mul, Elementwise::Silu, Elementwise::Gelu] {
+        all.push(CudaSpec::Plain(KernelSpec::Elementwise { op, dim }));
+    }
+    all
+}
+
+/// Instructions of PTX that a kernel must have.
+fn meant(spec: &CudaSpec) -> &'static [&'static str] {
+    const BYTES: &[&str] = &["mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"];
+    const TILES: &[&str] = &[
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+        "cp.async.cg.shared.global",
+        "cp.async.wait_group",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+    ];
+    match spec {
+        CudaSpec::Linear(l) => match l.rows {
+            RowTile::Many if l.format.code_bits() == 32 => &[],
+            RowTile::Many => TILES,
+            _ if l.format.is_uncompressed() => &[],
+            _ => BYTES,
+        },
+        _ => &[],
+    }
+}
+
+fn check(spec: &CudaSpec, kernel: &CompiledKernel, target: CudaTarget) {
+    let at = format!("{} on {target}", spec.name());
+    let used =
+        kernel.resources.unwrap_or_else(|| panic!("{at}: no numbers in the log: {}", kernel.output.log));
+    assert_eq!((used.spill_stores, used.spill_loads), (0, 0), "{at}: {used:?}");
+    assert!(used.registers * spec.threads() <= REGISTERS, "{at}: {used:?}");
+    assert!(used.shared <= SHARED, "{at}: {used:?}");
+    for instruction in meant(spec) {
+        assert!(kernel.output.ptx.contains(instruction), "{at}: no {instruction}");
+    }
+    assert!(!kernel.output.log.contains("warning"), "{at}: {}", kernel.output.log);
+    if let CudaSpec::Linear(l) = spec
+        && l.rows == RowTile::One
+        && !l.format.is_uncompressed()
+    {
+        // Few enough for three blocks at a time, so that loads of many threads are under way.
+        assert!(used.registers <= 80, "{at}: {used:?}");
+    }
+}
+
+#[test]
+fn kernels_of_real_shapes_keep_within_the_machine() {
+    let Some(nvrtc) = nvrtc_here::find() else { return };
+    let cache = Cache::new(std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
+    let mut faults = Vec::new();
+    for (target, shape) in [("cuda:sm_80", SMOLLM2_135M), ("cuda:sm_90a", LLAMA_3_8B)] {
+        let target = CudaTarget::by_name(target).expect("a target");
+        for spec in kernels(shape) {
+            let kernel =
+                compile_kernel(&nvrtc, Some(&cache), &spec, target).unwrap_or_else(|e| panic!("{e}"));
+            let checked = std::panic::catch_unwind(|| check(&spec, &kernel, target));
+            if let Err(fault) = checked {
+                faults.push(fault.downcast::<String>().map(|s| *s).unwrap_or_default());
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{} faults\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn the_same_source_gives_the_same_bytes() {
+    let Some(nvrtc) = nvrtc_here::find() else { return };
+    let spec = CudaSpec::Widen { dim: 96, int8: true };
+    let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
+    let once = compile_kernel(&nvrtc, None, &spec, target).expect("compiles");
+    let again = compile_kernel(&nvrtc, None, &spec, target).expect("compiles");
+    // The log says how long it took.
+    assert_eq!((&once.output.ptx, &once.output.cubin), (&again.output.ptx, &again.output.cubin));
+    assert!(once.output.cubin.starts_with(b"\x7fELF"));
+}

@@ -1,0 +1,358 @@
+//! A GPU with a model's kernels and weights.
+
+use super::{LEAST_COMPUTE, failed};
+use crate::error::{ErrorKind, Result};
+use crate::model::Progress;
+use attar_artifact::manifest::{Section, SectionKind, device_of_target};
+use attar_artifact::program::Program;
+use attar_artifact::{Artifact, CHUNK};
+use cudarc::driver::sys::cudaError_enum as Code;
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError};
+use cudarc::nvrtc::Ptx;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Chunks of weights that are read, and copied to the device, at a time.
+const UPLOAD_CHUNKS: usize = 8;
+
+/// A GPU that a model was opened on.
+pub(crate) struct Device {
+    pub(super) index: usize,
+    pub(super) stream: Arc<CudaStream>,
+    pub(crate) target: String,
+    /// By name; they keep their modules loaded.
+    pub(super) kernels: BTreeMap<String, CudaFunction>,
+    pub(super) weights: Memory,
+    pub(crate) programs: Vec<Program>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("index", &self.index)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Memory of a device.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    slice: CudaSlice<u8>,
+    index: usize,
+}
+
+impl Memory {
+    /// Zeroed memory. `what` and `hint` go into the error.
+    fn zeroed(
+        index: usize,
+        stream: &Arc<CudaStream>,
+        bytes: u64,
+        what: &'static str,
+        hint: &'static str,
+    ) -> Result<Memory> {
+        let fail = |e: DriverError| match e.0 {
+            Code::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = stream.context().mem_get_info().map_or(0, |(free, _)| free as u64);
+                ErrorKind::DeviceMemory { device: format!("cuda:{index}"), what, bytes, free, hint }.into()
+            }
+            _ => failed(index, "allocating memory", e),
+        };
+        let len =
+            usize::try_from(bytes.max(1)).map_err(|_| fail(DriverError(Code::CUDA_ERROR_OUT_OF_MEMORY)))?;
+        Ok(Memory { slice: stream.alloc_zeros(len).map_err(fail)?, index })
+    }
+
+    /// Copies bytes from the host to a place in it. The copy is over when the stream is done.
+    pub(super) fn receive(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        at: usize,
+        from: &[u8],
+    ) -> std::result::Result<(), DriverError> {
+        match self.slice.try_slice_mut(at..at + from.len()) {
+            Some(mut to) => stream.memcpy_htod(from, &mut to),
+            None => Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE)),
+        }
+    }
+
+    /// Copies numbers from a place in it to the host. They are there when the stream is done.
+    pub(super) fn send(
+        &self,
+        stream: &Arc<CudaStream>,
+        at: usize,
+        to: &mut [f32],
+    ) -> std::result::Result<(), DriverError> {
+        match self.slice.try_slice(at..at + to.len() * 4) {
+            Some(from) => stream.memcpy_dtoh(&from, bytemuck::cast_slice_mut::<f32, u8>(to)),
+            None => Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE)),
+        }
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        // Nobody but the one stream uses it, so there is nothing to wait for.
+        self.slice.device_ptr(self.slice.stream()).0
+    }
+
+    /// Copies `len` bytes from one place to another that it does not overlap, after all that the stream was given before.
+    pub(crate) fn copy_within(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+        let stream = self.slice.stream().clone();
+        let (low, high) = (from.min(to), from.max(to));
+        let index = self.index;
+        let outside = || failed(index, "copying a page", DriverError(Code::CUDA_ERROR_INVALID_VALUE));
+        if low + len > high || high + len > self.slice.len() {
+            return Err(outside());
+        }
+        let (mut before, mut after) = self.slice.split_at_mut(high);
+        let copied = if from < to {
+            stream.memcpy_dtod(&before.slice(from..from + len), &mut after.slice_mut(..len))
+        } else {
+            stream.memcpy_dtod(&after.slice(..len), &mut before.slice_mut(to..to + len))
+        };
+        copied.map_err(|e| failed(index, "copying a page", e))
+    }
+}
+
+impl Device {
+    /// Loads an artifact's kernels and weights onto GPU `index`. `forced` names a code section.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoCudaCode`] when there are none, and all that can be wrong with a GPU.
+    pub(crate) fn open(
+        artifact: &Artifact,
+        index: usize,
+        forced: Option<&str>,
+        verify: bool,
+        progress: Option<&Progress>,
+    ) -> Result<Device> {
+        let sections = &artifact.manifest().sections;
+        let programs = artifact.programs("cuda").filter(|p| !p.is_empty()).ok_or(ErrorKind::NoCudaCode)?;
+        let device = format!("cuda:{index}");
+        let count = super::count()?;
+        if index >= count {
+            let reason = format!("there are {count} GPUs, counted from cuda:0");
+            return Err(ErrorKind::DeviceUnavailable { device, reason }.into());
+        }
+        let fail = |e| failed(index, "started", e);
+        let context = CudaContext::new(index).map_err(fail)?;
+        let compute = context.compute_capability().map_err(fail)?;
+        let candidates = choose(sections, compute, forced);
+        if candidates.is_empty() {
+            if let Some(target) = forced.filter(|f| code(sections).all(|(_, t)| t != *f)) {
+                let have = code(sections).map(|(_, t)| t.to_owned()).collect();
+                return Err(ErrorKind::TargetAbsent { target: target.to_owned(), have }.into());
+            }
+            let have = code(sections).map(|(_, t)| t.to_owned()).collect();
+            let name = context.name().map_err(fail)?;
+            return Err(
+                ErrorKind::DeviceUnsupported { device, name, compute, needed: LEAST_COMPUTE, have }.into()
+            );
+        }
+        // SAFETY: everything is used on the one stream alone. Events of single allocations would make capturing graphs fail.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(fail)?;
+        let (target, kernels) = load_any(artifact, &context, index, &candidates)?;
+        let weights = upload(artifact, index, &stream, verify, progress)?;
+        let programs = programs.to_vec();
+        if let Some(launch) =
+            programs.iter().flat_map(|p| &p.launches).find(|l| !kernels.contains_key(&l.kernel))
+        {
+            let problem = format!("the code section {target} has no kernel {}", launch.kernel);
+            return Err(ErrorKind::DeviceFailed { device, action: "loading kernels", problem }.into());
+        }
+        Ok(Device { index, stream, target, kernels, weights, programs })
+    }
+
+    /// Zeroed memory on this device.
+    pub(crate) fn memory(&self, bytes: u64, what: &'static str, hint: &'static str) -> Result<Memory> {
+        Memory::zeroed(self.index, &self.stream, bytes, what, hint)
+    }
+}
+
+fn code(sections: &[Section]) -> impl Iterator<Item = (&Section, &str)> {
+    sections.iter().filter_map(|s| match &s.kind {
+        SectionKind::Code { target, .. } if device_of_target(target) == "cuda" => Some((s, target.as_str())),
+        _ => None,
+    })
+}
+
+/// Sections whose code runs on a GPU of that compute capability, the most suitable first: its own machine code, that of
+/// earlier ones of the same generation, then PTX.
+fn choose<'a>(
+    sections: &'a [Section],
+    (major, minor): (i32, i32),
+    forced: Option<&str>,
+) -> Vec<(&'a Section, &'a str)> {
+    let compute = 10 * major + minor;
+    let rank = |target: &str| -> Option<i32> {
+        if let Some(least) = target.strip_prefix("cuda:compute_") {
+            return least.parse::<i32>().ok().filter(|least| *least <= compute).map(|_| 1000);
+        }
+        let name = target.strip_prefix("cuda:sm_")?;
+        let (digits, specific) = name.strip_suffix('a').map_or((name, false), |digits| (digits, true));
+        let made_for: i32 = digits.parse().ok()?;
+        match specific {
+            true => (made_for == compute).then_some(0),
+            false => (made_for / 10 == major && made_for <= compute).then_some(1 + compute - made_for),
+        }
+    };
+    let fits = code(sections).filter(|(_, target)| forced.is_none_or(|f| f == *target));
+    let mut ranked: Vec<_> = fits.filter_map(|(s, t)| Some((rank(t)?, s, t))).collect();
+    ranked.sort_by_key(|(rank, _, target)| (*rank, *target));
+    if (major, minor) < LEAST_COMPUTE {
+        ranked.clear();
+    }
+    ranked.into_iter().map(|(_, s, t)| (s, t)).collect()
+}
+
+/// Loads the first section that the driver takes: machine code may be too new for it where PTX is not, or the other way round.
+fn load_any(
+    artifact: &Artifact,
+    context: &Arc<CudaContext>,
+    index: usize,
+    candidates: &[(&Section, &str)],
+) -> Result<(String, BTreeMap<String, CudaFunction>)> {
+    let mut first = None;
+    for (section, target) in candidates {
+        match load(artifact, context, section) {
+            Ok(kernels) => return Ok(((*target).to_owned(), kernels)),
+            Err(Fault::Artifact(e)) => return Err(e),
+            Err(Fault::Driver(e)) => {
+                let refused = matches!(
+                    e.0,
+                    Code::CUDA_ERROR_NO_BINARY_FOR_GPU
+                        | Code::CUDA_ERROR_INVALID_IMAGE
+                        | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+                        | Code::CUDA_ERROR_INVALID_PTX
+                        | Code::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+                );
+                let error = failed(index, "loading kernels", e);
+                if !refused {
+                    return Err(error);
+                }
+                first = first.or(Some(error));
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| ErrorKind::NoCudaCode.into()))
+}
+
+enum Fault {
+    Artifact(crate::error::Error),
+    Driver(DriverError),
+}
+
+fn load(
+    artifact: &Artifact,
+    context: &Arc<CudaContext>,
+    section: &Section,
+) -> std::result::Result<BTreeMap<String, CudaFunction>, Fault> {
+    let SectionKind::Code { target, entries, .. } = &section.kind else { return Ok(BTreeMap::new()) };
+    // The copy is compared with the section's hash; what the driver gets is this copy.
+    let bytes = artifact.read(section).map_err(|e| Fault::Artifact(e.into()))?;
+    let mut kernels = BTreeMap::new();
+    for entry in entries {
+        // The reader has checked the ranges.
+        let image = bytes.get(entry.offset as usize..(entry.offset + entry.len) as usize).unwrap_or_default();
+        let module = if target.starts_with("cuda:compute_") {
+            let text = String::from_utf8_lossy(image);
+            context.load_module(Ptx::from_src(text.trim_end_matches('\0')))
+        } else {
+            context.load_module(Ptx::from_binary(image.to_vec()))
+        };
+        let function = module.and_then(|m| m.load_function(&entry.kernel)).map_err(Fault::Driver)?;
+        kernels.insert(entry.kernel.clone(), function);
+    }
+    Ok(kernels)
+}
+
+/// Copies the weights to the device. While a piece is on its way, the next is read and compared with its hash.
+fn upload(
+    artifact: &Artifact,
+    index: usize,
+    stream: &Arc<CudaStream>,
+    verify: bool,
+    progress: Option<&Progress>,
+) -> Result<Memory> {
+    let total = artifact.section(|k| *k == SectionKind::Weights).map_or(0, |s| s.len);
+    let hint = "; use a GPU with more memory, compile with fewer bits, or run on the CPU (--device cpu)";
+    let mut memory = Memory::zeroed(index, stream, total, "the weights", hint)?;
+    let fail = |e| failed(index, "copying weights to it", e);
+    let piece = (UPLOAD_CHUNKS as u64 * CHUNK).min(total.max(1)) as usize;
+    let context = stream.context();
+    // SAFETY: bytes of any value; each is written before it is read.
+    let stages = [(), ()].map(|()| unsafe { context.alloc_pinned::<u8>(piece) });
+    let mut done = 0u64;
+    let mut stages = stages.into_iter().collect::<std::result::Result<Vec<_>, _>>().map_err(fail)?;
+    for turn in 0.. {
+        if done >= total {
+            break;
+        }
+        let len = (piece as u64).min(total - done) as usize;
+        let Some(stage) = stages.get_mut(turn % 2) else { break };
+        // Waits for the copy that was made from it.
+        let host = stage.as_mut_slice().map_err(fail)?.get_mut(..len).unwrap_or_default();
+        artifact.read_weights(turn * UPLOAD_CHUNKS, host, verify)?;
+        let at = done as usize;
+        if len == piece {
+            stream.memcpy_htod(&*stage, &mut memory.slice.slice_mut(at..at + len)).map_err(fail)?;
+        } else {
+            // A shorter one does not say when it is done; there is no other after it.
+            stream.memcpy_htod(&*host, &mut memory.slice.slice_mut(at..at + len)).map_err(fail)?;
+            stream.synchronize().map_err(fail)?;
+        }
+        done += len as u64;
+        if let Some(progress) = progress {
+            progress.tell(done, total);
+        }
+    }
+    stream.synchronize().map_err(fail)?;
+    stream.context().check_err().map_err(fail)?;
+    Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section(target: &str) -> Section {
+        Section {
+            inflated: None,
+            kind: SectionKind::Code {
+                target: target.to_owned(),
+                features: Vec::new(),
+                entries: Vec::new(),
+                prefill_differs: true,
+            },
+            offset: 0,
+            len: 0,
+            hash: String::new(),
+            chunks: Vec::new(),
+            required: false,
+        }
+    }
+
+    #[test]
+    fn the_most_suitable_code_comes_first() {
+        let names = [
+            "x86-64-v3",
+            "cuda:compute_80",
+            "cuda:sm_80",
+            "cuda:sm_86",
+            "cuda:sm_90",
+            "cuda:sm_90a",
+            "cuda:sm_x",
+        ];
+        let sections: Vec<Section> = names.iter().map(|n| section(n)).collect();
+        let order = |compute, forced| -> Vec<&str> {
+            choose(&sections, compute, forced).into_iter().map(|(_, t)| t).collect()
+        };
+        assert_eq!(order((9, 0), None), ["cuda:sm_90a", "cuda:sm_90", "cuda:compute_80"]);
+        assert_eq!(order((8, 9), None), ["cuda:sm_86", "cuda:sm_80", "cuda:compute_80"]);
+        assert_eq!(order((8, 0), None), ["cuda:sm_80", "cuda:compute_80"]);
+        assert_eq!(order((12, 0), None), ["cuda:compute_80"]);
+        assert_eq!(order((12, 0), Some("cuda:sm_90a")), [""; 0]);
+        assert_eq!(order((9, 0), Some("cuda:compute_80")), ["cuda:compute_80"]);
+        assert_eq!(order((7, 5), None), [""; 0]);
+    }
+}

@@ -1,0 +1,266 @@
+//! Steps of one engine on a GPU.
+
+use super::device::{Device, Memory};
+use super::failed;
+use crate::error::{ErrorKind, Result};
+use attar_artifact::program::{Arg, Program, StepBuffer, StepSize};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaFunction, CudaGraph, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most tokens of a step whose launches are kept as a graph. Larger steps come in too many sizes, and take so long that
+/// the processor has the next launch ready before the one before is over.
+const GRAPH_TOKENS: u64 = 16;
+/// Graphs kept; the one that was made first gives way.
+const MOST_GRAPHS: usize = 64;
+/// Rows of logits that come back through pinned memory.
+const PINNED_ROWS: usize = 16;
+/// What kernels' vectors are aligned to.
+const ALIGN: u64 = 256;
+
+/// What a step reads, in host memory.
+pub(crate) struct Inputs<'a> {
+    pub(crate) tokens: &'a [u8],
+    pub(crate) positions: &'a [u8],
+    pub(crate) seqs: &'a [u8],
+    pub(crate) rows: &'a [u8],
+    pub(crate) block_tables: &'a [u8],
+    pub(crate) rope: Vec<&'a [u8]>,
+}
+
+/// Memory and graphs of one engine.
+pub(crate) struct Runner {
+    device: Arc<Device>,
+    /// Activations, then a step's inputs, then its logits.
+    memory: Memory,
+    inputs: u64,
+    logits: u64,
+    vocab: u64,
+    stride: u64,
+    most_spans: u64,
+    /// A step's inputs on their way to the device.
+    staging: PinnedHostSlice<u8>,
+    /// Logits on their way back.
+    answers: PinnedHostSlice<f32>,
+    graphs: Vec<((usize, StepSize), CudaGraph)>,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+// SAFETY: graphs may be used by one thread at a time, from any; whoever runs a step has the runner for itself. Nothing is done
+// through a shared reference.
+unsafe impl Send for Runner {}
+// SAFETY: as above.
+unsafe impl Sync for Runner {}
+
+/// Sizes that the memory of an engine follows from.
+pub(crate) struct RunnerSizes {
+    /// Most tokens of a step.
+    pub(crate) tokens: u64,
+    pub(crate) vocab: u64,
+    /// Bytes of all inputs of the largest step.
+    pub(crate) input_bytes: u64,
+    /// Entries of the block table of a sequence.
+    pub(crate) stride: u64,
+    /// Spans of the longest context.
+    pub(crate) spans: u64,
+}
+
+/// One launch of a step, its arguments resolved.
+struct Call<'a> {
+    kernel: &'a CudaFunction,
+    config: LaunchConfig,
+    args: Vec<u64>,
+}
+
+impl Runner {
+    pub(crate) fn new(device: Arc<Device>, sizes: &RunnerSizes, hint: &'static str) -> Result<Runner> {
+        let arena = device.programs.iter().map(|p| {
+            let most = u64::from(p.max_tokens);
+            p.arena.at(StepSize { tokens: most, rows: most, spans: sizes.spans }).unwrap_or(0)
+        });
+        let inputs = arena.max().unwrap_or(0).next_multiple_of(ALIGN);
+        // Every buffer begins at a multiple of the alignment.
+        let input_bytes = (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
+        let logits = inputs + input_bytes;
+        let memory = device.memory(logits + sizes.tokens * sizes.vocab * 4, "activations", hint)?;
+        let context = device.stream.context();
+        let fail = |e| failed(device.index, "allocating memory", e);
+        let rows = PINNED_ROWS.min(sizes.tokens as usize);
+        // SAFETY: numbers of any value; they are written before they are read.
+        let staging = unsafe { context.alloc_pinned(input_bytes as usize) }.map_err(fail)?;
+        // SAFETY: as above. Not write-combined, for the processor reads it.
+        let answers =
+            unsafe { context.alloc_pinned_with_flags(rows * sizes.vocab as usize, 0) }.map_err(fail)?;
+        let (vocab, stride, most_spans) = (sizes.vocab, sizes.stride, sizes.spans);
+        let graphs = Vec::new();
+        Ok(Runner { device, memory, inputs, logits, vocab, stride, most_spans, staging, answers, graphs })
+    }
+
+    /// Runs a program. Logits `[R, V]` are in what is returned; where they are more than a few rows, they come back in `many`.
+    /// With `times`, launches run one by one, and the time of each is appended.
+    pub(crate) fn step<'a>(
+        &'a mut self,
+        index: usize,
+        size: StepSize,
+        inputs: &Inputs<'_>,
+        keys: &dyn Fn(usize) -> (u64, u64),
+        many: &'a mut [f32],
+        times: Option<&mut Vec<Duration>>,
+    ) -> Result<&'a [f32]> {
+        let size = self.rounded(size);
+        let places = self.send(inputs)?;
+        let device = self.device.clone();
+        let fail = |e| failed(device.index, "running a step", e);
+        let program = device.programs.get(index).ok_or(ErrorKind::NoCudaCode)?;
+        if let Some(times) = times {
+            device.stream.synchronize().map_err(fail)?;
+            for call in self.calls(program, size, &places, keys)? {
+                let start = Instant::now();
+                self.launch(&call).and_then(|()| device.stream.synchronize()).map_err(fail)?;
+                times.push(start.elapsed());
+            }
+        } else if size.tokens > GRAPH_TOKENS {
+            for call in self.calls(program, size, &places, keys)? {
+                self.launch(&call).map_err(fail)?;
+            }
+        } else {
+            let key = (index, size);
+            if !self.graphs.iter().any(|(k, _)| *k == key) {
+                let graph = self.capture(&self.calls(program, size, &places, keys)?).map_err(fail)?;
+                if self.graphs.len() >= MOST_GRAPHS {
+                    self.graphs.remove(0);
+                }
+                if let Some(graph) = graph {
+                    self.graphs.push((key, graph));
+                }
+            }
+            let graph = self.graphs.iter().find(|(k, _)| *k == key);
+            graph.map_or(Ok(()), |(_, graph)| graph.launch()).map_err(fail)?;
+        }
+        self.receive(size, many)
+    }
+
+    /// The step with its spans rounded up to a power of two, so that few graphs serve a growing context. Blocks of spans that
+    /// no token sees end at once.
+    fn rounded(&self, size: StepSize) -> StepSize {
+        StepSize { spans: size.spans.next_power_of_two().min(self.most_spans.max(size.spans)), ..size }
+    }
+
+    /// Puts a step's inputs one behind the other and sends them with one copy. Returns their addresses, in the order of
+    /// [`Inputs`]. They depend on nothing but the step's size.
+    fn send(&mut self, inputs: &Inputs<'_>) -> Result<Vec<u64>> {
+        let index = self.device.index;
+        let fail = |e| failed(index, "sending a step's inputs", e);
+        let parts = [inputs.tokens, inputs.positions, inputs.seqs, inputs.rows].into_iter();
+        let parts = parts.chain(inputs.rope.iter().copied()).chain([inputs.block_tables]);
+        let start = self.memory.address() + self.inputs;
+        let (mut at, mut places) = (0u64, Vec::with_capacity(5 + inputs.rope.len()));
+        // Waits for the copy before, which a step's end has waited for already.
+        let staging = self.staging.as_mut_slice().map_err(fail)?;
+        for part in parts {
+            let to = staging.get_mut(at as usize..at as usize + part.len());
+            to.ok_or_else(|| {
+                fail(DriverError(cudarc::driver::sys::cudaError_enum::CUDA_ERROR_INVALID_VALUE))
+            })?
+            .copy_from_slice(part);
+            places.push(start + at);
+            at = (at + part.len() as u64).next_multiple_of(ALIGN);
+        }
+        let sent = staging.get(..at as usize).unwrap_or_default();
+        let stream = self.device.stream.clone();
+        self.memory.receive(&stream, self.inputs as usize, sent).map_err(fail)?;
+        Ok(places)
+    }
+
+    fn receive<'a>(&'a mut self, size: StepSize, many: &'a mut [f32]) -> Result<&'a [f32]> {
+        let index = self.device.index;
+        let fail = |e| failed(index, "running a step", e);
+        let stream = self.device.stream.clone();
+        let count = (size.rows * self.vocab) as usize;
+        let small = size.rows as usize <= PINNED_ROWS;
+        let to = if small { self.answers.as_mut_slice().map_err(fail)? } else { many };
+        let to = to.get_mut(..count).unwrap_or_default();
+        if count > 0 {
+            self.memory.send(&stream, self.logits as usize, to).map_err(fail)?;
+        }
+        // Errors of kernels show here.
+        stream.synchronize().map_err(fail)?;
+        Ok(to)
+    }
+
+    /// Every launch that has something to do, its arguments resolved.
+    fn calls<'p>(
+        &'p self,
+        program: &'p Program,
+        size: StepSize,
+        places: &[u64],
+        keys: &dyn Fn(usize) -> (u64, u64),
+    ) -> Result<Vec<Call<'p>>> {
+        let [tokens, positions, seqs, rows, rest @ ..] = places else { return Ok(Vec::new()) };
+        let (tables, rope) = rest.split_last().ok_or(ErrorKind::NoCudaCode)?;
+        let base = self.memory.address();
+        let mut calls = Vec::with_capacity(program.launches.len());
+        for launch in &program.launches {
+            let resolve = |arg: &Arg| match *arg {
+                Arg::Arena { offset, .. } => base + offset.at(size).unwrap_or(0),
+                Arg::Weight { offset, .. } => self.device.weights.address() + offset,
+                Arg::Step(StepBuffer::Tokens) => *tokens,
+                Arg::Step(StepBuffer::Positions) => *positions,
+                Arg::Step(StepBuffer::Seqs) => *seqs,
+                Arg::Step(StepBuffer::Rows) => *rows,
+                Arg::Step(StepBuffer::BlockTables) => *tables,
+                Arg::Step(StepBuffer::Rope { table }) => rope.get(table as usize).copied().unwrap_or(0),
+                Arg::Step(StepBuffer::Logits) => base + self.logits,
+                Arg::Keys { layer } => keys(layer as usize).0,
+                Arg::Values { layer } => keys(layer as usize).1,
+                Arg::Imm(value) => value,
+                Arg::Count(extent) => extent.at(size).unwrap_or(0),
+                Arg::BlockTableStride => self.stride,
+                Arg::Spans => size.spans,
+                Arg::PrefetchDistance => 0,
+            };
+            // The reader has checked that these are there, and fit.
+            let blocks = launch.blocks.as_ref();
+            let Some((blocks, kernel)) = blocks.zip(self.device.kernels.get(&launch.kernel)) else {
+                continue;
+            };
+            let grid = [&blocks.x, &blocks.y].map(|tiles| tiles.at(size).unwrap_or(0) as u32);
+            if grid.contains(&0) {
+                continue;
+            }
+            let config = LaunchConfig {
+                grid_dim: (grid[0], grid[1], 1),
+                block_dim: (blocks.threads, 1, 1),
+                shared_mem_bytes: 0,
+            };
+            calls.push(Call { kernel, config, args: launch.args.iter().map(resolve).collect() });
+        }
+        Ok(calls)
+    }
+
+    fn launch(&self, call: &Call<'_>) -> std::result::Result<(), DriverError> {
+        let mut builder = self.device.stream.launch_builder(call.kernel);
+        for arg in &call.args {
+            builder.arg(arg);
+        }
+        // SAFETY: the reader has checked that every range lies in the memory it is in, for this step; kernels write nothing
+        // else, which is the compiler's word, covered by the section's hash. A kernel takes 8 bytes for each argument.
+        unsafe { builder.launch(call.config) }.map(|_| ())
+    }
+
+    fn capture(&self, calls: &[Call<'_>]) -> std::result::Result<Option<CudaGraph>, DriverError> {
+        let stream = &self.device.stream;
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        let launched = calls.iter().try_for_each(|call| self.launch(call));
+        // The capture must be ended, whatever happened in it.
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        launched?;
+        graph
+    }
+}
