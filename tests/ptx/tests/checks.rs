@@ -479,10 +479,7 @@ fn what_is_not_known_is_refused_with_its_line() {
         ("add.u32 %r1, %r0;", "3 operands"),
         ("bra NOWHERE;", "NOWHERE"),
         ("mma.sync.aligned.m16n8k16.col.row.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r1}, {%f1};", "mma"),
-        (
-            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r1, %r2}], [%r3];",
-            "tensor",
-        ),
+        ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%rd1], [%r1], 16;", "cp.reduce"),
         ("call missing;", "missing"),
         (".reg .b128 %q;", "128 bits"),
         ("add.u32 %r1, %r0, #;", "'#'"),
