@@ -114,7 +114,14 @@ fn family_of(error: &(dyn std::error::Error + 'static)) -> Family {
     if let Some(e) = error.downcast_ref::<attar_runtime::Error>() {
         return match &*e.kind {
             Run::Artifact(e) => of_artifact(e),
-            Run::NoCode { .. } | Run::TargetUnsupported { .. } | Run::Memory { .. } => Family::Environment,
+            Run::NoCode { .. }
+            | Run::TargetUnsupported { .. }
+            | Run::Memory { .. }
+            | Run::DeviceUnavailable { .. }
+            | Run::DeviceUnsupported { .. }
+            | Run::DriverTooOld { .. }
+            | Run::DeviceMemory { .. }
+            | Run::DeviceFailed { .. } => Family::Environment,
             Run::OutOfPages { .. } | Run::NoSequence { .. } | Run::StepTooLarge { .. } => Family::Bug,
             _ => Family::Input,
         };

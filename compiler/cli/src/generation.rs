@@ -2,8 +2,8 @@
 
 use crate::failure::{Failure, Result};
 use attar_runtime::{
-    CancelToken, ContextOverflow, ErrorKind, GenerateOptions, Generation, Model, OpenOptions, Requirement,
-    SamplingOptions, Timings,
+    CancelToken, ContextOverflow, DeviceChoice, ErrorKind, GenerateOptions, Generation, Model, OpenOptions,
+    Requirement, SamplingOptions, Timings,
 };
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -16,6 +16,9 @@ pub struct OpenArgs {
     /// Threads to compute with (default: as many as the process may use)
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// What to run on: cpu, or cuda:N for a GPU (default: the first GPU that the artifact has code for, else the CPU)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Use this code target of the artifact instead of the best one
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
@@ -56,6 +59,7 @@ impl OpenArgs {
 
     fn options(&self) -> OpenOptions {
         OpenOptions {
+            device: self.device.unwrap_or_default(),
             threads: self.threads,
             mmap: self.mmap,
             deterministic: self.deterministic,

@@ -3,38 +3,11 @@
 //! No GPU takes part, and nothing here says how fast one would be.
 
 mod case;
+mod modules;
 mod nvrtc_here;
 
-use attar_codegen_cuda::{Cache, CudaPrograms, CudaTarget, Nvrtc, compile_kernel};
-use attar_ptx::Module;
 use case::{Case, attention_cases, linear_cases, row_cases};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-/// Compiles kernels to PTX, each once.
-struct Modules {
-    nvrtc: Nvrtc,
-    cache: Cache,
-    parsed: BTreeMap<String, Module>,
-}
-
-impl Modules {
-    fn find() -> Option<Modules> {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-        Some(Modules { nvrtc: nvrtc_here::find()?, cache: Cache::new(folder), parsed: BTreeMap::new() })
-    }
-
-    fn module(&mut self, programs: &CudaPrograms, name: &str) -> Module {
-        let compile = || {
-            let spec =
-                programs.kernels.iter().find(|k| k.name() == name).expect("programs list their kernels");
-            let kernel = compile_kernel(&self.nvrtc, Some(&self.cache), spec, CudaTarget::Ptx);
-            let kernel = kernel.unwrap_or_else(|e| panic!("{e}"));
-            Module::parse(&kernel.output.ptx).unwrap_or_else(|e| panic!("{name}: {e}"))
-        };
-        self.parsed.entry(name.to_owned()).or_insert_with(compile).clone()
-    }
-}
+use modules::Modules;
 
 /// Runs all cases; fails with everything that is wrong.
 fn agree(cases: &[Case]) {

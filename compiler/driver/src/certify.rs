@@ -14,7 +14,7 @@ use attar_artifact::certificate::{Certificate, TensorError, Text, VERSION, round
 use attar_artifact::manifest::{KvType, Manifest};
 use attar_codegen_cpu::Target;
 use attar_pass::{Family, MetricValue, Phase, Preset, Recipe};
-use attar_runtime::{ErrorKind as RunError, Model, OpenOptions, Tokenizer};
+use attar_runtime::{DeviceChoice, ErrorKind as RunError, Model, OpenOptions, Tokenizer};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::slice;
@@ -63,6 +63,11 @@ impl Reason {
     fn plain(reason: &str) -> Reason {
         Reason { reason: reason.to_owned(), detail: None }
     }
+}
+
+/// What a certificate says depends on the artifact's targets for CPUs alone.
+fn on_cpu() -> OpenOptions {
+    OpenOptions { device: DeviceChoice::Cpu, ..OpenOptions::default() }
 }
 
 /// What is to be certified.
@@ -202,7 +207,7 @@ fn window(context_length: u32) -> evaluate::Result<usize> {
 
 fn open(path: &Path, options: &CompileOptions) -> evaluate::Result<Model> {
     // Mapped, so that the system may drop what is not being read: a compile needs no memory for the whole model.
-    let open = OpenOptions { threads: options.threads, mmap: true, ..OpenOptions::default() };
+    let open = OpenOptions { threads: options.threads, mmap: true, ..on_cpu() };
     Ok(Model::open(path, &open)?)
 }
 

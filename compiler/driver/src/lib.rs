@@ -23,7 +23,7 @@ mod targets;
 
 pub use attar_artifact::certificate::Certificate;
 pub use attar_codegen_cpu::Target;
-pub use attar_codegen_cuda::{CudaTarget, Nvrtc, nvrtc};
+pub use attar_codegen_cuda::{CudaTarget, Nvrtc};
 pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
 pub use calibrate::{

@@ -6,7 +6,7 @@ use crate::profile::{self, ProfilePlan, StepProfile};
 use crate::speed::{self, Plan, Speed};
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::SectionKind;
-use attar_runtime::Requirement;
+use attar_runtime::{DeviceChoice, Requirement};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -50,6 +50,9 @@ pub struct Bench {
     /// Runs that count
     #[arg(long, visible_alias = "repeat", value_name = "N", default_value_t = 5)]
     repetitions: usize,
+    /// What to run on: cpu, or cuda:N for a GPU (default: the first GPU that the artifact has code for, else the CPU)
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
     /// Use this code target of the artifact instead of the best one
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
@@ -152,6 +155,7 @@ impl Bench {
         for (i, threads) in counts.into_iter().enumerate() {
             let open = OpenArgs {
                 threads,
+                device: self.device,
                 target: self.target.clone(),
                 mmap: self.mmap,
                 deterministic: self.deterministic,

@@ -5,7 +5,8 @@ use crate::fetch::http::{self, Patience};
 use crate::fetch::hub;
 use crate::home::Home;
 use crate::terminal::{Terminal, bytes_text};
-use attar_compiler::{Target, resolve_targets};
+use attar_compiler::{Nvrtc, Target, resolve_targets};
+use attar_runtime::gpus;
 use clap::Args;
 use serde::Serialize;
 use std::fs;
@@ -48,6 +49,8 @@ struct Report {
     hub_token: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     hub_reachable: Option<bool>,
+    /// What compiles code for GPUs, and what runs it.
+    cuda: Cuda,
     /// Emulators and cross linkers the tests of other targets use.
     cross_tools: Vec<CrossTool>,
 }
@@ -58,6 +61,42 @@ struct TargetReport {
     runs_here: bool,
     /// Why it does not.
     refused: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Cuda {
+    /// File of the library that compiles kernels, and its version.
+    nvrtc: Option<String>,
+    /// How to get it.
+    nvrtc_missing: Option<String>,
+    gpus: Vec<String>,
+    /// Why there is none.
+    gpus_missing: Option<String>,
+}
+
+impl Cuda {
+    fn look() -> Cuda {
+        let nvrtc = Nvrtc::find().map(|n| {
+            let (major, minor) = n.version();
+            format!("NVRTC {major}.{minor}, {}", n.path().display())
+        });
+        let gpus = gpus().map(|all| {
+            let each = all.iter().map(|g| {
+                let (major, minor) = g.compute;
+                let memory = bytes_text(g.memory_bytes);
+                format!("cuda:{} {}, compute capability {major}.{minor}, {memory}", g.index, g.name)
+            });
+            each.collect()
+        });
+        let (nvrtc, nvrtc_missing) = match nvrtc {
+            Ok(found) => (Some(found), None),
+            Err(e) => (None, Some(e.to_string())),
+        };
+        match gpus {
+            Ok(gpus) => Cuda { nvrtc, nvrtc_missing, gpus, gpus_missing: None },
+            Err(e) => Cuda { nvrtc, nvrtc_missing, gpus: Vec::new(), gpus_missing: Some(e.to_string()) },
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -109,6 +148,7 @@ impl Doctor {
             hub: hub::endpoint(),
             hub_token: hub::token().is_some(),
             hub_reachable: self.online.then(hub_answers),
+            cuda: Cuda::look(),
             cross_tools: CROSS_TOOLS.map(|name| CrossTool { name, path: which(name) }).into(),
         }
     }
@@ -145,6 +185,15 @@ fn render(r: &Report) -> String {
     };
     let token = if r.hub_token { ", with HF_TOKEN" } else { "" };
     say("hub", format!("{}{token}{reachable}", r.hub));
+    let compiler =
+        r.cuda.nvrtc.clone().or_else(|| r.cuda.nvrtc_missing.clone().map(|m| format!("missing: {m}")));
+    say("cuda compile", compiler.unwrap_or_default());
+    for gpu in &r.cuda.gpus {
+        say("cuda run", gpu.clone());
+    }
+    if let Some(reason) = &r.cuda.gpus_missing {
+        say("cuda run", reason.clone());
+    }
     for tool in &r.cross_tools {
         let state = tool
             .path

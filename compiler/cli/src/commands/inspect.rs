@@ -6,12 +6,13 @@ use crate::report::{self, Subject};
 use crate::speed;
 use crate::terminal::{Terminal, bytes_text, table};
 use attar_artifact::certificate::Certificate;
-use attar_artifact::manifest::{Model as Shape, SectionKind};
+use attar_artifact::manifest::{Model as Shape, SectionKind, device_of_target};
 use attar_artifact::program::{ProgramKind, StepSize};
 use attar_artifact::{Artifact, Verify};
 use attar_runtime::{Model, OpenOptions};
 use clap::Args;
 use serde::Serialize;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -197,6 +198,9 @@ fn examine(artifact: &Artifact, file: &Path, verified: bool) -> Result<Report> {
     let manifest = artifact.manifest();
     let refusals: BTreeMap<String, Option<String>> =
         attar_runtime::code_targets(manifest).into_iter().collect();
+    // Asked only where there is code for one.
+    let gpu = OnceCell::new();
+    let no_gpu = || gpu.get_or_init(|| attar_runtime::gpus().err().map(|e| e.to_string())).clone();
     let mut code = Vec::new();
     let mut programs = Vec::new();
     for section in &manifest.sections {
@@ -206,7 +210,10 @@ fn examine(artifact: &Artifact, file: &Path, verified: bool) -> Result<Report> {
                 features: features.clone(),
                 kernels: entries.len(),
                 bytes: section.len,
-                refused: refusals.get(target).cloned().flatten(),
+                refused: match device_of_target(target) {
+                    "cuda" => no_gpu(),
+                    _ => refusals.get(target).cloned().flatten(),
+                },
             }),
             SectionKind::Programs { device } => {
                 for p in artifact.programs(device).unwrap_or_default() {

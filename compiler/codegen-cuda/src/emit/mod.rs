@@ -12,6 +12,7 @@ use constants::Constants;
 
 const PRELUDE: &str = include_str!("prelude.cu");
 const WEIGHTS: &str = include_str!("weights.cu");
+const PRODUCTS: &str = include_str!("products_of_codes.cu");
 const EPILOGUE: &str = include_str!("epilogue.cu");
 const CACHE: &str = include_str!("cache.cu");
 const ATTENTION: &str = include_str!("attention.cu");
@@ -76,11 +77,10 @@ fn linear_parts(linear: &LinearSpec) -> Vec<String> {
         RowTile::One | RowTile::Small => {
             let rows = if linear.rows == RowTile::One { 1 } else { 16 };
             c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(&linear.epilogue));
-            c.int("UNROLL", if rows == 1 { 4 } else { 2 });
-            if floats {
-                include_str!("linear_small_floats.cu")
-            } else {
-                include_str!("linear_small_codes.cu")
+            match (floats, linear.rows) {
+                (true, _) => include_str!("linear_small_floats.cu"),
+                (false, RowTile::One) => include_str!("linear_one_codes.cu"),
+                (false, _) => include_str!("linear_small_codes.cu"),
             }
         }
         RowTile::Many if exact => include_str!("linear_many_floats.cu"),
@@ -106,7 +106,8 @@ fn linear_parts(linear: &LinearSpec) -> Vec<String> {
         .replace("RESIDUAL_ARGUMENT", &pick(residual, "residual", "nullptr"));
     let epilogue =
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
-    vec![c.finish(), WEIGHTS.to_owned(), epilogue, template]
+    let products = if floats || linear.rows == RowTile::Many { "" } else { PRODUCTS };
+    vec![c.finish(), WEIGHTS.to_owned(), products.to_owned(), epilogue, template]
 }
 
 fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {

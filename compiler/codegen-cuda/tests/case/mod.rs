@@ -73,12 +73,12 @@ impl Case {
         matches!(&self.spec, KernelSpec::Linear(l) if l.rows == RowTile::Many && l.format.code_bits() != 32)
     }
 
-    /// What the PTX interpreter makes of it, with every check: its outputs, and what all its launches did. `module` compiles
+    /// What the PTX interpreter makes of it, with every check: its outputs, and what each of its launches did. `module` compiles
     /// a kernel.
     pub(crate) fn interpreted(
         &self,
         module: &mut dyn FnMut(&CudaPrograms, &str) -> Module,
-    ) -> (Vec<Vec<u8>>, Stats) {
+    ) -> (Vec<Vec<u8>>, Vec<Stats>) {
         let programs = self.on_gpu();
         let step = StepSize { tokens: self.tokens(), rows: self.tokens(), spans: 1 };
         let mut memory = Memory::new();
@@ -93,7 +93,7 @@ impl Case {
             }
             buffers.insert(slot as u64 * SLOT, buffer);
         }
-        let mut stats = Stats::default();
+        let mut stats = Vec::new();
         for launch in &programs.programs[0].launches {
             let params: Vec<Param> = launch
                 .args
@@ -122,7 +122,7 @@ impl Case {
             };
             let both = kernel.launch_both(&mut memory, &launched).unwrap_or_else(|e| panic!("{e}"));
             assert!(both.differing.is_empty(), "{}: {:?} depend on the order", launch.kernel, both.differing);
-            stats += &both.stats;
+            stats.push(both.stats);
         }
         let outputs = self.args.iter().enumerate().filter(|(_, a)| matches!(a, Arg::Output(..)));
         (outputs.map(|(slot, _)| memory.bytes(buffers[&(slot as u64 * SLOT)]).to_vec()).collect(), stats)

@@ -11,7 +11,7 @@ use super::text::problem;
 use crate::{CompileOptions, Session, resolve_targets};
 use attar_import::ModelInfo;
 use attar_pass::{Preset, Recipe, Result};
-use attar_runtime::{Engine, Model, OpenOptions, StepBatch};
+use attar_runtime::{DeviceChoice, Engine, Model, OpenOptions, StepBatch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -91,7 +91,13 @@ fn compiled(source: &Path, path: &Path) -> std::result::Result<Model, String> {
     let options = CompileOptions::new(source.to_owned(), recipe, targets, path.to_owned());
     Session::new(options).and_then(|s| s.run(&mut |_| {})).map_err(|e| e.to_string())?;
     let threads = Some(rayon::current_num_threads());
-    let options = OpenOptions { threads, deterministic: true, mmap: true, ..OpenOptions::default() };
+    let options = OpenOptions {
+        threads,
+        deterministic: true,
+        mmap: true,
+        device: DeviceChoice::Cpu,
+        ..OpenOptions::default()
+    };
     Model::open(path, &options).map_err(|e| e.to_string())
 }
 

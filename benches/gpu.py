@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""What benches/gpu.sh runs: verifies and times CUDA kernels on models with random weights, beside PyTorch.
+
+Prints one table per shape, medians in milliseconds per step, and what they are of the limits that are measured first: bytes
+per second of a large copy within the GPU's memory, and operations per second of a large product in bf16 (both with torch).
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+COMMON = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 8192,
+}
+
+
+def shape(hidden, ffn, layers, heads, kv_heads, vocab, tied, theta):
+    return COMMON | {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": hidden // heads,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "rope_theta": theta,
+    }
+
+
+SHAPES = {
+    "smollm2": shape(576, 1536, 30, 9, 3, 49152, True, 100000.0),
+    "1b": shape(2048, 8192, 16, 32, 8, 128256, True, 500000.0),
+    "8b": shape(4096, 14336, 32, 32, 8, 128256, False, 500000.0),
+}
+BATCHES = (1, 8, 32, 128)
+CONTEXTS = (128, 4096)
+PROMPT = 2048
+# Largest difference of a logit between GPU and CPU, in spreads of the logits: rounding to bf16 in a prompt's products.
+TOLERANCE = 0.15
+
+
+def tensors(c):
+    d, f, kv = c["hidden_size"], c["intermediate_size"], c["num_key_value_heads"] * c["head_dim"]
+    yield "model.embed_tokens.weight", (c["vocab_size"], d), 0.02
+    out = (2 * c["num_hidden_layers"]) ** -0.5
+    for layer in range(c["num_hidden_layers"]):
+        p = f"model.layers.{layer}"
+        yield f"{p}.input_layernorm.weight", (d,), None
+        yield f"{p}.self_attn.q_proj.weight", (d, d), d**-0.5
+        yield f"{p}.self_attn.k_proj.weight", (kv, d), d**-0.5
+        yield f"{p}.self_attn.v_proj.weight", (kv, d), d**-0.5
+        yield f"{p}.self_attn.o_proj.weight", (d, d), out * d**-0.5
+        yield f"{p}.post_attention_layernorm.weight", (d,), None
+        yield f"{p}.mlp.gate_proj.weight", (f, d), d**-0.5
+        yield f"{p}.mlp.up_proj.weight", (f, d), d**-0.5
+        yield f"{p}.mlp.down_proj.weight", (d, f), out * f**-0.5
+    yield "model.norm.weight", (d,), None
+    if not c["tie_word_embeddings"]:
+        yield "lm_head.weight", (c["vocab_size"], d), d**-0.5
+
+
+def write_checkpoint(folder, config):
+    """bf16 safetensors; large matrices repeat one block of random numbers, since only their size matters here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    tokenizer = Path("tests/data/tiny/smollm2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, folder / name)
+    header, offset = {}, 0
+    for name, dims, _ in tensors(config):
+        size = 2 * int(np.prod(dims))
+        header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    random = np.random.Generator(np.random.SFC64(1))
+    block = random.standard_normal(1 << 22, np.float32)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for index, (_, dims, deviation) in enumerate(tensors(config)):
+            left, start = int(np.prod(dims)), index * 7919 % (1 << 20)
+            while left > 0:
+                part = block[start : start + left]
+                values = 1 + 0.1 * part if deviation is None else part * np.float32(deviation)
+                (values.view(np.uint32) + 0x8000 >> 16).astype(np.uint16).tofile(file)
+                left, start = left - len(part), 0
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def verify(attar, model):
+    """Logits after a prompt, of the GPU and of the CPU."""
+    top = {}
+    for device in ("cpu", "cuda:0"):
+        said = run(attar, "run", model, "--prompt", "The quick brown fox jumps over", "--max-tokens", "8",
+                   "--top-logits", "20", "--context", "256", "--device", device, "--json")
+        top[device] = json.loads(said)
+    a, b = (dict(map(tuple, top[d]["top_logits"])) for d in ("cpu", "cuda:0"))
+    shared = sorted(set(a) & set(b))
+    spread = max(a.values()) - min(a.values())
+    worst = max((abs(a[i] - b[i]) for i in shared), default=float("inf"))
+    ok = len(shared) >= 15 and worst <= TOLERANCE * max(spread, 1.0)
+    print(f"  verified: {len(shared)} of 20 likeliest tokens are the CPU's, logits differ by {worst:.3f} at most"
+          f" (spread {spread:.2f}){'' if ok else ': TOO FAR'}")
+    return ok
+
+
+def limits(torch):
+    """Bytes per second of a copy, read and written counted; operations per second of a bf16 product."""
+    x = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    y = torch.empty_like(x)
+    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    copy, product = timed(torch, lambda: y.copy_(x)), timed(torch, lambda: a @ a)
+    return 2 * x.numel() / copy, 2 * 8192**3 / product
+
+
+def timed(torch, work, repetitions=20):
+    for _ in range(3):
+        work()
+    samples = []
+    for _ in range(repetitions):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        samples.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(samples)
+
+
+def bench(attar, model, *arguments):
+    said = run(attar, "bench", model, "--device", "cuda:0", "--repetitions", "3", "--json", *arguments)
+    return json.loads(said)["tests"]
+
+
+def torch_steps(torch, config, deadline):
+    """Milliseconds of a step in bf16 with compile and a static cache, by batch and context, as far as time allows."""
+    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+    torch.manual_seed(1)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**config)).to(torch.bfloat16).eval()
+    forward = torch.compile(model, mode="reduce-overhead")
+    out = {}
+    for context in CONTEXTS:
+        for batch in BATCHES:
+            if time.monotonic() > deadline:
+                return out
+            try:
+                cache = StaticCache(config=model.config, max_batch_size=batch, max_cache_len=context + 64,
+                                    device="cuda", dtype=torch.bfloat16)
+                ids = torch.ones(batch, 1, dtype=torch.long, device="cuda")
+                where = torch.tensor([context], device="cuda")
+                with torch.no_grad():
+                    step = lambda: forward(ids, past_key_values=cache, cache_position=where, use_cache=True)
+                    out[batch, context] = timed(torch, step) * 1e3
+            except torch.cuda.OutOfMemoryError:
+                out[batch, context] = None
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--attar", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--shapes", default="smollm2,1b,8b")
+    parser.add_argument("--minutes", type=float, default=8, help="after which no more of torch is timed")
+    options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import torch
+
+        copy, matrix = limits(torch)
+        print(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.2f} TB/s, bf16 product {matrix / 1e12:.0f} TFLOP/s")
+    except ImportError as problem:
+        torch, copy, matrix = None, None, None
+        print(f"without PyTorch ({problem}): no limits, nothing to compare with")
+    results, right = {"copy_bytes_per_second": copy, "matrix_flops": matrix}, True
+    for name in options.shapes.split(","):
+        config, folder = SHAPES[name], options.folder / name
+        print(f"\n{name}: making the checkpoint and compiling it")
+        write_checkpoint(folder, config)
+        model = options.folder / f"{name}.attar"
+        run(options.attar, "compile", folder, "--quantize", "n4", "--no-certify", "--no-resume",
+            "--target", "native,cuda", "-o", model)
+        shutil.rmtree(folder)
+        right &= verify(options.attar, model)
+        weights = sum(t["bytes"] for t in json.loads(run(options.attar, "inspect", model, "--json"))["tensors"])
+        rows = []
+        for context in CONTEXTS:
+            for batch in BATCHES:
+                tests = bench(options.attar, model, "--prompt", 0, "--generate", 32, "--context", context, "--batch", batch)
+                rows.append({"batch": batch, "context": context, "ms": tests[-1]["step_ms"]})
+        prompt = bench(options.attar, model, "--prompt", PROMPT, "--generate", 0)[0]["step_ms"]
+        theirs = torch_steps(torch, config, deadline) if torch else {}
+        print(f"  {'batch':>5} {'context':>7} {'ms/step':>9} {'of copy':>8} {'torch bf16 ms':>14}")
+        for row in rows:
+            row["of_copy"] = weights / (row["ms"] / 1e3) / copy if copy else None
+            row["torch_ms"] = theirs.get((row["batch"], row["context"]))
+            shown = [f"{row['batch']:>5} {row['context']:>7} {row['ms']:>9.3f}"]
+            shown.append(f"{row['of_copy']:>8.0%}" if row["of_copy"] else f"{'-':>8}")
+            shown.append(f"{row['torch_ms']:>14.3f}" if row["torch_ms"] else f"{'-':>14}")
+            print("  " + " ".join(shown))
+        matrices = sum(int(np.prod(d)) for n, d, _ in tensors(config) if len(d) == 2 and "embed" not in n)
+        rate = 2 * matrices * PROMPT / (prompt / 1e3)
+        share = f", {rate / matrix:.0%} of the product's rate" if matrix else ""
+        print(f"  prompt of {PROMPT}: {prompt:.1f} ms, {rate / 1e12:.0f} TFLOP/s{share}")
+        results[name] = {"weight_bytes": weights, "steps": rows, "prompt_ms": prompt, "prompt_flops": rate}
+        model.unlink()
+        (options.folder / "results.json").write_text(json.dumps(results, indent=1))
+    if not right:
+        sys.exit("results differ from the CPU's by more than rounding explains")
+
+
+if __name__ == "__main__":
+    main()

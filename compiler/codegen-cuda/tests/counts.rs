@@ -1,0 +1,92 @@
+//! Bytes and instructions of products and attention, counted by the PTX interpreter. They are exact, and the same on every
+//! machine; what they mean for a GPU is reasoned in docs/performance.md, which has the table that this prints.
+
+mod case;
+mod modules;
+mod nvrtc_here;
+
+use attar_artifact::manifest::KvType;
+use attar_format::{FormatRef, PackedLayout, formats};
+use attar_kernel::{Epilogue, LinearSpec, RowTile};
+use attar_ptx::Stats;
+use case::attention_cases::{self, Store};
+use case::{Case, Random, linear_cases};
+use modules::Modules;
+use std::io::Write;
+
+/// What the last launch of a case did: the product itself, where its rows are prepared by one before.
+fn count(modules: &mut Modules, case: &Case) -> Stats {
+    let (_, mut stats) = case.interpreted(&mut |programs, name| modules.module(programs, name));
+    stats.pop().expect("a launch")
+}
+
+fn say(text: &str) {
+    // Not captured: the table is what people run this for.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// 64 channels of 2048 inputs: enough that what is done once per block counts little.
+fn product(format: FormatRef, rows: RowTile, count: usize) -> (Case, f64, f64) {
+    let (n, k) = (64, 2048);
+    let spec = LinearSpec { format, n, k, rows, bias: false, epilogue: Epilogue::Store };
+    let packed = PackedLayout::new(format, n, k).expect("a shape").total_bytes();
+    (linear_cases::case(3, spec, count), (n * k) as f64, packed as f64)
+}
+
+/// With one row, what is read is the weights and little else, whole sectors of 32 bytes each; and no weight costs more
+/// instructions than a GPU has time for while its memory delivers it.
+#[test]
+fn few_rows_read_every_weight_once() {
+    let Some(mut modules) = Modules::find() else { return };
+    say("format rows  instructions/weight  sectors*32/packed byte  matrix instructions");
+    for format in formats::ALL.iter().copied() {
+        for (rows, many) in [(RowTile::One, 1), (RowTile::Small, 8), (RowTile::Small, 16)] {
+            let (case, weights, packed) = product(format, rows, many);
+            let stats = count(&mut modules, &case);
+            let instructions = stats.thread_instructions() as f64 / weights;
+            let read = stats.global_read.sectors as f64 * 32.0 / packed;
+            let matrix = stats.count("mma.sync").warps;
+            say(&format!("{:<6} {many:>4} {instructions:>14.2} {read:>14.2} {matrix:>10}", format.name));
+            let at = format!("{} with {many} rows", format.name);
+            if many == 1 && !format.is_uncompressed() {
+                assert!(instructions < 50.0, "{at}: {instructions} instructions per weight");
+            }
+        }
+    }
+}
+
+#[test]
+fn many_rows_spend_most_on_matrix_products() {
+    let Some(mut modules) = Modules::find() else { return };
+    say("format  matrix MACs/(M N K)  other instructions of warps/matrix instruction");
+    for format in formats::ALL.iter().copied().filter(|f| f.code_bits() != 32) {
+        let (case, weights, _) = product(format, RowTile::Many, 128);
+        let stats = count(&mut modules, &case);
+        let matrix = stats.count("mma.sync").warps as f64;
+        let macs = stats.matrix_macs as f64 / (weights * 128.0);
+        let others = (stats.warp_instructions() as f64 - matrix) / matrix;
+        say(&format!("{:<6} {macs:>10.2} {others:>20.2}", format.name));
+        assert!((macs - 1.0).abs() < 1e-9, "{}: every product once", format.name);
+        assert!(others < 90.0, "{}: {others} other instructions", format.name);
+    }
+}
+
+/// Keys and values of a span are read once for all heads of a group of four.
+#[test]
+fn a_span_of_attention_reads_its_keys_and_values_once() {
+    let Some(mut modules) = Modules::find() else { return };
+    say("cache  instructions/(position and head dimension)  bytes read/byte of cache");
+    for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
+        let spec = attention_cases::spec((8, 2, 64), None, kv, 256);
+        let store = Store::new(spec, &[512], &mut Random(5));
+        let batch = attention_cases::runs(&[(0, 511, 1)]);
+        let case = store.spans(&batch, &attention_cases::queries(&spec, &batch), 0.0);
+        let stats = count(&mut modules, &case);
+        let positions = (512 * spec.kv_heads * spec.head_dim) as f64;
+        let cache = (512 / 32 * spec.kv_heads * kv.block_bytes(spec.head_dim, 32) * 2) as f64;
+        let instructions = stats.thread_instructions() as f64 / positions;
+        let read = stats.global_read.bytes as f64 / cache;
+        say(&format!("{kv:?}  {instructions:>10.1} {read:>20.2}"));
+        assert!(read < 1.35, "{kv:?}: {read} bytes read for each of the cache");
+    }
+}

@@ -1,0 +1,230 @@
+//! Whole models through the CUDA driver's interface: the runtime as it is, over a fake driver whose device is the PTX interpreter.
+//! No GPU takes part.
+//!
+//! The driver is found where the system's loader looks when a process starts, so each test starts this program again, with a
+//! folder that has the fake driver; [`child`] is what runs there.
+
+use attar_artifact::{Artifact, Verify};
+use attar_compiler::{CompileOptions, CudaTarget, Nvrtc, Session, registry, resolve_targets};
+use attar_pass::{Preset, Recipe};
+use attar_runtime::{DeviceChoice, Engine, Model, OpenOptions, Progress, StepBatch, gpus, top_logits};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+
+/// Names the artifact in the child.
+const ARTIFACT: &str = "ATTAR_TEST_CUDA_ARTIFACT";
+/// Names the device in the child.
+const DEVICE: &str = "ATTAR_TEST_CUDA_DEVICE";
+
+/// Models whose kernels differ: tied and biased products, norms of heads, caches.
+const MODELS: [(&str, &str); 3] = [("smollm2", "n4"), ("qwen2", "w8"), ("qwen3", "bf16")];
+
+static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a folder"));
+
+/// Whether kernels can be compiled here; says so where they cannot.
+fn has_nvrtc() -> bool {
+    match Nvrtc::find() {
+        Ok(_) => true,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "skipped 1 test of models on the PTX interpreter: {e}");
+            false
+        }
+    }
+}
+
+/// A small model, compiled for this CPU and, with `cuda`, for a GPU.
+fn compile(model: &str, preset: &str, cuda: bool) -> PathBuf {
+    let out = FOLDER.path().join(format!("{model}-{preset}-{cuda}.attar"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny").join(model);
+    let recipe = Preset::by_name(preset).expect("a preset").recipe();
+    let recipe = Recipe::parse(&recipe, "test", &registry().expect("passes")).expect("a recipe");
+    let targets = resolve_targets(&["native"]).expect("a target");
+    let mut options = CompileOptions::new(source, recipe, targets, out.clone());
+    if cuda {
+        options.cuda = vec![CudaTarget::by_name("cuda:sm_90").expect("a target")];
+        options.kernel_cache = Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
+    }
+    Session::new(options).expect("options").run(&mut |_| ()).unwrap_or_else(|e| panic!("{model}: {e}"));
+    out
+}
+
+/// What the child says: its line, or the error it ends with.
+fn on_fake(artifact: &Path, device: &str, environment: &[(&str, &str)]) -> String {
+    let folder = attar_fake_cuda::install(&FOLDER.path().join("driver")).expect("the fake driver");
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["child", "--exact", "--nocapture", "--ignored"]);
+    command.env("LD_LIBRARY_PATH", folder).env(ARTIFACT, artifact).env(DEVICE, device);
+    command.envs(environment.iter().copied());
+    let output = command.output().expect("this program runs");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said = text.lines().find_map(|l| l.split_once("said: ")).map(|(_, said)| said.to_owned());
+    said.unwrap_or_else(|| panic!("the child said nothing:\n{text}"))
+}
+
+/// Not a test of its own: what [`on_fake`] runs.
+#[test]
+#[ignore = "runs in a child process of the others"]
+fn child() {
+    let (Some(artifact), Some(device)) = (std::env::var_os(ARTIFACT), std::env::var_os(DEVICE)) else {
+        return;
+    };
+    let device = device.to_string_lossy().into_owned();
+    let said = match device.as_str() {
+        "list" => gpus().map(|all| format!("{all:?}")),
+        _ => {
+            let device =
+                if device == "best" { DeviceChoice::Best } else { device.parse().expect("a device") };
+            speak(Path::new(&artifact), device)
+        }
+    };
+    let said = said.unwrap_or_else(|e| format!("error: {e}"));
+    let _ = writeln!(std::io::stdout(), "said: {}", said.replace('\n', " "));
+}
+
+/// Tokens and logits of a script of steps that uses every program: a prompt, single tokens, a batch of sequences that forked.
+fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String> {
+    let heard = Arc::new(AtomicU64::new(0));
+    let hear = heard.clone();
+    let progress = Progress::new(move |done, total| {
+        hear.store(done * 1000 / total, Ordering::Relaxed);
+    });
+    let options =
+        OpenOptions { device, threads: Some(1), progress: Some(progress), ..OpenOptions::default() };
+    let model = Model::open(artifact, &options)?;
+    let on_gpu = model.target().starts_with("cuda");
+    assert_eq!(heard.load(Ordering::Relaxed), if on_gpu { 1000 } else { 0 }, "all weights were copied");
+    let vocab = model.manifest().model.vocab;
+    let mut engine = Engine::new(model.clone(), 64, 3)?;
+    let first = engine.add_sequence()?;
+    let mut batch = StepBatch::default();
+    // Longer than a small batch, and than a page of the cache.
+    for i in 0..37u32 {
+        batch.push(first, (7 + 13 * i) % vocab, i == 36);
+    }
+    let mut tokens = vec![top_logits(engine.step(&batch)?, 1)[0].0];
+    for _ in 0..4 {
+        batch.clear();
+        batch.push(first, *tokens.last().expect("a token"), true);
+        tokens.push(top_logits(engine.step(&batch)?, 1)[0].0);
+    }
+    // The page that is not full is copied when one of them goes on.
+    let second = engine.fork(first)?;
+    let last = *tokens.last().expect("a token");
+    for turn in 0..3 {
+        batch.clear();
+        batch.push(first, last, true);
+        batch.push(second, (last + 1 + turn) % vocab, true);
+        batch.push(second, (last + 5) % vocab, true);
+        let logits = engine.step(&batch)?;
+        tokens.extend(logits.chunks_exact(vocab as usize).map(|row| top_logits(row, 1)[0].0));
+    }
+    engine.truncate(first, 20)?;
+    batch.clear();
+    batch.push(first, 3, true);
+    let logits = engine.step(&batch)?;
+    let top: Vec<String> = top_logits(logits, 5).iter().map(|(id, x)| format!("{id}:{x:.2}")).collect();
+    Ok(format!("{} {tokens:?} {}", model.target(), top.join(" ")))
+}
+
+/// Target, tokens, and logits with their ids.
+fn parse(said: &str) -> (String, String, Vec<(u32, f32)>) {
+    let (target, rest) = said.split_once(" [").unwrap_or_else(|| panic!("{said}"));
+    let (tokens, top) = rest.split_once("] ").unwrap_or_else(|| panic!("{said}"));
+    let pair = |p: &str| {
+        let (id, x) = p.split_once(':').expect("an id and a logit");
+        (id.parse().expect("an id"), x.parse().expect("a number"))
+    };
+    (target.to_owned(), tokens.to_owned(), top.split(' ').map(pair).collect())
+}
+
+#[test]
+fn whole_models_say_what_the_cpu_says() {
+    if !has_nvrtc() {
+        return;
+    }
+    for (model, preset) in MODELS {
+        let path = compile(model, preset, true);
+        let cpu = parse(&speak(&path, DeviceChoice::Cpu).unwrap_or_else(|e| panic!("{model}: {e}")));
+        for mode in ["lazy", "eager"] {
+            let said = on_fake(&path, "best", &[(attar_fake_cuda::MODE, mode)]);
+            let gpu = parse(&said);
+            // Machine code is for GPUs; the interpreter takes PTX, as a driver does for a GPU that is newer than the code.
+            assert_eq!(gpu.0, "cuda:compute_80", "{model}: {said}");
+            assert_eq!(gpu.1, cpu.1, "{model} {mode}: other tokens than the CPU's");
+            for ((id, x), (other, y)) in cpu.2.iter().zip(&gpu.2) {
+                assert!(id == other && (x - y).abs() < 0.05, "{model} {mode}: {:?} and {:?}", cpu.2, gpu.2);
+            }
+        }
+    }
+}
+
+#[test]
+fn devices_are_chosen_and_refused_with_reasons() {
+    if !has_nvrtc() {
+        return;
+    }
+    let (model, preset) = MODELS[0];
+    let (both, plain) = (compile(model, preset, true), compile(model, preset, false));
+    let fake = |device: &str, environment: &[(&str, &str)]| on_fake(&both, device, environment);
+    let refused = |said: String, words: &[&str]| {
+        assert!(said.starts_with("error: "), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not in: {said}");
+        }
+    };
+    let cpu = "x86-64";
+    let native = speak(&both, DeviceChoice::Cpu).expect("this CPU").starts_with(cpu);
+
+    assert!(fake("cuda:1", &[(attar_fake_cuda::DEVICES, "2")]).starts_with("cuda:compute_80"));
+    refused(fake("cuda:2", &[(attar_fake_cuda::DEVICES, "2")]), &["cuda:2 is not available", "2 GPUs"]);
+    assert_eq!(fake("cpu", &[]).starts_with(cpu), native);
+    // Whoever names a GPU gets that or nothing; whoever does not gets the CPU where there is none that fits.
+    for (environment, words) in [
+        ((attar_fake_cuda::DEVICES, "0"), ["not available", "shows no GPU"]),
+        ((attar_fake_cuda::CAPABILITY, "7.5"), ["compute capability 7.5", "8.0 or later"]),
+        ((attar_fake_cuda::DRIVER, "12080"), ["12.8", "13.0 is needed"]),
+    ] {
+        refused(fake("cuda:0", &[environment]), &words);
+        assert_eq!(fake("best", &[environment]).starts_with(cpu), native);
+    }
+    refused(fake("best", &[(attar_fake_cuda::MEMORY, "100000")]), &["no room for", "bytes are needed"]);
+    refused(fake("cuda:0", &[(attar_fake_cuda::FAIL_COPY, "1")]), &["cuda:0 failed while copying weights"]);
+    refused(fake("cuda:0", &[(attar_fake_cuda::LOSE_AFTER, "20")]), &["cuda:0 failed while running a step"]);
+    refused(on_fake(&plain, "cuda:0", &[]), &["no code for GPUs", "--target native,cuda:sm_90a"]);
+    assert!(fake("list", &[]).contains("compute: (9, 0)"), "{}", fake("list", &[]));
+}
+
+/// Code for GPUs that was damaged is refused when the file is opened, before a driver sees it.
+#[test]
+fn damaged_code_for_gpus_is_refused() {
+    if !has_nvrtc() {
+        return;
+    }
+    let (model, preset) = MODELS[0];
+    let path = compile(model, preset, true);
+    let artifact = Artifact::open(&path, Verify::Full).expect("a whole artifact");
+    let sections = &artifact.manifest().sections;
+    let names: Vec<String> = sections.iter().map(|s| s.kind.name()).collect();
+    for name in ["code cuda:sm_90", "code cuda:compute_80", "programs cuda"] {
+        let section = sections.iter().find(|s| s.kind.name() == name).unwrap_or_else(|| panic!("{names:?}"));
+        let mut bytes = std::fs::read(&path).expect("the file");
+        bytes[(section.offset + section.len / 2) as usize] ^= 1;
+        let error = Artifact::from_bytes(bytes, Verify::Code).expect_err("it is damaged").to_string();
+        assert!(error.contains(name) && error.contains("damaged"), "{error}");
+    }
+}
+
+/// The same inputs give the same bytes, kernels for GPUs among them, whether they were compiled or kept from before.
+#[test]
+fn artifacts_with_code_for_gpus_are_the_same_each_time() {
+    if !has_nvrtc() {
+        return;
+    }
+    let (model, preset) = MODELS[0];
+    let once = std::fs::read(compile(model, preset, true)).expect("the file");
+    assert!(once == std::fs::read(compile(model, preset, true)).expect("the file"), "other bytes");
+}
