@@ -7,5 +7,6 @@ mod pattern;
 
 mod equalize;
 mod fuse;
+mod prune;
 pub mod quantize;
 mod simplify;

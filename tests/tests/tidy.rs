@@ -11,14 +11,25 @@ use std::path::{Path, PathBuf};
 use attar_passes as _;
 
 /// Folder, package, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 15] = [
+const CRATES: [(&str, &str, &[&str]); 23] = [
     ("runtime/format", "attar-format", &[]),
     ("runtime/artifact", "attar-artifact", &["attar-format"]),
     ("runtime/engine", "attar-runtime", &["attar-artifact", "attar-format"]),
     ("compiler/ir", "attar-ir", &["attar-format"]),
     ("compiler/import", "attar-import", &["attar-format", "attar-ir"]),
-    ("compiler/pass", "attar-pass", &["attar-format", "attar-ir"]),
-    ("passes", "attar-passes", &["attar-format", "attar-ir", "attar-pass"]),
+    ("compiler/pass", "attar-pass", &["attar-format", "attar-ir", "attar-plugin"]),
+    ("passes", "attar-passes", &["attar-format", "attar-ir", "attar-pass", "attar-plugin"]),
+    ("plugins/sdk", "attar-plugin", &[]),
+    (
+        "plugins/host",
+        "attar-plugin-host",
+        &["attar-format", "attar-ir", "attar-pass", "attar-plugin"],
+    ),
+    ("plugins/examples/drop-layers", "attar-example-drop-layers", &["attar-plugin"]),
+    ("plugins/examples/format-nf4", "attar-example-format-nf4", &["attar-plugin"]),
+    ("plugins/examples/list-outliers", "attar-example-list-outliers", &["attar-plugin"]),
+    ("plugins/examples/prune-nm", "attar-example-prune-nm", &["attar-plugin"]),
+    ("tests/plugins/prune-magnitude", "attar-test-prune-magnitude", &["attar-plugin"]),
     ("compiler/kernel", "attar-kernel", &["attar-artifact", "attar-format"]),
     (
         "compiler/codegen-cpu",
@@ -39,6 +50,7 @@ const CRATES: [(&str, &str, &[&str]); 15] = [
             "attar-kernel",
             "attar-pass",
             "attar-passes",
+            "attar-plugin-host",
             "attar-runtime",
         ],
     ),
@@ -103,7 +115,7 @@ fn files(below: &str) -> Vec<String> {
 }
 
 fn rust_files() -> Vec<String> {
-    let folders = ["benches", "compiler", "passes", "runtime", "tests"];
+    let folders = ["benches", "compiler", "passes", "plugins", "runtime", "tests"];
     folders.iter().flat_map(|f| files(f)).filter(|f| f.ends_with(".rs")).collect()
 }
 
@@ -314,7 +326,8 @@ fn nothing_unfinished_and_no_machine_stays_in_the_tree() {
 
 #[test]
 fn documents_name_only_what_exists() {
-    const TOPS: [&str; 7] = ["compiler/", "passes/", "runtime/", "tests/", "docs/", ".ci/", "benches/"];
+    const TOPS: [&str; 8] =
+        ["compiler/", "passes/", "plugins/", "runtime/", "tests/", "docs/", ".ci/", "benches/"];
     let mut problems = Vec::new();
     let documents = files("docs").into_iter().filter(|f| f.ends_with(".md"));
     for file in documents.chain(["README.md".to_owned()]) {

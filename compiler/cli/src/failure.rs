@@ -142,6 +142,7 @@ fn of_pass(family: attar_pass::Family) -> Family {
         attar_pass::Family::Input => Family::Input,
         attar_pass::Family::Environment => Family::Environment,
         attar_pass::Family::Bug => Family::Bug,
+        attar_pass::Family::Cancelled => Family::Cancelled,
     }
 }
 

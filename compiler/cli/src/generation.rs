@@ -8,7 +8,6 @@ use attar_runtime::{
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// How to open the artifact.
 #[derive(Args, Debug, Clone)]
@@ -178,35 +177,4 @@ pub fn summary(g: &Generation) -> String {
         t.first_token.as_secs_f64() * 1e3,
         g.finish.name(),
     )
-}
-
-/// What Ctrl-C cancels.
-static RUNNING: Mutex<Option<CancelToken>> = Mutex::new(None);
-
-/// A token that the next Ctrl-C cancels; the one after that ends the process with exit code 130, as does Ctrl-C while
-/// nothing is being generated.
-///
-/// # Errors
-/// When no signal handler can be installed.
-pub fn cancel_on_ctrl_c() -> Result<CancelToken> {
-    static INSTALLED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    let installed = INSTALLED.get_or_init(|| {
-        ctrlc::set_handler(|| {
-            let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match running {
-                Some(token) => token.cancel(),
-                None => std::process::exit(i32::from(crate::Family::Cancelled.exit_code())),
-            }
-        })
-        .map_err(|e| e.to_string())
-    });
-    installed.clone().map_err(Failure::environment)?;
-    let token = CancelToken::default();
-    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
-    Ok(token)
-}
-
-/// Nothing is being generated any more.
-pub fn generation_ended() {
-    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }

@@ -10,12 +10,16 @@ pub mod failure;
 pub mod fetch;
 pub mod generation;
 pub mod home;
+pub mod interrupt;
 pub mod model;
 pub mod plan;
+pub mod plugin_check;
+pub mod plugins;
 pub mod profile;
 pub mod quality;
 mod remake;
 pub mod report;
+pub mod scaffold;
 pub mod speed;
 pub mod terminal;
 
@@ -33,6 +37,7 @@ use commands::eval::Eval;
 use commands::inspect::Inspect;
 use commands::passes::Passes;
 use commands::plan::Plan;
+use commands::plugin::Plugin;
 use commands::pull::Pull;
 use commands::quickstart::Quickstart;
 use commands::run::Run;
@@ -83,6 +88,8 @@ pub enum Command {
     Plan(Plan),
     /// List the passes a recipe may name
     Passes(Passes),
+    /// Begin a plugin, or check one
+    Plugin(Plugin),
     /// Show what this machine supports
     Doctor(Doctor),
     /// Print a completion script for a shell
@@ -136,6 +143,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Bench(c) => c.run(terminal),
         Command::Plan(c) => c.run(terminal),
         Command::Passes(c) => c.run(terminal),
+        Command::Plugin(c) => c.run(terminal),
         Command::Doctor(c) => c.run(terminal),
         Command::Completions(c) => c.run(),
     }

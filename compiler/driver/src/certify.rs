@@ -10,7 +10,9 @@ use crate::evaluate::{self, Comparison, Windows};
 use crate::events::Event;
 use crate::report::CompileReport;
 use crate::session::{Clock, CompileOptions, Session, registry};
-use attar_artifact::certificate::{Certificate, TensorError, Text, VERSION, round};
+use attar_artifact::certificate::{
+    Certificate, Reported, ReportedValue, TensorError, Text, VERSION, round,
+};
 use attar_artifact::manifest::{KvType, Manifest};
 use attar_codegen_cpu::Target;
 use attar_pass::{Family, MetricValue, Phase, Preset, Recipe};
@@ -289,7 +291,23 @@ fn certificate(
         weight_bytes,
         bits_per_weight: round(weight_bytes as f64 * 8.0 / weights.max(1) as f64),
         tensors: tensor_errors(report),
+        reported: reported(report),
     }
+}
+
+/// What passes of plugins measured.
+fn reported(report: &CompileReport) -> Vec<Reported> {
+    let value = |value: &MetricValue| match value {
+        MetricValue::Count(n) => ReportedValue::Count(*n),
+        MetricValue::Number(x) => ReportedValue::Number(round(*x)),
+        MetricValue::Text(text) => ReportedValue::Text(text.clone()),
+    };
+    let record = |m: &attar_pass::Metric| Reported {
+        pass: m.pass.clone(),
+        subject: m.subject.clone(),
+        values: m.values.iter().map(|(name, v)| (name.to_string(), value(v))).collect(),
+    };
+    report.metrics.iter().filter(|m| m.certified).map(record).collect()
 }
 
 /// What passes measured about tensors; of one that several passes changed, what the last one did.

@@ -1,6 +1,6 @@
 //! What a session tells its caller while it runs.
 
-use attar_pass::{Dump, PassDecl, PassReport, Phase};
+use attar_pass::{Dump, NoteLevel, PassDecl, PassReport, Phase};
 use std::time::Duration;
 
 /// Something happened. Events of one phase come between its `Started` and `Finished`.
@@ -27,6 +27,12 @@ pub enum Event<'a> {
         what: &'a str,
         done: u64,
         total: u64,
+    },
+    /// A pass has something to say.
+    Note {
+        decl: &'static PassDecl,
+        level: NoteLevel,
+        text: &'a str,
     },
     /// IR text that `print_after` asked for.
     Dump(&'a Dump<'a>),

@@ -13,6 +13,7 @@ pub mod evaluate;
 mod events;
 mod inputs;
 mod memory;
+mod model_runner;
 mod origin;
 mod package;
 mod partial;
@@ -26,6 +27,7 @@ pub use attar_codegen_cpu::Target;
 pub use attar_codegen_cuda::{CudaTarget, Nvrtc};
 pub use attar_import::ModelInfo;
 pub use attar_pass::{Family, Phase};
+pub use attar_plugin_host::Plugin;
 pub use calibrate::{
     CalibrateOptions, CalibrationOptions, CalibrationReport, CalibrationSource, Outliers, calibrate,
 };
@@ -33,11 +35,13 @@ pub use certify::{Certify, DEFAULT_WINDOWS, HELD_OUT_TEXT};
 pub use error::{Error, ErrorKind, Result};
 pub use events::Event;
 pub use inputs::InputFile;
-pub use origin::{Again, CalibrationKind, Origin, Remake, remake};
+pub use origin::{Again, CalibrationKind, Origin, PluginOrigin, Remake, remake};
 pub use report::{
     CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
 };
-pub use session::{CompileOptions, Session, beside_matrices, describe, describe_inputs, registry};
+pub use session::{
+    CompileOptions, Session, beside_matrices, describe, describe_inputs, registry, registry_with,
+};
 pub use targets::{Targets, resolve_all_targets, resolve_targets};
 
 /// What artifacts name as their maker.

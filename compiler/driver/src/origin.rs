@@ -5,12 +5,13 @@ use crate::calibrate::CalibrationSource;
 use crate::certify::Certify;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inputs::InputFile;
-use crate::session::{CompileOptions, registry};
+use crate::session::{CompileOptions, registry_with};
 use attar_artifact::Artifact;
 use attar_artifact::manifest::{KvType, SectionKind};
 use attar_codegen_cpu::Target;
 use attar_codegen_cuda::CudaTarget;
 use attar_pass::{Phase, Recipe};
+use attar_plugin_host::Plugin;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -32,8 +33,27 @@ pub struct Origin {
     pub calibration: Option<CalibrationOrigin>,
     /// Present when there was to be a certificate.
     pub certificate: Option<CertificateOrigin>,
+    /// Plugins whose passes ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PluginOrigin>,
     /// Files of the checkpoint.
     pub inputs: Vec<InputFile>,
+}
+
+/// A plugin whose passes ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginOrigin {
+    pub name: String,
+    pub version: String,
+    /// Of the library, hexadecimal.
+    pub blake3: String,
+}
+
+impl PluginOrigin {
+    pub(crate) fn of(plugin: &Plugin) -> PluginOrigin {
+        let (name, version) = (plugin.name.clone(), plugin.version.clone());
+        PluginOrigin { name, version, blake3: plugin.blake3.clone() }
+    }
 }
 
 /// The text that errors were weighed by.
@@ -85,6 +105,8 @@ pub struct Again {
     pub calibration: Option<PathBuf>,
     /// Name and contents of the text of the certificate.
     pub certify: Option<(String, String)>,
+    /// Plugins the recipe needs.
+    pub plugins: Vec<Plugin>,
 }
 
 /// Options that make an artifact again.
@@ -110,7 +132,13 @@ pub fn remake(artifact: &Artifact, source: PathBuf, out: PathBuf, again: Again) 
             "the artifact does not say how it was made ({problem}); compile it again from its recipe"
         ))
     })?;
-    let recipe = Recipe::parse(&text, "the artifact's recipe", &registry()?)?;
+    if let Some(lost) = origin.plugins.iter().find(|o| !again.plugins.iter().any(|p| p.blake3 == o.blake3)) {
+        return Err(refuse(format!(
+            "it was made with plugin {} {}, whose library has the hash {}; give that with --plugin",
+            lost.name, lost.version, lost.blake3
+        )));
+    }
+    let recipe = Recipe::parse(&text, "the artifact's recipe", &registry_with(&again.plugins)?)?;
     let (mut targets, mut cuda) = (Vec::new(), Vec::new());
     for name in &origin.targets {
         match (Target::by_name(name), CudaTarget::by_name(name)) {
@@ -121,6 +149,7 @@ pub fn remake(artifact: &Artifact, source: PathBuf, out: PathBuf, again: Again) 
     }
     let mut options = CompileOptions::new(source, recipe, targets, out);
     options.cuda = cuda;
+    options.plugins = again.plugins;
     options.kv = Some(origin.kv);
     options.context_length = Some(origin.context);
     if let Some(c) = &origin.calibration {
@@ -176,6 +205,7 @@ impl Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::registry;
 
     #[test]
     fn an_origin_survives_its_text() {
@@ -194,6 +224,11 @@ mod tests {
                 blake3: "cd".to_owned(),
             }),
             certificate: Some(CertificateOrigin { text: None, windows: 4 }),
+            plugins: vec![PluginOrigin {
+                name: "mine".to_owned(),
+                version: "0.1.0".to_owned(),
+                blake3: "ef".to_owned(),
+            }],
             inputs: vec![input("a \"b\"\\c"), input("d")],
         };
         for _ in 0..2 {

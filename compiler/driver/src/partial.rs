@@ -192,6 +192,7 @@ fn key_of(options: &CompileOptions, inputs: &[InputFile]) -> String {
     // Builds of one version differ while it is worked on.
     add(&std::env::current_exe().map(|path| hash(&path)).unwrap_or_default());
     add(&options.recipe.to_toml());
+    options.plugins.iter().for_each(|p| add(&p.blake3));
     default_passes().into_iter().for_each(&mut add);
     for input in inputs {
         add(&input.name);

@@ -5,7 +5,8 @@ use crate::certify::{self, Certify, DEFAULT_WINDOWS, Reason, Subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Event;
 use crate::inputs::{InputFile, hash_files};
-use crate::origin::{CalibrationOrigin, CertificateOrigin, Origin};
+use crate::model_runner::GraphRunner;
+use crate::origin::{CalibrationOrigin, CertificateOrigin, Origin, PluginOrigin};
 use crate::package::{self, Contents, CudaCode};
 use crate::partial::PartialResults;
 use crate::pipeline::default_passes;
@@ -19,8 +20,13 @@ use attar_codegen_cpu::{CodeBlob, Target, compile_blob};
 use attar_codegen_cuda::{Cache, CudaTarget, Nvrtc, emit, translate};
 use attar_import::{Imported, ModelInfo};
 use attar_ir::{Elem, Graph, OpKind};
-use attar_pass::{Fuel, Manager, Phase, Pipeline, PrintAfter, Recipe, Registry, Report, Stop};
+use attar_pass::{
+    Fuel, Manager, Phase, Pipeline, PrintAfter, Recipe, Registry, Report, Stop, Surroundings,
+};
+use attar_plugin_host::Plugin;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 // Passes register themselves; naming the crate links them.
@@ -32,6 +38,26 @@ use attar_passes as _;
 /// When two passes have one name.
 pub fn registry() -> Result<Registry> {
     Ok(Registry::new()?)
+}
+
+/// Every pass of this build, and those of plugins. A plugin's pass takes the place of a built-in one of its name.
+///
+/// # Errors
+/// When two plugins have a pass of one name.
+pub fn registry_with(plugins: &[Plugin]) -> Result<Registry> {
+    let mut registry = registry()?;
+    let mut added: Vec<&str> = Vec::new();
+    for plugin in plugins {
+        for decl in &plugin.passes {
+            if added.contains(&decl.name) {
+                let problem = format!("a pass of {} is called {} like another's", plugin.path.display(), decl.name);
+                return Err(Error::option("--plugin", problem));
+            }
+            registry.replace(decl);
+            added.push(decl.name);
+        }
+    }
+    Ok(registry)
 }
 
 /// What a checkpoint says of its model; no tensor is read.
@@ -115,6 +141,10 @@ pub struct CompileOptions {
     pub max_bytes: Option<u64>,
     /// Whether the artifact's quality is measured and written into it.
     pub certify: Certify,
+    /// Plugins whose passes the recipe may name.
+    pub plugins: Vec<Plugin>,
+    /// Stops the compile when it is set: soon in passes of plugins, for others between tensors.
+    pub cancel: Option<Arc<AtomicBool>>,
     /// Most windows of the text to measure.
     pub certify_windows: usize,
 }
@@ -141,6 +171,8 @@ impl CompileOptions {
             resume: true,
             max_bytes: None,
             certify: Certify::No,
+            plugins: Vec::new(),
+            cancel: None,
             certify_windows: DEFAULT_WINDOWS,
         }
     }
@@ -180,7 +212,7 @@ impl Session {
     /// # Errors
     /// For options that make no sense, with the flag and what would.
     pub fn new(options: CompileOptions) -> Result<Session> {
-        let pipeline = Pipeline::new(&default_passes(), &options.recipe, &registry()?)?;
+        let pipeline = Pipeline::new(&default_passes(), &options.recipe, &registry_with(&options.plugins)?)?;
         let stop = options.stop_after.as_deref().map(|s| Stop::parse(s, &pipeline)).transpose()?;
         if let PrintAfter::Passes(names) = &options.print_after {
             for name in names {
@@ -239,7 +271,14 @@ impl Session {
         let partial = PartialResults::of(&self.options, &inputs);
         let journal = partial.as_ref().map(|p| p as &dyn attar_pass::Journal);
         let mut calibrator = DriverCalibrator::new(subject, &self.options.calibration, journal);
-        let passes = self.run_passes(&mut graph, &mut weights, calibrator.as_mut(), journal, &mut clock)?;
+        let mut runner = GraphRunner::new(subject);
+        let surroundings = Surroundings {
+            calibrator: calibrator.as_mut().map(|c| c as &mut dyn attar_pass::Calibrator),
+            journal,
+            runner: Some(&mut runner),
+            cancel: self.options.cancel.as_deref(),
+        };
+        let passes = self.run_passes(&mut graph, &mut weights, surroundings, &mut clock)?;
         let calibration = calibrator.and_then(|c| c.origin());
         let mut report = self.report(&model, inputs, context_length);
         report.passes = passes.passes.into_iter().map(Into::into).collect();
@@ -335,8 +374,7 @@ impl Session {
         &self,
         graph: &mut Graph,
         weights: &mut attar_ir::WeightStore,
-        calibrator: Option<&mut DriverCalibrator<'_>>,
-        journal: Option<&dyn attar_pass::Journal>,
+        surroundings: Surroundings<'_>,
         clock: &mut Clock<'_, '_>,
     ) -> Result<Report> {
         if let Some(dir) = &self.options.emit_ir {
@@ -359,6 +397,7 @@ impl Session {
             attar_pass::Event::Progress { decl, what, done, total } => {
                 clock.tell(Event::Progress { phase: decl.phase, what, done, total });
             }
+            attar_pass::Event::Note { decl, level, text } => clock.tell(Event::Note { decl, level, text }),
             attar_pass::Event::Finished(report) => clock.tell(Event::PassFinished(report)),
             attar_pass::Event::Dump(dump) => {
                 let written = self.emit_text(&dump.file_name(), &|| dump.text.clone());
@@ -373,10 +412,7 @@ impl Session {
                 }
             }
         };
-        let report = {
-            let calibrator = calibrator.map(|c| c as &mut dyn attar_pass::Calibrator);
-            manager.run_resumable(&self.pipeline, graph, weights, calibrator, journal, &mut sink)?
-        };
+        let report = manager.run_with(&self.pipeline, graph, weights, surroundings, &mut sink)?;
         match failed {
             Some(e) => Err(e),
             None => Ok(report),
@@ -486,9 +522,18 @@ impl Session {
             default_passes: default_passes().into_iter().map(str::to_owned).collect(),
             calibration,
             certificate: text.map(|text| CertificateOrigin { text, windows: self.options.certify_windows }),
+            plugins: self.used_plugins(),
             inputs: inputs.to_vec(),
         };
         Ok(format!("{}\n{}", origin.to_toml()?, self.options.recipe.to_toml()))
+    }
+
+    /// Plugins a pass of which runs: the others leave no trace.
+    fn used_plugins(&self) -> Vec<PluginOrigin> {
+        let runs = |p: &&Plugin| {
+            self.pipeline.steps.iter().any(|s| p.passes.iter().any(|d| std::ptr::eq(*d, s.decl)))
+        };
+        self.options.plugins.iter().filter(runs).map(PluginOrigin::of).collect()
     }
 
     fn report(&self, model: &ModelInfo, inputs: Vec<InputFile>, context_length: u32) -> CompileReport {

@@ -21,4 +21,6 @@ pub use ops::{Op, OpKind};
 pub use tensor::{Tensor, TensorData};
 pub use types::{Dim, Elem, Sym, TensorType};
 pub use verify::verify;
-pub use weights::{Rotation, Transform, WeightInfo, WeightName, WeightReader, WeightStore};
+pub use weights::{
+    Checkpoint, Rotation, Transform, WeightInfo, WeightName, WeightReader, WeightStore, WeightValues,
+};

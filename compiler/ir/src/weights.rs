@@ -23,6 +23,35 @@ pub trait WeightReader: Send + Sync {
 
     /// The type the checkpoint stores, for reports: `bf16`, `q4_1`, …
     fn stored_as(&self) -> String;
+
+    /// The elements as they lie in memory, where the checkpoint stores aligned f32.
+    fn borrow_f32(&self) -> Option<&[f32]> {
+        None
+    }
+}
+
+/// Values of a tensor: those in memory themselves where there are any, else decoded for the one who asked.
+#[derive(Clone)]
+pub enum WeightValues {
+    Mapped(Arc<dyn WeightReader>),
+    Shared(Arc<Vec<f32>>),
+}
+
+impl std::ops::Deref for WeightValues {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            WeightValues::Mapped(reader) => reader.borrow_f32().unwrap_or(&[]),
+            WeightValues::Shared(values) => values,
+        }
+    }
+}
+
+impl std::fmt::Debug for WeightValues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} values", self.len())
+    }
 }
 
 /// What is known of a weight without reading it.
@@ -142,6 +171,7 @@ enum Source {
     Encoded(spill::Handle),
 }
 
+#[derive(Clone)]
 struct Entry {
     info: WeightInfo,
     source: Source,
@@ -154,6 +184,20 @@ pub struct WeightStore {
     /// What encoded entries were before.
     originals: IndexMap<WeightName, Entry>,
     spill: spill::SpillFile,
+    revision: u64,
+}
+
+/// What a store held at some time; see [`WeightStore::checkpoint`].
+#[derive(Clone)]
+pub struct Checkpoint {
+    entries: IndexMap<WeightName, Entry>,
+    originals: IndexMap<WeightName, Entry>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} weights", self.entries.len())
+    }
 }
 
 impl std::fmt::Debug for WeightStore {
@@ -271,7 +315,72 @@ impl WeightStore {
         let missing = || weight_error(name, "the weight store holds no such tensor");
         let entry = self.entries.get_mut(name).ok_or_else(missing)?;
         entry.source = Source::Transformed { of: Box::new(entry.source.clone()), by };
+        self.revision += 1;
         Ok(())
+    }
+
+    /// Gives an uncompressed tensor other values under its name and shape. Those of a matrix go to the temporary file, so that
+    /// memory holds one tensor; what it was before counts as its original.
+    ///
+    /// # Errors
+    /// When it is missing or coded, the number of values is another, or the temporary file cannot be written.
+    pub fn replace_values(&mut self, name: &str, values: Vec<f32>) -> Result<WeightName> {
+        let info = self.info(name)?;
+        let (shape, elem, stored_as) = (info.shape.clone(), info.elem, info.stored_as.clone());
+        if elem != Elem::F32 {
+            return Err(weight_error(name, &format!("it is stored as {} already", elem.name())));
+        }
+        self.insert_values(name, &shape, values, stored_as)
+    }
+
+    /// Adds a tensor of f32 values; those of a matrix go to the temporary file.
+    ///
+    /// # Errors
+    /// When the name is taken, the number of values is not that of the shape, or the temporary file cannot be written.
+    pub fn add_spilled(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<WeightName> {
+        if self.contains(name) {
+            return Err(weight_error(name, "the name is taken"));
+        }
+        self.insert_values(name, shape, values, "f32".to_owned())
+    }
+
+    fn insert_values(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        values: Vec<f32>,
+        stored_as: String,
+    ) -> Result<WeightName> {
+        if shape.iter().product::<usize>() != values.len() {
+            let problem = format!("shape {shape:?} does not have {} values", values.len());
+            return Err(weight_error(name, &problem));
+        }
+        let source = match *shape {
+            [n, k] => {
+                let encoded = Encoded::from_f32(&attar_format::formats::F32, n, k, &values);
+                let encoded = encoded.map_err(|e| weight_error(name, &e.to_string()))?;
+                let handle = self.spill.write(&encoded);
+                Source::Encoded(handle.map_err(|e| weight_error(name, &format!("spill file: {e}")))?)
+            }
+            _ => Source::Values(Arc::new(values)),
+        };
+        Ok(self.insert(name, shape, Elem::F32, stored_as, source))
+    }
+
+    /// Grows with every change: what was computed from weights holds as long as this stays.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What the store holds now, to go back to. Costs memory for names, not for values.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint { entries: self.entries.clone(), originals: self.originals.clone() }
+    }
+
+    /// Goes back to a checkpoint of this store.
+    pub fn restore(&mut self, checkpoint: Checkpoint) {
+        (self.entries, self.originals) = (checkpoint.entries, checkpoint.originals);
+        self.revision += 1;
     }
 
     /// Whether [`WeightStore::transform`] has rotated the rows, or the columns, of a weight.
@@ -326,6 +435,7 @@ impl WeightStore {
         stored_as: String,
         source: Source,
     ) -> WeightName {
+        self.revision += 1;
         let name: WeightName = Arc::from(name);
         let info = WeightInfo { shape: shape.to_vec(), elem, stored_as };
         let encoded = matches!(source, Source::Encoded(_));
@@ -368,6 +478,22 @@ impl WeightStore {
     /// When the tensor is missing or its bytes cannot be read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         self.values_of(name, self.entry(name)?)
+    }
+
+    /// Decoded values without a copy where they are in memory.
+    ///
+    /// # Errors
+    /// As [`WeightStore::read_f32`].
+    pub fn view_f32(&self, name: &str) -> Result<WeightValues> {
+        let entry = self.entry(name)?;
+        let expected: usize = entry.info.shape.iter().product();
+        match &entry.source {
+            Source::Values(values) if values.len() == expected => Ok(WeightValues::Shared(values.clone())),
+            Source::Reader(reader) if reader.borrow_f32().is_some_and(|v| v.len() == expected) => {
+                Ok(WeightValues::Mapped(reader.clone()))
+            }
+            _ => Ok(WeightValues::Shared(Arc::new(self.values_of(name, entry)?))),
+        }
     }
 
     /// The values a weight had before a pass encoded it; those it has when none did.
@@ -564,6 +690,30 @@ mod tests {
         columns.transform("w", Transform::RotateColumns(rotation(&[1.0, 1.0]))).unwrap();
         let wanted = [1.0, -1.0, 5.0, -1.0, 9.0, -1.0, 13.0, -1.0].map(|v: f32| v * root);
         assert!(near(&columns.read_f32("w").unwrap(), &wanted));
+    }
+
+    #[test]
+    fn replaced_values_stay_uncompressed_and_checkpoints_bring_back_the_old() {
+        let mut store = store();
+        store.add_values("v", &[2], vec![1.0, 2.0]);
+        let (before, revision) = (store.checkpoint(), store.revision());
+        store.replace_values("w", vec![3.0; 8]).unwrap();
+        store.replace_values("v", vec![4.0; 2]).unwrap();
+        store.add_spilled("x", &[1, 2], vec![5.0; 2]).unwrap();
+        assert!(store.revision() > revision);
+        assert_eq!(store.info("w").unwrap().elem, Elem::F32);
+        assert_eq!(store.view_f32("w").unwrap()[..], [3.0; 8]);
+        assert_eq!(store.read_original_f32("w").unwrap()[1], 1.0);
+        assert_eq!((&store.view_f32("v").unwrap()[..], store.contains("x")), (&[4.0, 4.0][..], true));
+        assert!(store.replace_values("w", vec![0.0; 7]).is_err());
+        assert!(store.replace_values("nothing", vec![]).is_err());
+        assert!(store.add_spilled("w", &[1], vec![0.0]).is_err());
+        store.restore(before);
+        assert_eq!(store.read_f32("w").unwrap()[7], 7.0);
+        assert_eq!((store.read_f32("v").unwrap(), store.contains("x")), (vec![1.0, 2.0], false));
+        // What is in memory is not copied.
+        let (a, b) = (store.view_f32("w").unwrap(), store.view_f32("w").unwrap());
+        assert_eq!(a.as_ptr(), b.as_ptr());
     }
 
     #[test]

@@ -199,6 +199,20 @@ pub trait Calibrator {
         Ok(())
     }
 
+    /// A window of calibration text, from 0, and how many windows there are; no tokens behind the last. By default there is no
+    /// text, only statistics.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn window(
+        &mut self,
+        index: usize,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<(Vec<u32>, usize)> {
+        let _ = (index, progress);
+        Err(Error::new(ErrorKind::Uncalibrated))
+    }
+
     /// Mean Kullback-Leibler divergence, in nats, of the model's predictions with the values of some weights changed from those
     /// with the weights as they are, over a part of the calibration text. `from` is a value computed before any of
     /// the weights is read; without it the model runs from its beginning. Asking in topological order costs least.

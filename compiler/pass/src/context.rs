@@ -6,7 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::globs::TensorGlobs;
 use crate::journal::Journal;
 use crate::metrics::{Metric, MetricValue};
+use crate::model_runner::ModelRunner;
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName, WeightStore};
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A change of a graph and its weights.
 ///
@@ -71,6 +74,18 @@ impl Fuel {
     }
 }
 
+/// How much a note of a pass matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoteLevel {
+    /// For whoever writes passes.
+    Debug,
+    Info,
+    Warning,
+}
+
+/// Hears what passes have to say.
+pub type Notes<'a> = dyn FnMut(NoteLevel, &str) + 'a;
+
 /// A weight a pass is asked to look at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subject {
@@ -95,6 +110,9 @@ pub struct PassCx<'a> {
     progress: &'a mut dyn FnMut(&str, u64, u64),
     calibrator: Option<&'a mut dyn Calibrator>,
     journal: Option<&'a dyn Journal>,
+    runner: Option<&'a mut dyn ModelRunner>,
+    notes: Option<&'a mut Notes<'a>>,
+    cancel: Option<&'a AtomicBool>,
     /// Done and total as the pass told them last.
     told: (u64, u64),
     rewrites: u64,
@@ -123,6 +141,9 @@ impl<'a> PassCx<'a> {
             progress,
             calibrator: None,
             journal: None,
+            runner: None,
+            notes: None,
+            cancel: None,
             told: (0, 0),
             rewrites: 0,
             last_rewrite: None,
@@ -141,6 +162,39 @@ impl<'a> PassCx<'a> {
     pub fn with_journal(mut self, journal: &'a dyn Journal) -> PassCx<'a> {
         self.journal = Some(journal);
         self
+    }
+
+    /// The same context with the model at work.
+    #[must_use]
+    pub fn with_runner(mut self, runner: &'a mut dyn ModelRunner) -> PassCx<'a> {
+        self.runner = Some(runner);
+        self
+    }
+
+    /// The same context with someone who reads what passes have to say.
+    #[must_use]
+    pub fn with_notes(mut self, notes: &'a mut Notes<'a>) -> PassCx<'a> {
+        self.notes = Some(notes);
+        self
+    }
+
+    /// The same context with a flag that stops the pass: no further rewrite is allowed, and questions are refused.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: &'a AtomicBool) -> PassCx<'a> {
+        self.cancel = Some(cancel);
+        self
+    }
+
+    /// Whether the user stops the compile.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_some_and(|c| c.load(Ordering::Relaxed))
+    }
+
+    /// Tells the user something.
+    pub fn note(&mut self, level: NoteLevel, text: &str) {
+        if let Some(notes) = &mut self.notes {
+            notes(level, text);
+        }
     }
 
     /// Whether [`PassCx::recall`] is likely to find something.
@@ -220,11 +274,75 @@ impl<'a> PassCx<'a> {
         self.ask(|calibrator, _, _| calibrator.leave_part())
     }
 
+    /// A window of calibration text and how many there are, see [`Calibrator::window`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn calibration_window(&mut self, index: usize) -> Result<(Vec<u32>, usize)> {
+        self.ask(|calibrator, _, parts| calibrator.window(index, parts))
+    }
+
+    /// Tokens of a text, see [`ModelRunner::tokenize`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoModel`] when there is no model to run; those of the runner.
+    pub fn tokenize(&mut self, text: &str) -> Result<Vec<u32>> {
+        match &mut self.runner {
+            Some(runner) => runner.tokenize(text),
+            None => Err(Error::new(ErrorKind::NoModel)),
+        }
+    }
+
+    /// A value while the model runs over tokens, see [`ModelRunner::value`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoModel`] when there is no model to run; those of the runner.
+    pub fn run_model(&mut self, graph: &Graph, tokens: &[u32], value: ValueId) -> Result<Vec<f32>> {
+        self.check_cancelled()?;
+        match &mut self.runner {
+            Some(runner) => runner.value(graph, self.weights, tokens, value),
+            None => Err(Error::new(ErrorKind::NoModel)),
+        }
+    }
+
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        if self.is_cancelled() { Err(Error::new(ErrorKind::Cancelled)) } else { Ok(()) }
+    }
+
+    /// Runs another pass within this one, on its own tensors and options. Its rewrites are not counted: the pass that asks
+    /// counts its own.
+    pub(crate) fn run_within(
+        &mut self,
+        graph: &mut Graph,
+        pass: &dyn Pass,
+        tensors: &TensorGlobs,
+    ) -> Result<()> {
+        let mut fuel = Fuel::UNLIMITED;
+        let mut silent = |_: &str, _, _| {};
+        let mut cx = PassCx::new(
+            pass.decl(),
+            self.weights,
+            tensors,
+            &mut fuel,
+            self.metrics,
+            &mut silent,
+            self.seed,
+        );
+        cx.cancel = self.cancel;
+        pass.run(graph, &mut cx).map(|_| ())
+    }
+
+    /// Records made so far by all passes.
+    pub(crate) fn metrics(&self) -> &[Metric] {
+        self.metrics
+    }
+
     /// Asks the calibrator. The pass's own count of what is done goes on: parts of a question are no measure of the whole.
     fn ask<T>(
         &mut self,
         question: impl FnOnce(&mut dyn Calibrator, &WeightStore, &mut dyn FnMut(&str, u64, u64)) -> Result<T>,
     ) -> Result<T> {
+        self.check_cancelled()?;
         let Some(calibrator) = self.calibrator.as_deref_mut() else {
             return Err(Error::new(ErrorKind::Uncalibrated));
         };
@@ -249,10 +367,10 @@ impl<'a> PassCx<'a> {
     }
 
     /// Asks leave for a rewrite and counts it. `site` says in a few words what is rewritten. When the answer is
-    /// no (the fuel is spent), the pass leaves that site alone.
+    /// no (the fuel is spent, or the user stops the compile), the pass leaves that site alone.
     #[must_use]
     pub fn rewrite(&mut self, site: &str) -> bool {
-        let yes = self.fuel.burn();
+        let yes = !self.is_cancelled() && self.fuel.burn();
         if yes {
             self.rewrites += 1;
             self.last_rewrite = Some(site.to_owned());
@@ -272,11 +390,16 @@ impl<'a> PassCx<'a> {
 
     /// Records measured values.
     pub fn metric<const N: usize>(&mut self, subject: &str, values: [(&'static str, MetricValue); N]) {
-        self.metrics.push(Metric {
-            pass: self.pass.to_owned(),
-            subject: subject.to_owned(),
-            values: values.into_iter().collect(),
-        });
+        let values = values.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();
+        let (pass, subject) = (self.pass.to_owned(), subject.to_owned());
+        self.metrics.push(Metric { pass, subject, values, certified: false });
+    }
+
+    /// Records measured values that belong in the certificate, by names of the pass's own.
+    pub(crate) fn certified_metric(&mut self, subject: &str, values: Vec<(String, MetricValue)>) {
+        let values = values.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect();
+        let (pass, subject) = (self.pass.to_owned(), subject.to_owned());
+        self.metrics.push(Metric { pass, subject, values, certified: true });
     }
 
     /// Records why something was not done.

@@ -149,6 +149,10 @@ pub enum OptionKind {
         default: Option<&'static str>,
         of: &'static [&'static str],
     },
+    /// Any text of one line.
+    Text {
+        default: &'static str,
+    },
 }
 
 /// Value of an option.
@@ -190,6 +194,7 @@ impl OptionDecl {
             OptionKind::Int { default, .. } => Some(Value::Int(default)),
             OptionKind::Float { default, .. } => Some(Value::Float(default)),
             OptionKind::Choice { default, .. } => default.map(|d| Value::Str(d.to_owned())),
+            OptionKind::Text { default } => Some(Value::Str(default.to_owned())),
         }
     }
 
@@ -203,6 +208,7 @@ impl OptionDecl {
                 let quoted: Vec<String> = of.iter().map(|w| format!("\"{w}\"")).collect();
                 quoted.join(", ")
             }
+            OptionKind::Text { .. } => "a text of one line".to_owned(),
         }
     }
 
@@ -251,6 +257,12 @@ impl OptionDecl {
                 }
                 let nearest = crate::error::nearest(&v, of.iter().copied());
                 value_error(format!("\"{v}\""), nearest)
+            }
+            (OptionKind::Text { .. }, Value::Str(v)) => {
+                if v.contains(|c: char| c.is_control()) {
+                    return value_error(format!("{v:?}"), None);
+                }
+                Ok(Value::Str(v))
             }
             (_, v) => type_error(&v),
         }

@@ -35,6 +35,8 @@ pub enum Family {
     Environment,
     /// Attar itself.
     Bug,
+    /// Nobody's: the user stopped it.
+    Cancelled,
 }
 
 /// What is wrong.
@@ -97,6 +99,14 @@ pub enum ErrorKind {
     UndeclaredOption { pass: &'static str, option: &'static str },
     /// Two passes of one name.
     DuplicatePass { name: &'static str },
+    /// A pass of a plugin failed, or did what it must not. `call` is what it had asked of the host.
+    Plugin { plugin: String, call: Option<String>, problem: String, family: Family },
+    /// A pass wants to run the model, and the pipeline runs without one.
+    NoModel,
+    /// The checkpoint has no tokenizer that works.
+    NoTokenizer { problem: String },
+    /// The user stopped the compile.
+    Cancelled,
 }
 
 impl Error {
@@ -144,9 +154,10 @@ impl Error {
             },
             ErrorKind::Broken { .. }
             | ErrorKind::Miscounted { .. }
-            | ErrorKind::UndeclaredOption { .. }
-            | ErrorKind::DuplicatePass { .. } => Family::Bug,
+            | ErrorKind::UndeclaredOption { .. } => Family::Bug,
             ErrorKind::CalibrationIo { .. } => Family::Environment,
+            ErrorKind::Plugin { family, .. } => *family,
+            ErrorKind::Cancelled => Family::Cancelled,
             _ => Family::Input,
         }
     }
@@ -290,7 +301,14 @@ impl fmt::Display for ErrorKind {
             ErrorKind::UndeclaredOption { pass, option } => {
                 write!(f, "bug in {pass}: it asks for option {option}, which it does not declare")
             }
-            ErrorKind::DuplicatePass { name } => write!(f, "bug: two passes are called {name}"),
+            ErrorKind::DuplicatePass { name } => write!(f, "two passes are called {name}; rename one of them"),
+            ErrorKind::Plugin { plugin, call: Some(call), problem, .. } => {
+                write!(f, "plugin {plugin}, in {call}: {problem}")
+            }
+            ErrorKind::Plugin { plugin, call: None, problem, .. } => write!(f, "plugin {plugin}: {problem}"),
+            ErrorKind::NoModel => f.write_str("wants to run the model, which is not there to be run"),
+            ErrorKind::NoTokenizer { problem } => write!(f, "cannot read text: {problem}"),
+            ErrorKind::Cancelled => f.write_str("stopped"),
         }
     }
 }

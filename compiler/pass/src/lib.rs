@@ -12,19 +12,24 @@ mod globs;
 mod journal;
 mod manager;
 mod metrics;
+mod model_runner;
+pub mod plugin;
 mod preset;
 mod recipe;
 mod reference;
 mod registry;
 
 pub use calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
-pub use context::{Changed, Fuel, Pass, PassCx, Subject, graph_weights};
+pub use context::{Changed, Fuel, NoteLevel, Notes, Pass, PassCx, Subject, graph_weights};
 pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, Value};
 pub use error::{Error, ErrorKind, Family, Result, Site};
 pub use globs::TensorGlobs;
 pub use journal::Journal;
-pub use manager::{Dump, Event, Manager, PassReport, Pipeline, PrintAfter, Report, Step, Stop};
+pub use manager::{
+    Dump, Event, Manager, PassReport, Pipeline, PrintAfter, Report, Step, Stop, Surroundings,
+};
 pub use metrics::{Metric, MetricValue};
+pub use model_runner::ModelRunner;
 pub use preset::Preset;
 pub use recipe::Recipe;
 pub use reference::reference_markdown;

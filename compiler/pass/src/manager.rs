@@ -3,15 +3,18 @@
 //! It performs no I/O. Dumps, progress and reports go to the caller as [`Event`]s.
 
 use crate::calibration::Calibrator;
-use crate::context::{Fuel, PassCx};
+use crate::context::{Fuel, NoteLevel, PassCx};
 use crate::decl::{Options, PassDecl, Phase};
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::globs::TensorGlobs;
 use crate::journal::Journal;
 use crate::metrics::Metric;
+use crate::model_runner::ModelRunner;
 use crate::recipe::Recipe;
 use crate::registry::Registry;
 use attar_ir::{Graph, WeightStore};
+use std::cell::RefCell;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// One run of a pass: which, with what options, on which tensors.
@@ -122,6 +125,8 @@ pub enum Event<'a> {
     Started { index: usize, total: usize, decl: &'static PassDecl },
     /// The running pass is at `what`, `done` of `total`.
     Progress { decl: &'static PassDecl, what: &'a str, done: u64, total: u64 },
+    /// The running pass has something to say.
+    Note { decl: &'static PassDecl, level: NoteLevel, text: &'a str },
     /// A dump that was asked for.
     Dump(Dump<'a>),
     /// A pass has ended and the graph is valid.
@@ -150,6 +155,25 @@ pub struct Report {
     pub metrics: Vec<Metric>,
     /// Whether [`Manager::stop_after`] ended the run.
     pub stopped: bool,
+}
+
+/// What stands around a pipeline for passes to use; each may be missing.
+#[derive(Default)]
+pub struct Surroundings<'a> {
+    /// Runs the model over calibration text.
+    pub calibrator: Option<&'a mut dyn Calibrator>,
+    /// Keeps what passes have worked out.
+    pub journal: Option<&'a dyn Journal>,
+    /// Runs the model over whatever text.
+    pub runner: Option<&'a mut dyn ModelRunner>,
+    /// Stops the run when it is set.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl std::fmt::Debug for Surroundings<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Surroundings").finish_non_exhaustive()
+    }
 }
 
 /// How to run a pipeline.
@@ -204,20 +228,25 @@ impl Manager {
         calibrator: Option<&mut dyn Calibrator>,
         sink: &mut dyn FnMut(Event<'_>),
     ) -> Result<Report> {
-        self.run_resumable(pipeline, graph, weights, calibrator, None, sink)
+        // Lifetimes of trait objects only shorten where they are coerced.
+        let calibrator: Option<&mut dyn Calibrator> = match calibrator {
+            Some(c) => Some(&mut *c),
+            None => None,
+        };
+        let surroundings = Surroundings { calibrator, ..Surroundings::default() };
+        self.run_with(pipeline, graph, weights, surroundings, sink)
     }
 
-    /// As [`Manager::run_calibrated`], with a journal of what passes have worked out.
+    /// As [`Manager::run`], with everything that passes may use. When a pass fails, graph and weights are as they were before it.
     ///
     /// # Errors
-    /// As [`Manager::run`].
-    pub fn run_resumable(
+    /// As [`Manager::run`]; [`ErrorKind::Cancelled`].
+    pub fn run_with(
         &self,
         pipeline: &Pipeline,
         graph: &mut Graph,
         weights: &mut WeightStore,
-        mut calibrator: Option<&mut dyn Calibrator>,
-        journal: Option<&dyn Journal>,
+        mut surroundings: Surroundings<'_>,
         sink: &mut dyn FnMut(Event<'_>),
     ) -> Result<Report> {
         if let PrintAfter::Passes(names) = &self.print_after {
@@ -257,24 +286,25 @@ impl Manager {
                 break;
             }
             sink(Event::Started { index: i + 1, total, decl });
-            let pass = {
-                // `as_deref_mut` would borrow for as long as the pipeline runs: lifetimes of trait objects only
-                // shorten where they are coerced.
-                let calibrator: Option<&mut dyn Calibrator> = match &mut calibrator {
-                    Some(c) => Some(&mut **c),
-                    None => None,
-                };
-                self.run_step(
-                    i,
-                    step,
-                    graph,
-                    weights,
-                    calibrator,
-                    journal,
-                    &mut fuel,
-                    &mut report.metrics,
-                    sink,
-                )?
+            let (before, held) = (graph.clone(), weights.checkpoint());
+            let ran = self.run_step(
+                i,
+                step,
+                graph,
+                weights,
+                &mut surroundings,
+                &mut fuel,
+                &mut report.metrics,
+                &before,
+                sink,
+            );
+            let pass = match ran {
+                Ok(pass) => pass,
+                Err(e) => {
+                    *graph = before;
+                    weights.restore(held);
+                    return Err(e);
+                }
             };
             sink(Event::Finished(&pass));
             report.passes.push(pass);
@@ -301,30 +331,42 @@ impl Manager {
         step: &Step,
         graph: &mut Graph,
         weights: &mut WeightStore,
-        calibrator: Option<&mut dyn Calibrator>,
-        journal: Option<&dyn Journal>,
+        surroundings: &mut Surroundings<'_>,
         fuel: &mut Fuel,
         metrics: &mut Vec<Metric>,
+        before: &Graph,
         sink: &mut dyn FnMut(Event<'_>),
     ) -> Result<PassReport> {
         let decl = step.decl;
         let pass = (decl.make)(&step.options).map_err(|e| e.in_pass(decl.name))?;
-        let before = self.verify.then(|| graph.clone());
         let nodes_before = graph.len();
+        let sink = RefCell::new(sink);
+        let tell = |event: Event<'_>| (*sink.borrow_mut())(event);
         let mut progress = |what: &str, done: u64, total: u64| {
-            sink(Event::Progress { decl, what, done, total });
+            tell(Event::Progress { decl, what, done, total });
         };
+        let mut notes = |level: NoteLevel, text: &str| tell(Event::Note { decl, level, text });
         let seed = self.seed.wrapping_add(index as u64);
-        let mut cx = PassCx::new(decl, weights, &step.tensors, fuel, metrics, &mut progress, seed);
-        if let Some(calibrator) = calibrator {
-            cx = cx.with_calibrator(calibrator);
+        let mut cx = PassCx::new(decl, weights, &step.tensors, fuel, metrics, &mut progress, seed)
+            .with_notes(&mut notes);
+        if let Some(calibrator) = &mut surroundings.calibrator {
+            cx = cx.with_calibrator(&mut **calibrator);
         }
-        if let Some(journal) = journal {
+        if let Some(journal) = surroundings.journal {
             cx = cx.with_journal(journal);
         }
+        if let Some(runner) = &mut surroundings.runner {
+            cx = cx.with_runner(&mut **runner);
+        }
+        if let Some(cancel) = surroundings.cancel {
+            cx = cx.with_cancel(cancel);
+        }
+        cx.check_cancelled()?;
         let started = Instant::now();
         let changed = pass.run(graph, &mut cx).map_err(|e| e.in_pass(decl.name))?;
         let time = started.elapsed();
+        // A pass that was not allowed to do more has not done what it is for.
+        cx.check_cancelled()?;
         let (counted, last_rewrite) = (cx.changed(), cx.last_rewrite().map(str::to_owned));
         if counted != changed {
             let kind = ErrorKind::Miscounted {
@@ -334,13 +376,13 @@ impl Manager {
             };
             return Err(Error::new(kind));
         }
-        if let Some(before) = before {
+        if self.verify {
             attar_ir::verify(graph, Some(weights)).map_err(|problem| {
                 Error::new(ErrorKind::Broken {
                     pass: decl.name.to_owned(),
                     rewrite: last_rewrite.clone(),
                     problem,
-                    before: attar_ir::text::print(&before),
+                    before: attar_ir::text::print(before),
                     after: attar_ir::text::print(graph),
                 })
             })?;

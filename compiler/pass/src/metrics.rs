@@ -1,5 +1,6 @@
 //! What passes measured. Ends up in the certificate, so it holds nothing that differs between two compiles.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// One record of a pass about one subject.
@@ -10,7 +11,10 @@ pub struct Metric {
     /// Tensor or place it is about.
     pub subject: String,
     /// Named values, by name. Units stand in the names (`bytes`, `bits_per_weight`).
-    pub values: BTreeMap<&'static str, MetricValue>,
+    pub values: BTreeMap<Cow<'static, str>, MetricValue>,
+    /// Whether it belongs in the certificate as it is.
+    #[serde(skip)]
+    pub certified: bool,
 }
 
 /// One measured value.

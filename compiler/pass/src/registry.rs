@@ -1,4 +1,4 @@
-//! Which passes exist: the built-in ones, which register in their own files, and those a plugin adds.
+//! Which passes exist: those that are linked in, which register in their own files, and those of loaded plugins.
 
 use crate::decl::PassDecl;
 use crate::error::{Error, ErrorKind, Result, nearest};
@@ -8,9 +8,10 @@ pub struct Registered(pub &'static PassDecl);
 
 inventory::collect!(Registered);
 
-/// All passes linked into this program, by phase and then by name.
+/// All passes linked into this program, those written against `attar-plugin` among them, by phase and then by name.
 pub fn registered() -> Vec<&'static PassDecl> {
     let mut all: Vec<&'static PassDecl> = inventory::iter::<Registered>().map(|r| r.0).collect();
+    all.extend(crate::plugin::linked());
     all.sort_unstable_by_key(|d| (d.phase, d.name));
     all
 }
@@ -43,6 +44,13 @@ impl Registry {
         self.decls.push(decl);
         self.decls.sort_unstable_by_key(|d| (d.phase, d.name));
         Ok(())
+    }
+
+    /// Adds a pass in the place of one of its name, if there is one.
+    pub fn replace(&mut self, decl: &'static PassDecl) {
+        self.decls.retain(|d| d.name != decl.name);
+        self.decls.push(decl);
+        self.decls.sort_unstable_by_key(|d| (d.phase, d.name));
     }
 
     /// All passes, by phase and then by name.

@@ -22,6 +22,7 @@ fn run(manager: &Manager, pipeline: &Pipeline) -> (Result<Report>, Vec<String>) 
         log.push(match event {
             Event::Started { index, total, decl } => format!("{index}/{total} {}", decl.name),
             Event::Progress { what, done, total, .. } => format!("  {done}/{total} {what}"),
+            Event::Note { text, .. } => format!("  {text}"),
             Event::Dump(d) => format!("dump {} {}", d.file_name(), !d.text.is_empty()),
             Event::Finished(r) => {
                 format!("  {} rewrites, {} -> {} nodes", r.rewrites, r.nodes_before, r.nodes_after)

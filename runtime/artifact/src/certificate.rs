@@ -6,6 +6,7 @@
 
 use crate::error::ErrorKind;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -35,6 +36,28 @@ pub struct Certificate {
     /// Error of each compressed tensor, where the pass that compressed it measured one.
     #[serde(default)]
     pub tensors: Vec<TensorError>,
+    /// What passes of plugins measured, in the order they did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reported: Vec<Reported>,
+}
+
+/// A record of a pass about one subject.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reported {
+    pub pass: String,
+    /// Tensor or place it is about.
+    pub subject: String,
+    /// By name; units stand in the names.
+    pub values: BTreeMap<String, ReportedValue>,
+}
+
+/// A value that a pass measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ReportedValue {
+    Count(u64),
+    Number(f64),
+    Text(String),
 }
 
 /// The text that was predicted.
@@ -382,6 +405,7 @@ mod tests {
             weight_bytes: 100,
             bits_per_weight: 4.25,
             tensors: Vec::new(),
+            reported: Vec::new(),
         }
     }
 

@@ -8,7 +8,9 @@
 use crate::certificate;
 use crate::error::{ErrorKind, ProgramFault, SectionFault, TensorFault};
 use crate::header::PAGE;
-use crate::manifest::{KvType, Manifest, Model, Section, SectionKind, TensorEntry, device_of_target};
+use crate::manifest::{
+    FormatEntry, KvType, Manifest, Model, Section, SectionKind, TensorEntry, device_of_target,
+};
 use crate::program::{Arg, Blocks, Entry, Extent, Program, ProgramKind, StepBuffer, StepSize, Tiles};
 use crate::{CHUNK, TENSOR_ALIGN};
 use attar_format::PackedLayout;
@@ -49,7 +51,8 @@ pub(crate) fn manifest(m: &Manifest, manifest_offset: u64) -> Result<(), ErrorKi
     }
     model(&m.model)?;
     sections(&m.sections, manifest_offset)?;
-    tensors(&m.tensors, &m.sections)
+    formats(&m.formats)?;
+    tensors(&m.tensors, &m.sections, &m.formats)
 }
 
 fn model(m: &Model) -> Result<(), ErrorKind> {
@@ -162,7 +165,28 @@ fn code_entries(entries: &[Entry], section: u64) -> Result<(), SectionFault> {
     Ok(())
 }
 
-fn tensors(list: &[TensorEntry], sections: &[Section]) -> Result<(), ErrorKind> {
+/// Most formats that a file describes.
+const MOST_FORMATS: usize = 256;
+
+fn formats(list: &[FormatEntry]) -> Result<(), ErrorKind> {
+    if list.len() > MOST_FORMATS {
+        let problem = format!("{} of them, and at most {MOST_FORMATS} are read", list.len());
+        return Err(ErrorKind::Format { format: String::new(), problem });
+    }
+    let mut seen = BTreeSet::new();
+    for f in list {
+        let fail = |problem| Err(ErrorKind::Format { format: f.name.chars().take(64).collect(), problem });
+        if let Err(problem) = f.description().check() {
+            return fail(problem);
+        }
+        if !seen.insert(f.name.as_str()) {
+            return fail("two formats are called so".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn tensors(list: &[TensorEntry], sections: &[Section], formats: &[FormatEntry]) -> Result<(), ErrorKind> {
     let section = sections.iter().find(|s| s.kind == SectionKind::Weights);
     let mut seen = BTreeSet::new();
     for t in list {
@@ -174,7 +198,16 @@ fn tensors(list: &[TensorEntry], sections: &[Section]) -> Result<(), ErrorKind> 
         if !seen.insert(t.name.as_str()) {
             return fail(TensorFault::Duplicate);
         }
-        let expected = match tensor_bytes(&t.format, &t.shape) {
+        let described = formats.iter().find(|f| f.name == t.format);
+        let expected = match described {
+            Some(f) => described_bytes(f, &t.shape),
+            // What is described elsewhere in this process means nothing to this file.
+            None if attar_format::formats::ALL.iter().all(|f| f.name != t.format) => {
+                Err(TensorFault::Format { format: t.format.clone() })
+            }
+            None => tensor_bytes(&t.format, &t.shape),
+        };
+        let expected = match expected {
             Ok(bytes) => bytes,
             Err(fault) => return fail(fault),
         };
@@ -216,6 +249,16 @@ pub(crate) fn tensor_bytes(format: &str, shape: &[u64]) -> Result<u64, TensorFau
         }
         _ => Err(bad()),
     }
+}
+
+/// Bytes of a matrix in a format that the file describes.
+fn described_bytes(format: &FormatEntry, shape: &[u64]) -> Result<u64, TensorFault> {
+    let bytes = || -> Option<u64> {
+        let [n, k] = *shape else { return None };
+        let bytes = format.description().packed_bytes(usize::try_from(n).ok()?, usize::try_from(k).ok()?)?;
+        u64::try_from(bytes).ok()
+    };
+    bytes().ok_or_else(|| TensorFault::Shape { format: format.name.clone(), shape: shape.to_vec() })
 }
 
 /// Checks a device's programs against the manifest and against every code section of that device.

@@ -106,6 +106,9 @@ pub enum ErrorKind {
     /// A weight tensor's entry is impossible.
     #[error("tensor {tensor}: {fault}")]
     Tensor { tensor: String, fault: TensorFault },
+    /// The description of a weight format makes no sense.
+    #[error("format {format}: {problem}")]
+    Format { format: String, problem: String },
     /// A programs section is not the JSON it should be.
     #[error("section {section} cannot be read: {source}")]
     ProgramsJson { section: String, source: serde_json::Error },

@@ -1,6 +1,8 @@
 //! The manifest: what the runtime must know about a model and where its sections stand.
 
 use crate::program::Entry;
+use attar_format::described::Codes;
+use attar_format::{Description, FormatRef, Scale};
 use serde::{Deserialize, Serialize};
 
 /// Everything about the file that is not bulk data. Unknown fields are ignored.
@@ -12,6 +14,9 @@ pub struct Manifest {
     pub sections: Vec<Section>,
     /// Weight tensors as packed, in file order.
     pub tensors: Vec<TensorEntry>,
+    /// Weight formats of tensors that are not built in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formats: Vec<FormatEntry>,
     /// Why there is no certificate section; for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncertified: Option<String>,
@@ -250,6 +255,77 @@ pub struct TensorEntry {
     /// From the start of the weights section; a multiple of 64.
     pub offset: u64,
     pub len: u64,
+}
+
+/// The layout of a weight format that a plugin has described.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormatEntry {
+    pub name: String,
+    /// Where the idea comes from.
+    pub source: String,
+    /// Weights along K that share a scale.
+    pub group: usize,
+    pub codes: FormatCodes,
+    pub scale: FormatScale,
+}
+
+/// What the codes of a [`FormatEntry`] stand for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum FormatCodes {
+    /// Signed bytes.
+    Int8,
+    /// Indices into a table; entries and shift are those a tensor has unless it brings its own.
+    Table { bits: usize, entries: Vec<i8>, shift: i8 },
+}
+
+/// How the scales of a [`FormatEntry`] are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum FormatScale {
+    /// One bf16 per group.
+    Bf16,
+    /// One f32 per row and a byte per group.
+    RowF32Field8 { bias: i32, choice_bits: u32 },
+}
+
+impl FormatEntry {
+    /// The entry of a described format; `None` for a built-in one.
+    pub(crate) fn of(format: FormatRef) -> Option<FormatEntry> {
+        let d = Description::of(format).filter(|_| attar_format::is_described(format))?;
+        Some(FormatEntry {
+            name: d.name,
+            source: d.source,
+            group: d.group,
+            codes: match d.codes {
+                Codes::Int8 => FormatCodes::Int8,
+                Codes::Table { bits, entries, shift } => FormatCodes::Table { bits, entries, shift },
+            },
+            scale: match d.scale {
+                Scale::RowF32Field8 { bias, choice_bits } => FormatScale::RowF32Field8 { bias, choice_bits },
+                Scale::Bf16 | Scale::None => FormatScale::Bf16,
+            },
+        })
+    }
+
+    /// The description it is; not checked.
+    pub fn description(&self) -> Description {
+        Description {
+            name: self.name.clone(),
+            source: self.source.clone(),
+            group: self.group,
+            codes: match &self.codes {
+                FormatCodes::Int8 => Codes::Int8,
+                FormatCodes::Table { bits, entries, shift } => {
+                    Codes::Table { bits: *bits, entries: entries.clone(), shift: *shift }
+                }
+            },
+            scale: match self.scale {
+                FormatScale::Bf16 => Scale::Bf16,
+                FormatScale::RowF32Field8 { bias, choice_bits } => Scale::RowF32Field8 { bias, choice_bits },
+            },
+        }
+    }
 }
 
 fn is_false(b: &bool) -> bool {

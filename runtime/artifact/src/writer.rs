@@ -7,9 +7,10 @@ use crate::certificate::Certificate;
 use crate::check;
 use crate::error::{Error, ErrorKind, Result, Site};
 use crate::header::{HEADER_BYTES, Header, PAGE, VERSION};
-use crate::manifest::{Manifest, Model, Section, SectionKind, TensorEntry};
+use crate::manifest::{FormatEntry, Manifest, Model, Section, SectionKind, TensorEntry};
 use crate::program::Program;
 use crate::{CHUNK, TENSOR_ALIGN};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -206,6 +207,12 @@ impl Writer {
         Ok(self.out.get_ref().path().to_path_buf())
     }
 
+    /// Formats of tensors that are not built in, by name.
+    fn described_formats(&self) -> Vec<FormatEntry> {
+        let names: BTreeSet<&str> = self.tensors.iter().map(|t| t.format.as_str()).collect();
+        names.into_iter().filter_map(attar_format::by_name).filter_map(FormatEntry::of).collect()
+    }
+
     /// Writes manifest and header, the file ending where the manifest does.
     fn close(&mut self, generator: &str, model: Model) -> Result<(Manifest, u64)> {
         if let Some(section) = self.open.take() {
@@ -217,6 +224,7 @@ impl Writer {
             model,
             sections: self.sections.clone(),
             tensors: self.tensors.clone(),
+            formats: self.described_formats(),
             uncertified: self.uncertified.clone(),
             requires: Vec::new(),
         };

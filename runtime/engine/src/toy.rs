@@ -139,6 +139,7 @@ pub(crate) fn model(threads: usize) -> Model {
             },
             sections: Vec::new(),
             tensors: Vec::new(),
+            formats: Vec::new(),
             uncertified: None,
             requires: Vec::new(),
         },

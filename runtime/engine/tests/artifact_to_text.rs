@@ -134,6 +134,7 @@ fn what_the_certificate_does_not_say_is_refused() {
         weight_bytes: 8,
         bits_per_weight: 32.0,
         tensors: Vec::new(),
+        reported: Vec::new(),
     };
     write_certified(&path, code, &[0; 8], Some(&certificate));
     open("kld<=0.05,top1>=90%").unwrap();

@@ -1,6 +1,7 @@
 //! Laws every weight format keeps: sizes, packing and unpacking, decoding.
 
-use attar_format::{Encoded, Format, FormatRef, PackedLayout, Scale, Value, formats};
+use attar_format::described::Codes;
+use attar_format::{Description, Encoded, Format, FormatRef, PackedLayout, Scale, Value, formats};
 use proptest::prelude::*;
 
 /// Codes, scales and table drawn at random, within what the format allows.
@@ -196,6 +197,65 @@ fn n4_decodes_by_its_formula() {
     assert_eq!(w[0], 0.5 * 3.0 * (110.0 + 8.0));
     assert_eq!(w[1], 0.5 * 3.0 * (-127.0 + 8.0));
     assert_eq!(w[32], 0.5 * -31.0 * 110.0);
+}
+
+/// Every kind of format that can be described, and the built-in ones.
+fn all_kinds() -> Vec<FormatRef> {
+    let mut all: Vec<FormatRef> = formats::ALL.iter().copied().filter(|f| !f.is_uncompressed()).collect();
+    for bits in 2..=6usize {
+        for (i, scale) in [
+            Scale::Bf16,
+            Scale::RowF32Field8 { bias: 0, choice_bits: 0 },
+            Scale::RowF32Field8 { bias: 32, choice_bits: 2 },
+            Scale::RowF32Field8 { bias: 64, choice_bits: 1 },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (count, shift) = (1i32 << bits, if i < 2 { 0 } else { 3 });
+            let entries = (0..count).map(|e| (-100 + 200 * e / (count - 1)) as i8).collect();
+            let codes = Codes::Table { bits, entries, shift };
+            let name = format!("kind_{bits}_{i}");
+            let source = "a test".to_owned();
+            all.push(Description { name, source, codes, group: 32, scale }.register().unwrap());
+        }
+    }
+    all
+}
+
+#[test]
+fn the_reference_encoder_is_near_in_every_format() {
+    let mut state = 7u64;
+    let mut normal = || {
+        let mut sum = 0.0;
+        for _ in 0..12 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            sum += (state >> 40) as f32 / (1u64 << 24) as f32;
+        }
+        (sum - 6.0) * 0.02
+    };
+    let weights: Vec<f32> = (0..20 * 96).map(|_| normal()).collect();
+    let square: f32 = weights.iter().map(|w| w * w).sum();
+    for format in all_kinds() {
+        let e = Encoded::nearest(format, 20, 96, &weights, None).unwrap();
+        assert_eq!(Encoded::unpack(format, 20, 96, &e.pack().unwrap()).unwrap(), e, "{}", format.name);
+        let error: f32 = e.decode().iter().zip(&weights).map(|(d, w)| (d - w) * (d - w)).sum();
+        let relative = (error / square).sqrt();
+        // Evenly spaced codes over +-3 deviations: a step of 6 / 2^bits, an error of a step over the root of 12.
+        let bound = 1.25 * 6.0 / f32::from(1u16 << format.code_bits()) / 12f32.sqrt() + 0.01;
+        assert!(relative < bound, "{}: {relative} and not {bound}", format.name);
+        let zeros = Encoded::nearest(format, 1, 32, &[0.0; 32], None).unwrap();
+        assert!(zeros.decode().iter().all(|w| *w == 0.0), "{}", format.name);
+    }
+    // What counts more is nearer.
+    let mut importance = vec![1.0; 96];
+    importance[5] = 1e4;
+    let column = |importance: Option<&[f32]>| -> f32 {
+        let e = Encoded::nearest(&formats::N4, 20, 96, &weights, importance).unwrap().decode();
+        (0..20).map(|n| (e[n * 96 + 5] - weights[n * 96 + 5]).powi(2)).sum()
+    };
+    assert!(column(Some(&importance)) < column(None));
+    assert!(Encoded::nearest(&formats::N4, 20, 96, &weights, Some(&[1.0])).is_err());
 }
 
 #[test]

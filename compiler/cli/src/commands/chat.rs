@@ -1,7 +1,8 @@
 //! `attar chat FILE`: a conversation in the terminal.
 
 use crate::failure::{Failure, Result};
-use crate::generation::{OpenArgs, SamplingArgs, cancel_on_ctrl_c, generation_ended, summary};
+use crate::generation::{OpenArgs, SamplingArgs, summary};
+use crate::interrupt::{cancel_on_ctrl_c, generation_ended};
 use crate::terminal::Terminal;
 use attar_runtime::{Control, FinishReason, Message, SessionOptions};
 use clap::Args;

@@ -4,24 +4,27 @@ use crate::calibration::CalibrationArgs;
 use crate::commands::run::read_text;
 use crate::failure::{Failure, Result};
 use crate::home::Home;
+use crate::interrupt::{passes_ended, stop_passes_on_ctrl_c};
 use crate::model::find_checkpoint;
+use crate::plugins::{PluginArgs, joined, steps};
 use crate::quality;
 use crate::remake;
 use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
     Again, CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
-    Remake, Session, beside_matrices, registry, resolve_all_targets,
+    Plugin, Remake, Session, beside_matrices, registry, registry_with, resolve_all_targets,
 };
-use attar_pass::{Fuel, MetricValue, Preset, PrintAfter, Recipe};
+use attar_pass::{Fuel, MetricValue, NoteLevel, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 #[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("weights").required(true))]
+#[command(group = clap::ArgGroup::new("weights"))]
 #[command(
     after_help = "MODEL is a folder with config.json and safetensors, a .gguf file, or a name that was pulled.
 
@@ -47,6 +50,7 @@ Examples:
   attar compile smollm2-135m --quantize n4 --no-certify -o smollm2.attar
   attar compile smollm2-135m --max-bytes 84MB --calibrate mixed.txt -o smollm2.attar
   attar compile smollm2-135m --from smollm2.attar --check
+  attar compile smollm2-135m --plugin ./libmine.so --pass mine=strength:0.5 --quantize n4 -o smollm2.attar
   attar compile smollm2-135m --quantize n4 --stop-after fuse --emit-ir ir/"
 )]
 pub struct Compile {
@@ -64,9 +68,14 @@ pub struct Compile {
     /// The same with the smallest file whose divergence from the uncompressed model is foretold to be at most this
     #[arg(long, value_name = "NATS", group = "weights")]
     max_kld: Option<f64>,
+    /// Run this pass before what the recipe or preset says; OPTIONS are `option:value`, `tensors:GLOB`, with commas between
+    #[arg(long = "pass", value_name = "NAME[=OPTIONS]")]
+    passes: Vec<String>,
+    #[command(flatten)]
+    plugins: PluginArgs,
     /// Make this artifact again: its recipe, targets, context and cache, with MODEL as the checkpoint
     #[arg(long, value_name = "ARTIFACT", group = "weights", conflicts_with_all = ["target", "context", "kv",
-        "calibration_windows", "calibration_context", "certify_windows", "no_certify", "stop_after"])]
+        "calibration_windows", "calibration_context", "certify_windows", "no_certify", "stop_after", "passes"])]
     from: Option<PathBuf>,
     /// Compare the bytes with those of --from, and write nothing
     #[arg(long, requires = "from", conflicts_with = "output")]
@@ -163,18 +172,20 @@ impl Compile {
         let source = find_checkpoint(&self.model)?;
         let targets = resolve_all_targets(&self.target)?;
         let output = self.output.clone().unwrap_or_else(|| PathBuf::from("model.attar"));
+        let plugins = self.plugins.load(terminal)?;
         if let Some(from) = &self.from {
-            return self.run_again(from, source, output, terminal);
+            return self.run_again(from, source, output, plugins, terminal);
         }
         let mut calibration = self.text.options();
         if let Some(saved) = &self.calibration {
             calibration.source = CalibrationSource::Saved(saved.clone());
         }
-        let recipe = self.recipe(calibration.source != CalibrationSource::None)?;
+        let recipe = self.recipe(calibration.source != CalibrationSource::None, &plugins)?;
         let mut options = CompileOptions::new(source, recipe, targets.cpu, output);
         options.cuda = targets.cuda;
         options.kernel_cache = kernel_cache();
         options.calibration = calibration;
+        options.plugins = plugins;
         options.context_length = self.context;
         options.kv = self.kv.map(Kv::element);
         options.threads = self.threads;
@@ -222,14 +233,21 @@ impl Compile {
                 return Err(Failure::input(format!("--max-kld {kld}: expected a number above 0")));
             }
             (None, None) => {
-                return Err(Failure::input("give --quantize, --recipe, --max-bytes or --max-kld"));
+                return Err(Failure::input("give --quantize, --recipe, --max-bytes, --max-kld or --pass"));
             }
         };
         let text = format!("[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
         Ok(Recipe::parse(&text, "the budget", &registry()?)?)
     }
 
-    fn run_again(&self, from: &Path, source: PathBuf, output: PathBuf, terminal: Terminal) -> Result<()> {
+    fn run_again(
+        &self,
+        from: &Path,
+        source: PathBuf,
+        output: PathBuf,
+        plugins: Vec<Plugin>,
+        terminal: Terminal,
+    ) -> Result<()> {
         let folder = if self.check { Some(tempfile::tempdir()?) } else { None };
         let output = folder.as_ref().map_or(output, |f| f.path().join("again.attar"));
         let text = match self.text.options().source {
@@ -240,7 +258,7 @@ impl Compile {
             Certify::Text { name, text } => Some((name, text)),
             _ => None,
         };
-        let again = Again { calibration: self.calibration.clone().or(text), certify };
+        let again = Again { calibration: self.calibration.clone().or(text), certify, plugins };
         let Remake { mut options, origin } =
             remake::options(from, source, output.clone(), again, self.check, terminal)?;
         options.threads = self.threads;
@@ -275,16 +293,21 @@ impl Compile {
         }
     }
 
-    fn recipe(&self, calibrated: bool) -> Result<Recipe> {
-        match (&self.recipe, self.quantize) {
+    fn recipe(&self, calibrated: bool, plugins: &[Plugin]) -> Result<Recipe> {
+        let passes = steps(&self.passes, plugins)?;
+        let rest = match (&self.recipe, self.quantize) {
             (Some(file), _) => {
                 let text = read_text(file)?;
-                Ok(Recipe::parse(&text, &file.display().to_string(), &registry()?)?)
+                Recipe::parse(&text, &file.display().to_string(), &registry_with(plugins)?)?
             }
-            (None, Some(q)) if calibrated => recipe_of(q, &q.calibrated_recipe()),
-            (None, Some(q)) => preset_recipe(q),
-            (None, None) => self.budget(),
-        }
+            (None, Some(q)) if calibrated => recipe_of(q, &q.calibrated_recipe())?,
+            (None, Some(q)) => preset_recipe(q)?,
+            (None, None) if self.max_bytes.is_none() && self.max_kld.is_none() && !self.passes.is_empty() => {
+                Recipe::default()
+            }
+            (None, None) => self.budget()?,
+        };
+        Ok(joined(passes, rest))
     }
 }
 
@@ -325,13 +348,24 @@ fn recipe_of(preset: Preset, text: &str) -> Result<Recipe> {
 ///
 /// # Errors
 /// Those of the compiler; a bug leaves the guilty graph in a file.
-pub fn compile(options: CompileOptions, terminal: Terminal, json: bool) -> Result<CompileReport> {
+pub fn compile(mut options: CompileOptions, terminal: Terminal, json: bool) -> Result<CompileReport> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    options.cancel = Some(cancel.clone());
     let session = Session::new(options)?;
+    stop_passes_on_ctrl_c(&cancel)?;
     let bar = terminal.spinner("starting");
     let mut pace = Pace::default();
     let dumps_failed = Mutex::new(None);
     let result = session.run(&mut |event| match event {
-        Event::PhaseStarted { phase } => bar.set_message(phase.name()),
+        Event::PhaseStarted { phase } => {
+            if phase == Phase::Lower {
+                passes_ended();
+            }
+            bar.set_message(phase.name());
+        }
+        Event::Note { decl, level, text } if level != NoteLevel::Debug => {
+            bar.suspend(|| terminal.note(format!("{}: {text}", decl.name)));
+        }
         Event::PassStarted { index, total, decl } => {
             pace = Pace::default();
             bar.set_message(format!("{}: {} ({index} of {total})", decl.phase, decl.name));
@@ -353,6 +387,7 @@ pub fn compile(options: CompileOptions, terminal: Terminal, json: bool) -> Resul
         }
         _ => {}
     });
+    passes_ended();
     bar.finish_and_clear();
     if let Ok(Some(e)) = dumps_failed.into_inner() {
         return Err(e);

@@ -11,6 +11,7 @@ pub mod eval;
 pub mod inspect;
 pub mod passes;
 pub mod plan;
+pub mod plugin;
 pub mod pull;
 pub mod quickstart;
 pub mod run;

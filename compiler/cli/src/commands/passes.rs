@@ -1,7 +1,9 @@
 //! `attar passes`: the passes a recipe may name, with their options.
 
 use crate::failure::{Failure, Result};
+use crate::plugins::PluginArgs;
 use crate::terminal::{Terminal, table};
+use attar_compiler::registry_with;
 use attar_pass::{OptionDecl, OptionKind, PassDecl};
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 #[command(after_help = "Examples:
   attar passes
   attar passes quantize-rtn
+  attar passes --plugin ./libmine.so
   attar passes --json | jq '.[] | .name'")]
 pub struct Passes {
     /// Show only this pass, with its options
@@ -20,6 +23,8 @@ pub struct Passes {
     /// Print the reference that is checked in as docs/passes.md
     #[arg(long, conflicts_with = "name")]
     markdown: bool,
+    #[command(flatten)]
+    plugins: PluginArgs,
 }
 
 impl Passes {
@@ -28,10 +33,10 @@ impl Passes {
     /// # Errors
     /// An input failure when no pass has the name.
     pub fn run(&self, terminal: Terminal) -> Result<()> {
-        let all = attar_pass::registered();
+        let registry = registry_with(&self.plugins.load(terminal)?)?;
         let chosen: Vec<&'static PassDecl> = match &self.name {
-            None => all,
-            Some(name) => vec![attar_pass::Registry::new()?.find(name)?],
+            None => registry.all().to_vec(),
+            Some(name) => vec![registry.find(name)?],
         };
         if self.markdown {
             return terminal.line(attar_pass::reference_markdown(&chosen).trim_end());
@@ -94,6 +99,7 @@ fn option_schema(o: &OptionDecl) -> Value {
         OptionKind::Int { min, max, .. } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         OptionKind::Float { min, max, .. } => json!({ "type": "number", "minimum": min, "maximum": max }),
         OptionKind::Choice { of, .. } => json!({ "type": "string", "enum": of }),
+        OptionKind::Text { .. } => json!({ "type": "string" }),
     };
     schema["name"] = json!(o.name);
     schema["description"] = json!(o.doc);

@@ -3,7 +3,8 @@
 use crate::commands::compile::{compile, preset_recipe, render};
 use crate::commands::pull::pull;
 use crate::failure::{Failure, Result};
-use crate::generation::{OpenArgs, cancel_on_ctrl_c, generation_ended, summary};
+use crate::generation::{OpenArgs, summary};
+use crate::interrupt::{cancel_on_ctrl_c, generation_ended};
 use crate::home::{Home, make_folder};
 use crate::quality;
 use crate::speed::{self, Plan};

@@ -1,7 +1,8 @@
 //! `attar run FILE`: generates from a prompt.
 
 use crate::failure::{Failure, Result};
-use crate::generation::{OpenArgs, SamplingArgs, TimingReport, cancel_on_ctrl_c, generation_ended, summary};
+use crate::generation::{OpenArgs, SamplingArgs, TimingReport, summary};
+use crate::interrupt::{cancel_on_ctrl_c, generation_ended};
 use crate::terminal::Terminal;
 use attar_runtime::{Control, FinishReason, Model, SessionOptions, top_logits};
 use clap::Args;

@@ -237,6 +237,8 @@ impl Walker<'_> {
                 let args = vec![self.read(inputs[0])?];
                 self.simple(y, KernelSpec::Slice { dim, start: op.start, len: op.len }, args)?;
             }
+            // `prepare` leaves none.
+            OpKind::Custom(_) => return Err(shape_error(graph.ty(y), "core ops")),
         }
         Ok(())
     }

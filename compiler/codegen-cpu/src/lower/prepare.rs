@@ -6,9 +6,13 @@ use attar_ir::ops::{GateUpSwiglu, QkvRope};
 use attar_ir::{Dim, Graph, NodeId, OpKind, ValueId};
 use std::collections::BTreeMap;
 
-/// A copy of `graph` in which every fused node can be lowered as it is.
+/// A copy of `graph` in which every fused node can be lowered as it is, and no custom op is left.
 pub(super) fn prepare(graph: &Graph) -> Result<Graph, LowerError> {
     let mut graph = graph.clone();
+    let is_custom = |id: &NodeId| matches!(graph.op(*id), OpKind::Custom(_));
+    for id in graph.ids().filter(is_custom).collect::<Vec<_>>() {
+        graph.expand(id)?;
+    }
     for id in graph.topo() {
         let serves = match graph.op(id) {
             OpKind::QkvRope(op) => qkv_attention(&graph, id, op).is_some(),

@@ -117,7 +117,8 @@ pub(crate) fn gradients(
         | OpKind::NormLinear(_)
         | OpKind::QkvRope(_)
         | OpKind::GateUpSwiglu(_)
-        | OpKind::LinearResidual(_) => return Err(wrong()),
+        | OpKind::LinearResidual(_)
+        | OpKind::Custom(_) => return Err(wrong()),
     }
     Ok(out)
 }

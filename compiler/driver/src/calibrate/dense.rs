@@ -4,12 +4,13 @@
 //! are computed in parallel, each on one thread, or outputs of a layer are, in parts of a fixed size: no result depends on
 //! the number of threads.
 
-use attar_ir::ops::{Attention, Rope};
-use attar_ir::{Graph, NodeId, Op, OpKind};
+use attar_ir::ops::{Attention, Custom, Rope};
+use attar_ir::{Graph, NodeId, Op, OpKind, ValueId};
 use attar_pass::{Error, ErrorKind, Result};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// An operand: numbers, or the indices a step is made of.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +86,7 @@ pub(crate) fn evaluate(
             let rows = real(0)?.chunks_exact(width(0));
             rows.flat_map(|row| row[s.start..s.start + s.len].iter().copied()).collect()
         }
+        OpKind::Custom(op) => body(op, operands).ok_or_else(wrong)?,
         OpKind::Input(_)
         | OpKind::Weight(_)
         | OpKind::NormLinear(_)
@@ -92,6 +94,32 @@ pub(crate) fn evaluate(
         | OpKind::GateUpSwiglu(_)
         | OpKind::LinearResidual(_) => return Err(wrong()),
     })
+}
+
+/// A custom op of one output is what its body gives.
+fn body(op: &Custom, operands: &[Operand<'_>]) -> Option<Vec<f32>> {
+    let body = op.body();
+    let [output] = body.outputs() else { return None };
+    let mut values: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
+    let given = |v: &ValueId| body.inputs().iter().position(|n| *n == v.node).and_then(|i| operands.get(i));
+    for id in body.topo() {
+        if matches!(body.op(id), OpKind::Input(_)) {
+            continue;
+        }
+        let inputs = body.inputs_of(id);
+        let operand = |v: &ValueId| match given(v) {
+            Some(operand) => Some(*operand),
+            None => values.get(v).map(|data| Operand::Real(data)),
+        };
+        let operands = inputs.iter().map(operand).collect::<Option<Vec<_>>>()?;
+        let widths: Vec<usize> = inputs.iter().map(|v| body.ty(*v).last().unwrap_or(1)).collect();
+        let result = evaluate(body, id, &operands, &widths).ok()?;
+        values.insert(ValueId { node: id, slot: 0 }, result);
+    }
+    match given(output) {
+        Some(operand) => operand.real().map(<[f32]>::to_vec),
+        None => values.remove(output),
+    }
 }
 
 /// What no pass before fusion can leave behind.

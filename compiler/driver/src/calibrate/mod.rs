@@ -27,9 +27,11 @@ use attar_runtime::{ChatTemplate, Tokenizer};
 use part::PartRun;
 use probe::Probe;
 use saved::SavedStatistics;
-use sequential::SequentialRun;
 use std::path::{Path, PathBuf};
-use text::{Language, problem};
+use text::Language;
+
+pub(crate) use sequential::SequentialRun;
+pub(crate) use text::problem;
 
 pub use saved::{CalibrateOptions, CalibrationReport, Outliers, calibrate};
 
@@ -291,6 +293,20 @@ impl Calibrator for DriverCalibrator<'_> {
         match &mut self.probe {
             Some(probe) => probe.divergence(graph, weights, from, changed),
             None => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
+        }
+    }
+
+    fn window(
+        &mut self,
+        index: usize,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<(Vec<u32>, usize)> {
+        self.prepare(progress)?;
+        match &self.state {
+            State::Running(running) => {
+                Ok((running.windows.get(index).cloned().unwrap_or_default(), running.windows.len()))
+            }
+            _ => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
         }
     }
 

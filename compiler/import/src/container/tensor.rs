@@ -61,6 +61,14 @@ impl WeightReader for TensorReader {
     fn stored_as(&self) -> String {
         self.entry.kind.lower_name()
     }
+
+    fn borrow_f32(&self) -> Option<&[f32]> {
+        let as_they_are = self.rows == RowOrder::AsStored && cfg!(target_endian = "little");
+        if self.entry.kind.lower_name() != "f32" || !as_they_are {
+            return None;
+        }
+        bytemuck::try_cast_slice(self.file.get(self.entry.range.clone())?).ok()
+    }
 }
 
 /// Puts interleaved rows back into halves. `rows` must be a multiple of `2 * heads`, or nothing is moved.

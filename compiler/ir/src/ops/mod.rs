@@ -108,6 +108,8 @@ ops! {
     QkvRope = qkv_rope "qkv_rope",
     GateUpSwiglu = gate_up_swiglu "gate_up_swiglu",
     LinearResidual = linear_residual "linear_residual",
+    // of plugins
+    Custom = custom "custom",
 }
 
 /// The op name closest to `name`, if one is close enough to be meant.

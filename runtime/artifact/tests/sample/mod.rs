@@ -119,6 +119,7 @@ pub fn certificate() -> Certificate {
         weight_bytes: 100,
         bits_per_weight: 4.25,
         tensors: Vec::new(),
+        reported: Vec::new(),
     }
 }
 

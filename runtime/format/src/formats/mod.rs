@@ -49,16 +49,16 @@ pub enum Value {
     /// A signed 8-bit integer in −127..=127.
     Int8,
     /// An index into a table of signed 8-bit integers, stored with the tensor.
-    Table(Table),
+    Table(Table<'static>),
 }
 
 /// How codes index a table: their size, and the table tensors get unless a pass makes one for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Table {
+pub struct Table<'a> {
     /// Bits of a code, 2 to 6. The table has `1 << bits` entries.
     pub bits: usize,
     /// Default entries, ascending.
-    pub entries: &'static [i8],
+    pub entries: &'a [i8],
     /// Default of what each step of a group's choice adds to every entry.
     pub shift: i8,
 }
@@ -66,7 +66,7 @@ pub struct Table {
 /// Entries of the largest table.
 pub const MOST_ENTRIES: usize = 64;
 
-impl Table {
+impl Table<'_> {
     /// The default entries; those that codes do not reach are 0.
     pub const fn padded(&self) -> [i8; MOST_ENTRIES] {
         let mut all = [0; MOST_ENTRIES];
@@ -80,7 +80,7 @@ impl Table {
 
     /// Whether there is an entry for every code, in ascending order and on both sides of zero, and every entry fits a
     /// signed byte wherever the choice moves it.
-    const fn is_sound(&self, choice_bits: u32) -> bool {
+    pub(crate) const fn is_sound(&self, choice_bits: u32) -> bool {
         let most = (1 << choice_bits) - 1;
         let entries = self.entries;
         let mut i = 1;
@@ -93,6 +93,7 @@ impl Table {
         let last = entries[entries.len() - 1] as i32;
         entries.len() == 1 << self.bits
             && entries[0] < 0
+            && entries[0] >= -127
             && last > 0
             && last + most * self.shift as i32 <= 127
     }
@@ -134,7 +135,7 @@ impl Format {
     }
 
     /// The table, for formats whose codes are indices.
-    pub const fn table(&self) -> Option<Table> {
+    pub const fn table(&self) -> Option<Table<'static>> {
         match self.value {
             Value::Table(table) => Some(table),
             Value::Float(_) | Value::Int8 => None,
@@ -171,7 +172,7 @@ impl Format {
     }
 }
 
-/// The format of that name.
+/// The format of that name, built in or described.
 pub fn by_name(name: &str) -> Option<FormatRef> {
-    ALL.iter().copied().find(|f| f.name == name)
+    ALL.iter().copied().find(|f| f.name == name).or_else(|| crate::described::described(name))
 }

@@ -1,0 +1,3 @@
+//! Passes that make weights zero.
+
+mod prune_magnitude;
