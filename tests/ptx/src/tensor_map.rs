@@ -108,8 +108,9 @@ impl TensorMap {
         if !row.is_multiple_of(16) {
             return fail("the innermost row of a box has a multiple of 16 bytes");
         }
-        if !matches!(self.swizzle, 0 | 32 | 64 | 128) || (self.swizzle > 0 && row > self.swizzle) {
-            return fail("the innermost row of a box fits into the swizzle");
+        if !matches!(self.swizzle, 0 | 32 | 64 | 128) || (self.swizzle > 0 && row != self.swizzle) {
+            // Narrower rows are allowed, but how devices place them is not written down.
+            return fail("the innermost row of a box has as many bytes as the swizzle");
         }
         Ok(())
     }
@@ -140,7 +141,7 @@ impl TensorMap {
                 if !(0..*dim as i64).contains(&i) {
                     continue 'rows;
                 }
-                address += i as u64 * stride;
+                address = address.wrapping_add((i as u64).wrapping_mul(*stride));
             }
             let offset = index * row + (low - first) as usize * self.element_bytes;
             out.push((
