@@ -108,8 +108,9 @@ impl TensorMap {
         if !row.is_multiple_of(16) {
             return fail("the innermost row of a box has a multiple of 16 bytes");
         }
-        if !matches!(self.swizzle, 0 | 32 | 64 | 128) || (self.swizzle > 0 && row > self.swizzle) {
-            return fail("the innermost row of a box fits into the swizzle");
+        if !matches!(self.swizzle, 0 | 32 | 64 | 128) || (self.swizzle > 0 && row != self.swizzle) {
+            // Narrower rows are allowed, but how devices place them is not written down.
+            return fail("the innermost row of a box has as many bytes as the swizzle");
         }
         Ok(())
     }
@@ -133,14 +134,14 @@ impl TensorMap {
         'rows: for index in 0..outer {
             let mut rest = index;
             let mut address = self.address;
-            for d in 1..self.dims.len() {
-                let n = self.box_dims[d] as usize;
-                let i = i64::from(at[d]) + (rest % n) as i64;
-                rest /= n;
-                if !(0..self.dims[d] as i64).contains(&i) {
+            let outer_dims = self.box_dims.iter().zip(&self.dims).zip(at).skip(1);
+            for (((n, dim), at), stride) in outer_dims.zip(&self.strides) {
+                let i = i64::from(*at) + (rest % *n as usize) as i64;
+                rest /= *n as usize;
+                if !(0..*dim as i64).contains(&i) {
                     continue 'rows;
                 }
-                address += i as u64 * self.strides[d - 1];
+                address = address.wrapping_add((i as u64).wrapping_mul(*stride));
             }
             let offset = index * row + (low - first) as usize * self.element_bytes;
             out.push((

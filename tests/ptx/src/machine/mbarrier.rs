@@ -251,6 +251,7 @@ impl Block<'_> {
             return Ok(false);
         }
         let known = barrier.passed.clone();
+        self.waits_over += 1;
         self.shared.acquire(warp, &known);
         Ok(true)
     }
