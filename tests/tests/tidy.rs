@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use attar_passes as _;
 
 /// Folder, package, and the packages of ours it may depend on.
-const CRATES: [(&str, &str, &[&str]); 15] = [
+const CRATES: [(&str, &str, &[&str]); 16] = [
     ("runtime/format", "attar-format", &[]),
     ("runtime/artifact", "attar-artifact", &["attar-format"]),
     ("runtime/engine", "attar-runtime", &["attar-artifact", "attar-format"]),
