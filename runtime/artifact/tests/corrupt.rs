@@ -351,6 +351,43 @@ fn hostile_programs() {
     }
 }
 
+/// A GPU's launches say how they are cut into blocks, within what every GPU takes.
+#[test]
+fn launches_of_gpus_are_checked_for_their_blocks() {
+    let open = |blocks: Option<serde_json::Value>, offset: u64| {
+        let mut programs = serde_json::to_value(&sample::programs()[..1]).unwrap();
+        for launch in programs[0]["launches"].as_array_mut().unwrap() {
+            if let Some(blocks) = &blocks {
+                launch["blocks"] = blocks.clone();
+            }
+        }
+        programs[0]["launches"][0]["args"][1] = json!({"weight": {"offset": offset, "len": 16}});
+        let file = sample::with_section(&GOOD, "programs", &serde_json::to_vec(&programs).unwrap());
+        let file = sample::edit(&file, |m| {
+            let i = sample::section(m, "programs");
+            m["sections"][i]["device"] = json!("cuda");
+        });
+        Artifact::from_bytes(file, Verify::Code).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let blocks = |threads: u64, extent: u64, per: u64| {
+        let tiles = json!({"extent": {"base": extent}, "per": per});
+        Some(json!({"threads": threads, "x": tiles, "y": tiles}))
+    };
+    assert_eq!(open(blocks(256, 65535, 1), 16), Ok(()));
+    assert_eq!(open(blocks(1024, 65535 * 7, 7), 0), Ok(()));
+    let refused = |result: Result<(), String>, words: &str| {
+        let error = result.unwrap_err();
+        assert!(error.contains(words), "{error}");
+    };
+    refused(open(None, 0), "says nothing of blocks of threads");
+    for bad in
+        [blocks(0, 1, 1), blocks(1025, 1, 1), blocks(32, 65536, 1), blocks(32, 1, 0), blocks(32, u64::MAX, 1)]
+    {
+        refused(open(bad, 0), "blocks of no thread or more than 1024");
+    }
+    refused(open(blocks(32, 1, 1), 4), "argument 1 is not aligned to 16 bytes");
+}
+
 /// The corner rule of the checks, against every step there is.
 #[test]
 fn corners_decide_as_every_step_would() {

@@ -59,6 +59,7 @@ impl Quickstart {
         let output = self.output.clone().unwrap_or_else(|| folder.join("smollm2-135m-n4.attar"));
         let open = OpenArgs {
             threads: self.threads,
+            device: None,
             target: None,
             mmap: false,
             deterministic: false,
