@@ -20,11 +20,7 @@ const CRATES: [(&str, &str, &[&str]); 23] = [
     ("compiler/pass", "attar-pass", &["attar-format", "attar-ir", "attar-plugin"]),
     ("passes", "attar-passes", &["attar-format", "attar-ir", "attar-pass", "attar-plugin"]),
     ("plugins/sdk", "attar-plugin", &[]),
-    (
-        "plugins/host",
-        "attar-plugin-host",
-        &["attar-format", "attar-ir", "attar-pass", "attar-plugin"],
-    ),
+    ("plugins/host", "attar-plugin-host", &["attar-format", "attar-ir", "attar-pass", "attar-plugin"]),
     ("plugins/examples/drop-layers", "attar-example-drop-layers", &["attar-plugin"]),
     ("plugins/examples/format-nf4", "attar-example-format-nf4", &["attar-plugin"]),
     ("plugins/examples/list-outliers", "attar-example-list-outliers", &["attar-plugin"]),

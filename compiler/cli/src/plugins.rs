@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn passes_become_steps() {
-        let recipe = steps(&["prune-magnitude=pattern:2:4,sparsity:.25,tensors:a.*,tensors:b".to_owned()], &[]);
+        let recipe =
+            steps(&["prune-magnitude=pattern:2:4,sparsity:.25,tensors:a.*,tensors:b".to_owned()], &[]);
         let text = recipe.unwrap().to_toml();
         assert!(text.contains("pattern = \"2:4\"") && text.contains("sparsity = 0.25"), "{text}");
         assert!(text.contains("tensors = [\"a.*\", \"b\"]"), "{text}");

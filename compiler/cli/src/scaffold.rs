@@ -44,7 +44,8 @@ pub fn create(name: &str, sdk: Option<&Path>) -> Result<PathBuf> {
     }
     let sdk_path = match sdk {
         Some(path) => {
-            let path = path.canonicalize().map_err(|e| Failure::input(format!("--sdk {}: {e}", path.display())))?;
+            let path =
+                path.canonicalize().map_err(|e| Failure::input(format!("--sdk {}: {e}", path.display())))?;
             path.display().to_string()
         }
         None => "attar-plugin".to_owned(),

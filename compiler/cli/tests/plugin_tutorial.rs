@@ -49,7 +49,10 @@ fn the_tutorial_works_as_it_is_written() {
     }
     let document = std::fs::read_to_string(root().join("docs/plugins.md")).expect("the tutorial");
     let kinds: Vec<String> = blocks(&document).into_iter().map(|(info, _)| info).collect();
-    assert!(kinds.iter().filter(|k| *k == "sh").count() >= 6 && kinds.iter().any(|k| k.starts_with("rust ")), "{kinds:?}");
+    assert!(
+        kinds.iter().filter(|k| *k == "sh").count() >= 6 && kinds.iter().any(|k| k.starts_with("rust ")),
+        "{kinds:?}"
+    );
     let folder = tempfile::tempdir().expect("a folder");
     let program = Path::new(env!("CARGO_BIN_EXE_attar")).parent().expect("a folder");
     let path = std::env::var("PATH").unwrap_or_default();

@@ -23,7 +23,8 @@ fn folder() -> TempDir {
 
 fn compile(folder: &Path, library: &Path, pass: &str, extra: &[&str]) -> Value {
     let model = tiny("smollm2");
-    let base = ["compile", utf8(&model), "--plugin", utf8(library), "--pass", pass, "-o", "m.attar", "--json"];
+    let base =
+        ["compile", utf8(&model), "--plugin", utf8(library), "--pass", pass, "-o", "m.attar", "--json"];
     let out = text(folder, &[&base[..], &QUICK, extra].concat());
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
 }
@@ -43,14 +44,16 @@ fn metrics(report: &Value, pass: &str, name: &str) -> Vec<Value> {
 fn a_pruned_model_says_by_whom_and_can_be_made_again() {
     let folder = folder();
     let library = workspace_plugin("attar-example-prune-nm");
-    let report = compile(folder.path(), &library, "prune-nm=n:2,m:4,tensors:model.layers.*", &["--quantize", "w8"]);
+    let report =
+        compile(folder.path(), &library, "prune-nm=n:2,m:4,tensors:model.layers.*", &["--quantize", "w8"]);
     let zeros = metrics(&report, "prune-nm", "zeros");
     assert_eq!((zeros.len(), zeros.iter().all(|z| z == 0.5)), (14, true), "{zeros:?}");
     // What it measured is in the certificate.
     let certified = report["certificate"]["reported"].as_array().expect("records");
     assert_eq!(certified.len(), 14);
     let hash = text(folder.path(), &["plugin", "hash", utf8(&library)]);
-    let recipe = open(folder.path().join("m.attar")).text(&SectionKind::Recipe).expect("readable").expect("there");
+    let recipe =
+        open(folder.path().join("m.attar")).text(&SectionKind::Recipe).expect("readable").expect("there");
     assert!(recipe.contains(&format!("blake3 = \"{}\"", hash.trim())), "{recipe}");
     assert!(recipe.contains("name = \"prune-nm\"") && recipe.contains("weigh = true"), "{recipe}");
     let model = tiny("smollm2");
@@ -76,7 +79,10 @@ fn layers_that_change_least_go() {
     let report = compile(folder.path(), &library, options, &["--quantize", "f32"]);
     let similarity = metrics(&report, "drop-layers", "similarity");
     assert_eq!(similarity.len(), 2, "{similarity:?}");
-    assert!(similarity.iter().all(|s| (0.0..=1.0).contains(&s.as_f64().expect("a number"))), "{similarity:?}");
+    assert!(
+        similarity.iter().all(|s| (0.0..=1.0).contains(&s.as_f64().expect("a number"))),
+        "{similarity:?}"
+    );
     let artifact = open(folder.path().join("m.attar"));
     let graph = artifact.text(&SectionKind::Graph).expect("readable").expect("there");
     assert_eq!(graph.matches(" = attention ").count(), 1, "{graph}");
@@ -87,7 +93,16 @@ fn layers_that_change_least_go() {
     // Without calibration it reads its own text.
     compile(folder.path(), &library, options, &["--quantize", "f32", "--calibrate", "none"]);
     let model = tiny("smollm2");
-    let all = ["compile", utf8(&model), "--plugin", utf8(&library), "--pass", "drop-layers=count:3", "-o", "x.attar"];
+    let all = [
+        "compile",
+        utf8(&model),
+        "--plugin",
+        utf8(&library),
+        "--pass",
+        "drop-layers=count:3",
+        "-o",
+        "x.attar",
+    ];
     assert!(failure(folder.path(), 2, &all).contains("only 0 of the 2 layers may go"));
 }
 
@@ -119,8 +134,18 @@ fn outliers_are_listed_and_nothing_changes() {
     assert!(lines.len() > 4 && lines[1..].iter().all(|l| l.split(',').count() == 5), "{table}");
     assert!(metrics(&report, "list-outliers", "outlier_columns").len() >= 8);
     let model = tiny("smollm2");
-    let uncalibrated = ["compile", utf8(&model), "--plugin", utf8(&library), "--pass", "list-outliers", "-o", "x.attar",
-        "--calibrate", "none"];
+    let uncalibrated = [
+        "compile",
+        utf8(&model),
+        "--plugin",
+        utf8(&library),
+        "--pass",
+        "list-outliers",
+        "-o",
+        "x.attar",
+        "--calibrate",
+        "none",
+    ];
     assert!(failure(folder.path(), 2, &uncalibrated).contains("list-outliers: plugin"));
 }
 
@@ -133,7 +158,8 @@ fn a_plugin_in_c_works() {
     let library = folder.path().join("libclip_weights.so");
     let mut gcc = Command::new("gcc");
     gcc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC", "-I"]);
-    gcc.arg(root().join("plugins/sdk/include")).arg(root().join("plugins/examples/clip-weights-c/clip_weights.c"));
+    gcc.arg(root().join("plugins/sdk/include"))
+        .arg(root().join("plugins/examples/clip-weights-c/clip_weights.c"));
     let output = gcc.arg("-o").arg(&library).arg("-lm").output().expect("gcc starts");
     assert!(output.status.success(), "{}", stderr(&output));
     let report = compile(folder.path(), &library, "clip-weights=deviations:2", &["--quantize", "n4"]);
@@ -142,7 +168,16 @@ fn a_plugin_in_c_works() {
     let listed = text(folder.path(), &["passes", "clip-weights", "--plugin", utf8(&library)]);
     assert!(listed.contains("deviations") && listed.contains("a number from 1 to 100"), "{listed}");
     let model = tiny("smollm2");
-    let wrong = ["compile", utf8(&model), "--plugin", utf8(&library), "--pass", "clip-weights=deviations:0", "-o", "x"];
+    let wrong = [
+        "compile",
+        utf8(&model),
+        "--plugin",
+        utf8(&library),
+        "--pass",
+        "clip-weights=deviations:0",
+        "-o",
+        "x",
+    ];
     assert!(failure(folder.path(), 2, &wrong).contains("option deviations must be a number from 1 to 100"));
 }
 
@@ -154,7 +189,8 @@ fn a_built_in_pass_as_a_library_gives_the_same_bytes() {
     let base = ["compile", utf8(&model), "--pass", "prune-magnitude=pattern:2:4", "--quantize", "n4"];
     let built_in = [&base[..], &QUICK, &["-o", "in.attar"]].concat();
     text(folder.path(), &built_in);
-    let plugged = attar(folder.path(), &[&base[..], &QUICK, &["-o", "out.attar", "--plugin", utf8(&library)]].concat());
+    let plugged =
+        attar(folder.path(), &[&base[..], &QUICK, &["-o", "out.attar", "--plugin", utf8(&library)]].concat());
     assert!(plugged.status.success(), "{}", stderr(&plugged));
     assert!(stderr(&plugged).contains("takes the place of the built-in pass"), "{}", stderr(&plugged));
     let (a, b) = (open(folder.path().join("in.attar")), open(folder.path().join("out.attar")));
@@ -168,8 +204,12 @@ fn a_built_in_pass_as_a_library_gives_the_same_bytes() {
     let recipe = |a: &Artifact| a.text(&SectionKind::Recipe).expect("readable").expect("there");
     let (a, b) = (recipe(&a), recipe(&b));
     let kept: Vec<&str> = b.lines().filter(|l| !a.contains(*l)).collect();
-    assert!(kept.iter().all(|l| ["[[made.plugins]]", "name = ", "version = ", "blake3 = "].iter().any(|s| l.starts_with(s))),
-        "{kept:?}");
+    assert!(
+        kept.iter().all(|l| ["[[made.plugins]]", "name = ", "version = ", "blake3 = "]
+            .iter()
+            .any(|s| l.starts_with(s))),
+        "{kept:?}"
+    );
 }
 
 #[test]
@@ -191,10 +231,19 @@ fn a_new_plugin_works_as_it_is_and_with_another_compiler() {
 
     // The same source by another compiler gives the same model.
     let nightly = has("rustup", "--version")
-        && Command::new("rustup").args(["run", "nightly", "rustc", "--version"]).output().is_ok_and(|o| o.status.success());
+        && Command::new("rustup")
+            .args(["run", "nightly", "rustc", "--version"])
+            .output()
+            .is_ok_and(|o| o.status.success());
     if nightly {
         let weights = |artifact: &Artifact| -> Vec<String> {
-            artifact.manifest().sections.iter().filter(|s| s.kind.name() != "recipe").map(|s| s.hash.clone()).collect()
+            artifact
+                .manifest()
+                .sections
+                .iter()
+                .filter(|s| s.kind.name() != "recipe")
+                .map(|s| s.hash.clone())
+                .collect()
         };
         let stable = weights(&open(folder.path().join("m.attar")));
         let library = plugin_in(&made, "my-pass", Some("nightly"));
@@ -207,13 +256,28 @@ fn a_new_plugin_works_as_it_is_and_with_another_compiler() {
     // One that panics.
     let source = made.join("src/lib.rs");
     let panics = std::fs::read_to_string(&source).expect("the source");
-    let panics = panics.replace("        let names = cx.tensors()?;\n", "        let names = cx.tensors()?;\n        \
-        if options.strength > 0.9 { panic!(\"the sky fell at {}\", names.len()); }\n");
+    let panics = panics.replace(
+        "        let names = cx.tensors()?;\n",
+        "        let names = cx.tensors()?;\n        \
+        if options.strength > 0.9 { panic!(\"the sky fell at {}\", names.len()); }\n",
+    );
     std::fs::write(&source, panics).expect("the source");
     let library = plugin_in(&made, "my-pass", None);
-    let base = ["compile", utf8(&model), "--plugin", utf8(&library), "--pass", "my-pass=strength:1", "-o", "x.attar"];
+    let base = [
+        "compile",
+        utf8(&model),
+        "--plugin",
+        utf8(&library),
+        "--pass",
+        "my-pass=strength:1",
+        "-o",
+        "x.attar",
+    ];
     let said = failure(folder.path(), 2, &base);
-    assert!(said.contains("my-pass: plugin my-pass 0.1.0") && said.contains("it panicked: the sky fell at"), "{said}");
+    assert!(
+        said.contains("my-pass: plugin my-pass 0.1.0") && said.contains("it panicked: the sky fell at"),
+        "{said}"
+    );
     assert!(!folder.path().join("x.attar").exists());
 }
 
@@ -221,12 +285,25 @@ fn a_new_plugin_works_as_it_is_and_with_another_compiler() {
 fn the_conformance_kit_tells_good_from_bad() {
     let folder = folder();
     let good = workspace_plugin("attar-example-prune-nm");
-    let report: Value = serde_json::from_str(&text(folder.path(), &["plugin", "check", utf8(&good), "--json"])).expect("JSON");
+    let report: Value =
+        serde_json::from_str(&text(folder.path(), &["plugin", "check", utf8(&good), "--json"]))
+            .expect("JSON");
     let checks = report["checks"].as_array().expect("checks");
     let of = |what: &str| checks.iter().filter(|c| c["what"] == what).collect::<Vec<_>>();
-    for what in ["loads", "describes itself", "runs", "is deterministic", "comes back", "asks for rewrites",
-        "without calibration", "after encoding"] {
-        assert!(!of(what).is_empty() && of(what).iter().all(|c| c["outcome"] == "passed"), "{what}: {report}");
+    for what in [
+        "loads",
+        "describes itself",
+        "runs",
+        "is deterministic",
+        "comes back",
+        "asks for rewrites",
+        "without calibration",
+        "after encoding",
+    ] {
+        assert!(
+            !of(what).is_empty() && of(what).iter().all(|c| c["outcome"] == "passed"),
+            "{what}: {report}"
+        );
     }
     let memory = of("memory");
     if memory[0]["outcome"] == "skipped" {

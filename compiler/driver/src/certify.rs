@@ -10,9 +10,7 @@ use crate::evaluate::{self, Comparison, Windows};
 use crate::events::Event;
 use crate::report::CompileReport;
 use crate::session::{Clock, CompileOptions, Session, registry};
-use attar_artifact::certificate::{
-    Certificate, Reported, ReportedValue, TensorError, Text, VERSION, round,
-};
+use attar_artifact::certificate::{Certificate, Reported, ReportedValue, TensorError, Text, VERSION, round};
 use attar_artifact::manifest::{KvType, Manifest};
 use attar_codegen_cpu::Target;
 use attar_pass::{Family, MetricValue, Phase, Preset, Recipe};

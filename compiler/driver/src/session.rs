@@ -20,9 +20,7 @@ use attar_codegen_cpu::{CodeBlob, Target, compile_blob};
 use attar_codegen_cuda::{Cache, CudaTarget, Nvrtc, emit, translate};
 use attar_import::{Imported, ModelInfo};
 use attar_ir::{Elem, Graph, OpKind};
-use attar_pass::{
-    Fuel, Manager, Phase, Pipeline, PrintAfter, Recipe, Registry, Report, Stop, Surroundings,
-};
+use attar_pass::{Fuel, Manager, Phase, Pipeline, PrintAfter, Recipe, Registry, Report, Stop, Surroundings};
 use attar_plugin_host::Plugin;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,7 +48,8 @@ pub fn registry_with(plugins: &[Plugin]) -> Result<Registry> {
     for plugin in plugins {
         for decl in &plugin.passes {
             if added.contains(&decl.name) {
-                let problem = format!("a pass of {} is called {} like another's", plugin.path.display(), decl.name);
+                let problem =
+                    format!("a pass of {} is called {} like another's", plugin.path.display(), decl.name);
                 return Err(Error::option("--plugin", problem));
             }
             registry.replace(decl);
@@ -316,7 +315,7 @@ impl Session {
         clock.advance(Phase::Package);
         let recipe = self.resolved_recipe(&report.inputs, kv, context_length, calibration)?;
         let contents = Contents {
-            model: manifest_model(&model, context_length, &lower_options, &lowered),
+            model: manifest_model(&model, &graph, context_length, &lower_options, &lowered),
             lowered: &lowered,
             weights: &weights,
             code: &code,
@@ -638,11 +637,22 @@ fn describe_lowered(lowered: &Lowered, report: &mut CompileReport) {
     report.decode_launches = decode.map_or(0, |p| p.launches.len());
 }
 
-fn manifest_model(info: &ModelInfo, context_length: u32, options: &LowerOptions, lowered: &Lowered) -> Model {
+fn manifest_model(
+    info: &ModelInfo,
+    graph: &Graph,
+    context_length: u32,
+    options: &LowerOptions,
+    lowered: &Lowered,
+) -> Model {
+    // Passes may have removed layers; caches are made for those that are left.
+    let caches = graph.ids().filter_map(|id| match graph.op(id) {
+        OpKind::Attention(attention) => Some(attention.layer as u32 + 1),
+        _ => None,
+    });
     Model {
         name: info.name.clone(),
         architecture: info.architecture.to_owned(),
-        layers: info.layers as u32,
+        layers: caches.max().unwrap_or(info.layers as u32),
         hidden: info.hidden as u32,
         heads: info.heads as u32,
         kv_heads: info.kv_heads as u32,

@@ -319,15 +319,8 @@ impl<'a> PassCx<'a> {
     ) -> Result<()> {
         let mut fuel = Fuel::UNLIMITED;
         let mut silent = |_: &str, _, _| {};
-        let mut cx = PassCx::new(
-            pass.decl(),
-            self.weights,
-            tensors,
-            &mut fuel,
-            self.metrics,
-            &mut silent,
-            self.seed,
-        );
+        let mut cx =
+            PassCx::new(pass.decl(), self.weights, tensors, &mut fuel, self.metrics, &mut silent, self.seed);
         cx.cancel = self.cancel;
         pass.run(graph, &mut cx).map(|_| ())
     }

@@ -152,9 +152,9 @@ impl Error {
                 attar_ir::ErrorKind::Weight { .. } => Family::Input,
                 _ => Family::Bug,
             },
-            ErrorKind::Broken { .. }
-            | ErrorKind::Miscounted { .. }
-            | ErrorKind::UndeclaredOption { .. } => Family::Bug,
+            ErrorKind::Broken { .. } | ErrorKind::Miscounted { .. } | ErrorKind::UndeclaredOption { .. } => {
+                Family::Bug
+            }
             ErrorKind::CalibrationIo { .. } => Family::Environment,
             ErrorKind::Plugin { family, .. } => *family,
             ErrorKind::Cancelled => Family::Cancelled,
@@ -301,7 +301,9 @@ impl fmt::Display for ErrorKind {
             ErrorKind::UndeclaredOption { pass, option } => {
                 write!(f, "bug in {pass}: it asks for option {option}, which it does not declare")
             }
-            ErrorKind::DuplicatePass { name } => write!(f, "two passes are called {name}; rename one of them"),
+            ErrorKind::DuplicatePass { name } => {
+                write!(f, "two passes are called {name}; rename one of them")
+            }
             ErrorKind::Plugin { plugin, call: Some(call), problem, .. } => {
                 write!(f, "plugin {plugin}, in {call}: {problem}")
             }

@@ -25,9 +25,7 @@ pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, Value
 pub use error::{Error, ErrorKind, Family, Result, Site};
 pub use globs::TensorGlobs;
 pub use journal::Journal;
-pub use manager::{
-    Dump, Event, Manager, PassReport, Pipeline, PrintAfter, Report, Step, Stop, Surroundings,
-};
+pub use manager::{Dump, Event, Manager, PassReport, Pipeline, PrintAfter, Report, Step, Stop, Surroundings};
 pub use metrics::{Metric, MetricValue};
 pub use model_runner::ModelRunner;
 pub use preset::Preset;

@@ -4,8 +4,8 @@ use crate::session::{list_in, text_in};
 use attar_format::described::Codes;
 use attar_format::{Description, Scale};
 use attar_pass::{Numerics, OptionDecl, OptionKind, Phase};
-use attar_plugin::abi::*;
 use attar_plugin::Result;
+use attar_plugin::abi::*;
 use std::ffi::c_void;
 
 /// Most passes, formats, options and words of a choice.
@@ -147,7 +147,10 @@ unsafe fn option(pass: &str, o: &AttarOption) -> std::result::Result<OptionDecl,
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     let taken = ["name", "tensors", "exclude"].contains(&name);
     if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) || taken {
-        return wrong(pass, format!("option {name:?}: expected lower-case letters, digits and _, and no key of recipes"));
+        return wrong(
+            pass,
+            format!("option {name:?}: expected lower-case letters, digits and _, and no key of recipes"),
+        );
     }
     let what = format!("{pass}, option {name}");
     // SAFETY: as above.
@@ -218,5 +221,11 @@ unsafe fn format(f: &AttarFormat) -> std::result::Result<Description, Problem> {
         ATTAR_SCALE_ROW_F32_FIELD8 => Scale::RowF32Field8 { bias: f.bias, choice_bits: f.choice_bits },
         other => return wrong(&what, format!("scale: {other} is no kind that plugins describe")),
     };
-    Ok(Description { name: name.to_owned(), source: source.to_owned(), codes, group: f.group as usize, scale })
+    Ok(Description {
+        name: name.to_owned(),
+        source: source.to_owned(),
+        codes,
+        group: f.group as usize,
+        scale,
+    })
 }

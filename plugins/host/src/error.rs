@@ -58,7 +58,9 @@ impl fmt::Display for Error {
                  attar-plugin of this Attar",
                 plugin.0, plugin.1, host.0, host.1
             ),
-            ErrorKind::Description { what, problem } => write!(f, "its description is wrong: {what}: {problem}"),
+            ErrorKind::Description { what, problem } => {
+                write!(f, "its description is wrong: {what}: {problem}")
+            }
         }
     }
 }

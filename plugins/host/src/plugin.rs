@@ -206,8 +206,13 @@ impl Pass for Loaded {
 
 fn option_value(name: &'static str, value: &Value) -> AttarOptionValue {
     let text = |s: &str| AttarStr { data: s.as_ptr(), len: s.len() };
-    let mut out =
-        AttarOptionValue { name: text(name), kind: ATTAR_OPTION_BOOL, integer: 0, number: 0.0, text: text("") };
+    let mut out = AttarOptionValue {
+        name: text(name),
+        kind: ATTAR_OPTION_BOOL,
+        integer: 0,
+        number: 0.0,
+        text: text(""),
+    };
     match value {
         Value::Bool(v) => out.integer = i64::from(*v),
         Value::Int(v) => (out.kind, out.integer) = (ATTAR_OPTION_INT, *v),

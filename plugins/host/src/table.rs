@@ -486,7 +486,9 @@ unsafe fn attr_in(attr: &AttarAttr) -> Result<Attr> {
         ATTAR_ATTR_TEXT => Attr::Text(unsafe { text_in("text of an attribute", attr.text)? }.to_owned()),
         ATTAR_ATTR_FLOATS => {
             // SAFETY: as above.
-            Attr::Floats(unsafe { list_in("numbers of an attribute", attr.numbers, attr.len, MOST_LIST)? }.to_vec())
+            Attr::Floats(
+                unsafe { list_in("numbers of an attribute", attr.numbers, attr.len, MOST_LIST)? }.to_vec(),
+            )
         }
         ATTAR_ATTR_DIMS => {
             // SAFETY: as above.

@@ -10,7 +10,9 @@ fn generated(source: &Path) -> String {
         .take_while(|l| l.starts_with("//!"))
         .map(|l| l.trim_start_matches("//!").strip_prefix(' ').unwrap_or(""))
         .collect();
-    let about = about.join("\n * ").replace("[`attar_plugin_entry`](crate::entry::attar_plugin_entry)", "attar_plugin_entry");
+    let about = about
+        .join("\n * ")
+        .replace("[`attar_plugin_entry`](crate::entry::attar_plugin_entry)", "attar_plugin_entry");
     let config = cbindgen::Config {
         language: cbindgen::Language::C,
         header: Some(format!("/*\n * {}\n */", plain(&about))),
@@ -29,7 +31,8 @@ fn generated(source: &Path) -> String {
         ),
         ..cbindgen::Config::default()
     };
-    let bindings = cbindgen::Builder::new().with_config(config).with_src(source).generate().expect("a header");
+    let bindings =
+        cbindgen::Builder::new().with_config(config).with_src(source).generate().expect("a header");
     let mut out = Vec::new();
     bindings.write(&mut out);
     plain(&String::from_utf8(out).expect("UTF-8"))
@@ -51,5 +54,9 @@ fn the_header_is_fresh() {
     let kept = std::fs::read_to_string(&header).unwrap_or_default();
     assert!(kept == generated, "attar_plugin.h is stale; ATTAR_UPDATE_DOCS=1 rewrites it");
     // Every function of the table is in it.
-    assert_eq!(kept.matches("(*").count(), attar_plugin_host::FUNCTIONS + 1, "one pointer for each function, and for run");
+    assert_eq!(
+        kept.matches("(*").count(),
+        attar_plugin_host::FUNCTIONS + 1,
+        "one pointer for each function, and for run"
+    );
 }

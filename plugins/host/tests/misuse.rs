@@ -13,7 +13,17 @@ fn compiled(folder: &Path, name: &str, defines: &[&str]) -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let library = folder.join(format!("lib{name}.so"));
     let mut gcc = Command::new("gcc");
-    gcc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-Wno-pedantic", "-O1", "-shared", "-fPIC", "-pthread"]);
+    gcc.args([
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-pedantic",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+    ]);
     gcc.args(defines).arg("-I").arg(here.join("../sdk/include"));
     gcc.arg(here.join("tests/misuse.c")).arg("-o").arg(&library);
     match gcc.output() {
@@ -83,7 +93,7 @@ fn misuse_is_named_and_taken_back() {
         ("commit-a-reading", "in tensor_commit: buffer"),
         ("removed-node", "its node has been removed"),
         ("no-outputs", "it left an invalid graph behind: @toy: graph (G6): the function returns nothing"),
-        ("wrong-shape", "in add_node: linear (C3)"),
+        ("wrong-shape", "in add_node: linear: linear (C3)"),
         ("not-finite", "in tensor_commit: tensor w would hold inf"),
         ("fail-with-words", "the moon is not full"),
         ("strange-status", "it failed with status 4711"),
@@ -128,7 +138,8 @@ fn what_is_no_plugin_is_refused() {
     let Some(library) = compiled(folder.path(), "pinned", &[]) else { return };
     let hash = Plugin::hash(&library).expect("a hash");
     let other = "0".repeat(64);
-    let said = Plugin::load(&library, Some(std::slice::from_ref(&other))).expect_err("not allowed").to_string();
+    let said =
+        Plugin::load(&library, Some(std::slice::from_ref(&other))).expect_err("not allowed").to_string();
     assert!(said.contains(&hash) && said.contains("--allow-plugins"), "{said}");
     Plugin::load(&library, Some(&[other, hash.to_uppercase()])).expect("allowed");
 }

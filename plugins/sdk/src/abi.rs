@@ -465,7 +465,12 @@ pub struct AttarHost {
     >,
     /// An output of a node, from 0.
     pub node_output: Option<
-        unsafe extern "C" fn(run: AttarRun, node: AttarNode, slot: u32, value: *mut AttarValue) -> AttarStatus,
+        unsafe extern "C" fn(
+            run: AttarRun,
+            node: AttarNode,
+            slot: u32,
+            value: *mut AttarValue,
+        ) -> AttarStatus,
     >,
     /// An attribute of a node, from 0.
     pub node_attr: Option<
@@ -592,7 +597,11 @@ pub struct AttarHost {
 
     /// What reaches a value on calibration text. Asking in the order of the graph costs one run over the model in all.
     pub statistics: Option<
-        unsafe extern "C" fn(run: AttarRun, value: AttarValue, statistics: *mut AttarStatistics) -> AttarStatus,
+        unsafe extern "C" fn(
+            run: AttarRun,
+            value: AttarValue,
+            statistics: *mut AttarStatistics,
+        ) -> AttarStatus,
     >,
     /// A window of calibration text, from 0, and how many there are. An index beyond the last gives no tokens.
     pub calibration_window: Option<

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{
-    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Node, NodeInfo, TensorInfo,
-    Type, Value,
+    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Node, NodeInfo,
+    TensorInfo, Type, Value,
 };
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -459,8 +459,7 @@ impl Statistics<'_, '_> {
 
     /// Mean square of each column.
     pub fn mean_squares(&self) -> Vec<f32> {
-        let (h, width, count) =
-            (self.second_moment(), self.held.width, self.held.n_tokens.max(1) as f32);
+        let (h, width, count) = (self.second_moment(), self.held.width, self.held.n_tokens.max(1) as f32);
         (0..width).map(|i| h[i * width + i] / count).collect()
     }
 

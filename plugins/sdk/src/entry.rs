@@ -3,9 +3,10 @@
 use crate::abi::{
     ATTAR_ABI_MAJOR, ATTAR_ABI_MINOR, ATTAR_CODES_INT8, ATTAR_CODES_TABLE, ATTAR_ERROR, ATTAR_MISUSE,
     ATTAR_NUMERICS_EXACT, ATTAR_NUMERICS_LOSSY, ATTAR_NUMERICS_ROUNDING, ATTAR_OK, ATTAR_OPTION_BOOL,
-    ATTAR_OPTION_CHOICE, ATTAR_OPTION_FLOAT, ATTAR_OPTION_INT, ATTAR_OPTION_TEXT, ATTAR_PANIC, ATTAR_PHASE_CANONICALIZE,
-    ATTAR_PHASE_COMPRESS, ATTAR_PHASE_FUSE, ATTAR_SCALE_BF16, ATTAR_SCALE_ROW_F32_FIELD8, AttarFormat,
-    AttarHost, AttarOption, AttarOptionValue, AttarPass, AttarPlugin, AttarRun, AttarStatus, AttarStr,
+    ATTAR_OPTION_CHOICE, ATTAR_OPTION_FLOAT, ATTAR_OPTION_INT, ATTAR_OPTION_TEXT, ATTAR_PANIC,
+    ATTAR_PHASE_CANONICALIZE, ATTAR_PHASE_COMPRESS, ATTAR_PHASE_FUSE, ATTAR_SCALE_BF16,
+    ATTAR_SCALE_ROW_F32_FIELD8, AttarFormat, AttarHost, AttarOption, AttarOptionValue, AttarPass,
+    AttarPlugin, AttarRun, AttarStatus, AttarStr,
 };
 use crate::decl::{Codes, Format, Numerics, OptionDecl, OptionKind, OptionValue, Phase, Scale};
 use crate::error::{Error, ErrorKind};
@@ -176,11 +177,8 @@ unsafe extern "C" fn run(
         let entry = unsafe { &*context.cast::<PassEntry>() };
         // SAFETY: a host gives its table and as many options as it says, all valid during the call.
         let (mut host, options) = unsafe {
-            let options = if options_len == 0 {
-                &[]
-            } else {
-                std::slice::from_raw_parts(options, options_len)
-            };
+            let options =
+                if options_len == 0 { &[] } else { std::slice::from_raw_parts(options, options_len) };
             (RemoteHost::new(host, run), options)
         };
         let values = options.iter().map(|o| {

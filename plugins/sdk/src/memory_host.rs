@@ -3,8 +3,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{
-    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Node, NodeInfo, TensorInfo, Type,
-    Value,
+    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Node, NodeInfo,
+    TensorInfo, Type, Value,
 };
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Options of passes: serde structs whose fields have docs, defaults and ranges.
 
-use crate::decl::{OptionDecl, OptionValue};
+use crate::decl::{OptionDecl, OptionKind, OptionValue};
 use crate::error::{Error, Result};
 use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer, Visitor};
@@ -52,6 +52,23 @@ pub fn defaults<O: Options>() -> Result<O> {
     read(O::DECLS.iter().map(value).collect::<Result<_>>()?)
 }
 
+/// The default of an option without a range: a flag, or a text.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Plain<T>(pub T);
+
+impl Plain<bool> {
+    pub const fn kind(self) -> OptionKind {
+        OptionKind::Bool { default: self.0 }
+    }
+}
+
+impl Plain<&'static str> {
+    pub const fn kind(self) -> OptionKind {
+        OptionKind::Text { default: self.0 }
+    }
+}
+
 /// A value that serde can read a field from.
 struct Held(OptionValue);
 
@@ -96,11 +113,11 @@ impl IntoDeserializer<'_, serde::de::value::Error> for Held {
 /// Declares a struct of options. Each field has its documentation, a type that serde reads, and one of
 ///
 /// - `= true;` or `= false;`
+/// - `= "out.csv";` for any text of one line
 /// - `= 4, int 1..=64;` for integers, with the least and the greatest value
 /// - `= 0.5, float 0.0..=1.0;` for numbers
 /// - `= "rows", of ["rows", "columns"];` for words, into a `String` or an enum
 /// - `, of ["rows", "columns"];` for words that a recipe must choose from
-/// - `= "out.csv", text;` for any text of one line
 ///
 /// ```
 /// attar_plugin::options! {
@@ -127,8 +144,7 @@ macro_rules! options {
                 $(= $default:literal)?
                 $(, int $int_min:literal ..= $int_max:expr)?
                 $(, float $float_min:literal ..= $float_max:literal)?
-                $(, of [$($word:literal),* $(,)?])?
-                $(, $text:ident)? ;
+                $(, of [$($word:literal),* $(,)?])? ;
             )*
         }
     ) => {
@@ -145,7 +161,7 @@ macro_rules! options {
                     name: stringify!($field),
                     doc: &[$($doc),*],
                     kind: $crate::option_kind!(
-                        [$($default)?] [$($int_min, $int_max)?] [$($float_min, $float_max)?] [$($($word),*)?] [$($text)?]
+                        [$($default)?] [$($int_min, $int_max)?] [$($float_min, $float_max)?] [$($($word),*)?]
                     ),
                 },)*
             ];
@@ -157,22 +173,19 @@ macro_rules! options {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! option_kind {
-    ([$default:literal] [] [] [] [text]) => {
-        $crate::OptionKind::Text { default: $default }
+    ([$default:literal] [] [] []) => {
+        $crate::options::Plain($default).kind()
     };
-    ([$default:literal] [] [] [] []) => {
-        $crate::OptionKind::Bool { default: $default }
-    };
-    ([$default:literal] [$min:literal, $max:expr] [] [] []) => {
+    ([$default:literal] [$min:literal, $max:expr] [] []) => {
         $crate::OptionKind::Int { default: $default, min: $min, max: $max }
     };
-    ([$default:literal] [] [$min:literal, $max:literal] [] []) => {
+    ([$default:literal] [] [$min:literal, $max:literal] []) => {
         $crate::OptionKind::Float { default: $default, min: $min, max: $max }
     };
-    ([$default:literal] [] [] [$($word:literal),+] []) => {
+    ([$default:literal] [] [] [$($word:literal),+]) => {
         $crate::OptionKind::Choice { default: Some($default), of: &[$($word),+] }
     };
-    ([] [] [] [$($word:literal),+] []) => {
+    ([] [] [] [$($word:literal),+]) => {
         $crate::OptionKind::Choice { default: None, of: &[$($word),+] }
     };
 }
@@ -181,7 +194,6 @@ macro_rules! option_kind {
 mod tests {
     use super::*;
     use crate as attar_plugin;
-    use crate::OptionKind;
 
     #[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -200,7 +212,7 @@ mod tests {
             count: usize = 3, int 1..=8;
             share: f32 = 0.25, float 0.0..=1.0;
             way: Way = "by-row", of ["by-row", "by-column"];
-            path: String = "a.csv", text;
+            path: String = "a.csv";
         }
     }
 
@@ -210,10 +222,7 @@ mod tests {
         assert_eq!(kinds[0], OptionKind::Bool { default: true });
         assert_eq!(kinds[1], OptionKind::Int { default: 3, min: 1, max: 8 });
         assert_eq!(kinds[2], OptionKind::Float { default: 0.25, min: 0.0, max: 1.0 });
-        assert_eq!(
-            kinds[3],
-            OptionKind::Choice { default: Some("by-row"), of: &["by-row", "by-column"] }
-        );
+        assert_eq!(kinds[3], OptionKind::Choice { default: Some("by-row"), of: &["by-row", "by-column"] });
         assert_eq!(All::DECLS[1].doc, [" a count", " of things"]);
         let all: All = defaults().unwrap();
         assert_eq!(all, All { flag: true, count: 3, share: 0.25, way: Way::ByRow, path: "a.csv".to_owned() });

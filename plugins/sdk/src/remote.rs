@@ -2,12 +2,12 @@
 
 use crate::abi::{
     ATTAR_ATTR_BOOL, ATTAR_ATTR_DIMS, ATTAR_ATTR_FLOAT, ATTAR_ATTR_FLOATS, ATTAR_ATTR_INT, ATTAR_ATTR_TEXT,
-    ATTAR_CANCELLED, ATTAR_CODES_FLOAT, ATTAR_CODES_INT8, ATTAR_DIM_CONTEXT, ATTAR_DIM_ROWS, ATTAR_DIM_TOKENS,
-    ATTAR_ERROR, ATTAR_LOG_DEBUG, ATTAR_LOG_INFO, ATTAR_LOG_WARNING, ATTAR_MAX_RANK, ATTAR_METRIC_COUNT,
-    ATTAR_METRIC_NUMBER, ATTAR_METRIC_TEXT, ATTAR_MISUSE, ATTAR_OK, ATTAR_PANIC, ATTAR_SCALE_ROW_F32_FIELD8,
-    ATTAR_UNAVAILABLE, AttarAttr, AttarCodes, AttarEdit, AttarFloats, AttarFormat, AttarHost, AttarMetric,
-    AttarNode, AttarNodeInfo, AttarRun, AttarStatistics, AttarStatus, AttarStr, AttarTensorInfo, AttarTokens,
-    AttarType, AttarUse, AttarValue,
+    ATTAR_CANCELLED, ATTAR_CODES_FLOAT, ATTAR_CODES_INT8, ATTAR_DIM_CONTEXT, ATTAR_DIM_ROWS,
+    ATTAR_DIM_TOKENS, ATTAR_ERROR, ATTAR_LOG_DEBUG, ATTAR_LOG_INFO, ATTAR_LOG_WARNING, ATTAR_MAX_RANK,
+    ATTAR_METRIC_COUNT, ATTAR_METRIC_NUMBER, ATTAR_METRIC_TEXT, ATTAR_MISUSE, ATTAR_OK, ATTAR_PANIC,
+    ATTAR_SCALE_ROW_F32_FIELD8, ATTAR_UNAVAILABLE, AttarAttr, AttarCodes, AttarEdit, AttarFloats,
+    AttarFormat, AttarHost, AttarMetric, AttarNode, AttarNodeInfo, AttarRun, AttarStatistics, AttarStatus,
+    AttarStr, AttarTensorInfo, AttarTokens, AttarType, AttarUse, AttarValue,
 };
 use crate::entry::str_of;
 use crate::error::{Error, ErrorKind, Result};
@@ -182,12 +182,8 @@ fn attr_of(name: &str, attr: &Attr, dims: &[i64]) -> AttarAttr {
         Attr::Int(v) => AttarAttr { kind: ATTAR_ATTR_INT, integer: *v, ..base },
         Attr::Float(v) => AttarAttr { kind: ATTAR_ATTR_FLOAT, number: *v, ..base },
         Attr::Text(v) => AttarAttr { kind: ATTAR_ATTR_TEXT, text: str_of(v), ..base },
-        Attr::Floats(v) => {
-            AttarAttr { kind: ATTAR_ATTR_FLOATS, numbers: v.as_ptr(), len: v.len(), ..base }
-        }
-        Attr::Dims(_) => {
-            AttarAttr { kind: ATTAR_ATTR_DIMS, dims: dims.as_ptr(), len: dims.len(), ..base }
-        }
+        Attr::Floats(v) => AttarAttr { kind: ATTAR_ATTR_FLOATS, numbers: v.as_ptr(), len: v.len(), ..base },
+        Attr::Dims(_) => AttarAttr { kind: ATTAR_ATTR_DIMS, dims: dims.as_ptr(), len: dims.len(), ..base },
     }
 }
 
@@ -354,8 +350,7 @@ unsafe impl Host for RemoteHost {
 
     fn value_uses(&mut self, value: Value) -> Result<Vec<(Node, usize)>> {
         let none = AttarUse { node: 0, slot: 0 };
-        let uses =
-            list(none, |out, capacity, count| call!(self.value_uses(value.0, out, capacity, count)))?;
+        let uses = list(none, |out, capacity, count| call!(self.value_uses(value.0, out, capacity, count)))?;
         Ok(uses.into_iter().map(|u| (Node(u.node), u.slot as usize)).collect())
     }
 
@@ -410,9 +405,8 @@ unsafe impl Host for RemoteHost {
     }
 
     fn tensors(&mut self, all: bool) -> Result<Vec<String>> {
-        let names = list(EMPTY, |out, capacity, count| {
-            call!(self.tensors(u32::from(all), out, capacity, count))
-        })?;
+        let names =
+            list(EMPTY, |out, capacity, count| call!(self.tensors(u32::from(all), out, capacity, count)))?;
         // SAFETY: as above.
         Ok(names.into_iter().map(|name| unsafe { text_of(name) }).collect())
     }

@@ -182,6 +182,43 @@ fn hostile_manifest_text() {
 }
 
 #[test]
+fn hostile_formats() {
+    let good = &*GOOD;
+    let format = |name: &str, entries: &[i64]| {
+        json!({"name": name, "source": "a test", "group": 32, "scale": {"kind": "bf16"},
+            "codes": {"kind": "table", "bits": 2, "entries": entries, "shift": 0}})
+    };
+    let with = |formats: serde_json::Value| sample::edit(good, |m| m["formats"] = formats);
+    let fine = format("f2", &[-9, -3, 3, 9]);
+    let opened = Artifact::from_bytes(with(json!([fine])), Verify::Full).unwrap();
+    assert_eq!(opened.manifest().formats[0].name, "f2");
+    for (formats, message) in [
+        (json!([fine, fine]), "format f2: two formats are called so"),
+        (json!([format("n4", &[-9, -3, 3, 9])]), "format n4: name n4: a built-in format"),
+        (json!([format("f2", &[-9, 3, 3, 9])]), "format f2: entries: expected in ascending order"),
+        (json!([format("f2", &[-9, 9])]), "format f2: table of 2 bits with 2 entries"),
+        (json!([format("f2", &[-900, -3, 3, 9])]), "the manifest cannot be read"),
+        (json!(vec![fine.clone(); 300]), "300 of them, and at most 256 are read"),
+    ] {
+        refused("formats", with(formats), Verify::None, message);
+    }
+    let mut wide = fine.clone();
+    wide["group"] = json!(0);
+    refused("a group of nothing", with(json!([wide])), Verify::None, "format f2: group 0");
+    let of_tensor = |format: &str, k: u64| {
+        sample::edit(good, |m| {
+            m["formats"] = json!([fine]);
+            m["tensors"][1]["format"] = json!(format);
+            m["tensors"][1]["shape"] = json!([576, k]);
+        })
+    };
+    refused("another length", of_tensor("f2", 1024), Verify::None, "shape and format ask for");
+    refused("no group", of_tensor("f2", 1000), Verify::None, "format f2 cannot hold the shape");
+    refused("overflow", of_tensor("f2", u64::MAX / 32 * 32), Verify::None, "format f2 cannot hold the shape");
+    refused("another name", of_tensor("f3", 1024), Verify::None, "format f3 is unknown");
+}
+
+#[test]
 fn hostile_manifest_fields() {
     let good = &*GOOD;
     let json = sample::manifest_json(good);

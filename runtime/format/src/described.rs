@@ -79,7 +79,10 @@ impl Description {
             Codes::Table { bits, entries, shift } => {
                 if !(2..=6).contains(bits) || entries.len() != 1 << bits || entries.len() > MOST_ENTRIES {
                     let expected = "2 to 6 bits, and an entry for every code";
-                    return Err(format!("table of {bits} bits with {} entries: expected {expected}", entries.len()));
+                    return Err(format!(
+                        "table of {bits} bits with {} entries: expected {expected}",
+                        entries.len()
+                    ));
                 }
                 if choice_bits == 0 && *shift != 0 {
                     return Err(format!("shift {shift}: without a choice there is nothing to shift"));
@@ -228,7 +231,9 @@ mod tests {
         assert!(wrong(&|d| d.group = 64).contains("groups of 32"));
         assert!(wrong(&|d| d.scale = Scale::None).contains("scale"));
         assert!(wrong(&|d| d.scale = Scale::RowF32Field8 { bias: 300, choice_bits: 0 }).contains("bias"));
-        assert!(wrong(&|d| d.scale = Scale::RowF32Field8 { bias: 0, choice_bits: 5 }).contains("choice_bits"));
+        assert!(
+            wrong(&|d| d.scale = Scale::RowF32Field8 { bias: 0, choice_bits: 5 }).contains("choice_bits")
+        );
         let codes = |bits, entries: Vec<i8>, shift| Codes::Table { bits, entries, shift };
         assert!(wrong(&|d| d.codes = codes(4, vec![-1, 1], 0)).contains("every code"));
         assert!(wrong(&|d| d.codes = codes(2, vec![-1, 1, 1, 2], 0)).contains("ascending"));
@@ -244,7 +249,8 @@ mod tests {
                 let half = 1i16 << (bits - 1);
                 let entries: Vec<i8> = (-half..half).map(|i| i as i8).collect();
                 let name = format!("test_size_{bits}_{}", u8::from(scale == Scale::Bf16));
-                let d = Description { name, codes: Codes::Table { bits, entries, shift: 0 }, scale, ..nf("x") };
+                let d =
+                    Description { name, codes: Codes::Table { bits, entries, shift: 0 }, scale, ..nf("x") };
                 let bytes = d.packed_bytes(33, 64);
                 let format = d.register().unwrap();
                 assert_eq!(bytes, PackedLayout::new(format, 33, 64).map(|l| l.total_bytes()));

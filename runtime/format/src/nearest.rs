@@ -139,9 +139,9 @@ fn encode_row(
     let row_scale = match format.scale {
         Scale::RowF32Field8 { bias, choice_bits } => {
             let most = most_scale(bias, choice_bits);
-            let needs = w.chunks_exact(group).map(|g| {
-                grids.iter().map(|grid| grid.unclipped(g, 1.0)).fold(f32::INFINITY, f32::min)
-            });
+            let needs = w
+                .chunks_exact(group)
+                .map(|g| grids.iter().map(|grid| grid.unclipped(g, 1.0)).fold(f32::INFINITY, f32::min));
             needs.fold(0.0f32, f32::max) / most as f32
         }
         _ => 1.0,

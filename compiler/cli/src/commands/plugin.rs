@@ -8,13 +8,15 @@ use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 #[derive(Args, Debug)]
-#[command(after_help = "A plugin is a shared library with passes of your own; docs/plugins.md is a tutorial. Plugins are \
+#[command(
+    after_help = "A plugin is a shared library with passes of your own; docs/plugins.md is a tutorial. Plugins are \
 native code: whoever loads one trusts it.
 
 Examples:
   attar plugin new mine
   attar plugin check target/release/libmine.so
-  attar compile smollm2-135m --plugin ./libmine.so --pass mine --quantize n4 -o smollm2.attar")]
+  attar compile smollm2-135m --plugin ./libmine.so --pass mine --quantize n4 -o smollm2.attar"
+)]
 pub struct Plugin {
     #[command(subcommand)]
     command: PluginCommand,

@@ -91,7 +91,8 @@ impl Report {
 /// # Errors
 /// An input failure when there is no such file; those of the temporary folder.
 pub fn check(library: &Path, options: &[String], valgrind: bool) -> Result<Report> {
-    let library = library.canonicalize().map_err(|e| Failure::input(format!("{}: {e}", library.display())))?;
+    let library =
+        library.canonicalize().map_err(|e| Failure::input(format!("{}: {e}", library.display())))?;
     let blake3 = Plugin::hash(&library).map_err(Failure::input)?;
     let folder = tempfile::tempdir()?;
     let mut kit = Kit {
@@ -209,7 +210,12 @@ impl Kit {
         match problems.is_empty() {
             true => {
                 let (passes, formats) = (plugin.passes.len(), plugin.formats.len());
-                self.add("", "describes itself", Outcome::Passed, format!("{passes} passes, {formats} formats"));
+                self.add(
+                    "",
+                    "describes itself",
+                    Outcome::Passed,
+                    format!("{passes} passes, {formats} formats"),
+                );
             }
             false => self.add("", "describes itself", Outcome::Failed, problems.join("; ")),
         }
@@ -220,9 +226,11 @@ impl Kit {
     fn compile(&self, model: &str, pass: &str, artifact: &str, extra: &[&str]) -> Ended {
         let library = self.library();
         let base = ["compile", model, "--plugin", &library, "--pass", pass, "-o", artifact, "--json"];
-        let few = ["--target", "x86-64-v2,aarch64", "--calibration-windows", "2", "--calibration-context", "64"];
+        let few =
+            ["--target", "x86-64-v2,aarch64", "--calibration-windows", "2", "--calibration-context", "64"];
         let quick = if extra.contains(&"--certify") { &[][..] } else { &["--no-certify"][..] };
-        let calibrate = if extra.contains(&"--calibrate") { &[][..] } else { &["--calibrate", "text.txt"][..] };
+        let calibrate =
+            if extra.contains(&"--calibrate") { &[][..] } else { &["--calibrate", "text.txt"][..] };
         self.run(&[&base[..], &few, quick, calibrate, extra].concat())
     }
 
@@ -262,7 +270,9 @@ impl Kit {
                     (Outcome::Failed, format!("model {model}: two compiles differ; {advice}"))
                 }
             }
-            Ended::Refused(_, said) | Ended::Badly(said) => (Outcome::Failed, format!("model {model}: {said}")),
+            Ended::Refused(_, said) | Ended::Badly(said) => {
+                (Outcome::Failed, format!("model {model}: {said}"))
+            }
         };
         self.add(name, "is deterministic", outcome.0, outcome.1);
     }
@@ -270,13 +280,31 @@ impl Kit {
     /// The artifact says how it was made, can be made again, and runs.
     fn comes_back(&mut self, name: &str, model: &str, artifact: &str) {
         let library = self.library();
-        let again = ["compile", model, "--from", artifact, "--check", "--plugin", &library, "--calibrate", "text.txt"];
+        let again = [
+            "compile",
+            model,
+            "--from",
+            artifact,
+            "--check",
+            "--plugin",
+            &library,
+            "--calibrate",
+            "text.txt",
+        ];
         let outcome = match self.run(&again) {
-            Ended::Well(_) => match self.run(&["run", artifact, "--prompt", "the river", "--max-tokens", "4"]) {
-                Ended::Well(_) => (Outcome::Passed, format!("model {model}: made again from its recipe, and it runs")),
-                Ended::Refused(_, said) | Ended::Badly(said) => (Outcome::Failed, format!("model {model}: {said}")),
-            },
-            Ended::Refused(_, said) | Ended::Badly(said) => (Outcome::Failed, format!("model {model}: {said}")),
+            Ended::Well(_) => {
+                match self.run(&["run", artifact, "--prompt", "the river", "--max-tokens", "4"]) {
+                    Ended::Well(_) => {
+                        (Outcome::Passed, format!("model {model}: made again from its recipe, and it runs"))
+                    }
+                    Ended::Refused(_, said) | Ended::Badly(said) => {
+                        (Outcome::Failed, format!("model {model}: {said}"))
+                    }
+                }
+            }
+            Ended::Refused(_, said) | Ended::Badly(said) => {
+                (Outcome::Failed, format!("model {model}: {said}"))
+            }
         };
         self.add(name, "comes back", outcome.0, outcome.1);
     }
@@ -286,29 +314,45 @@ impl Kit {
         let model = MODELS[0].name;
         let (without, with) = ("fuel.attar", "plain.attar");
         let library = self.library();
-        let plain = ["compile", model, "--plugin", &library, "--quantize", "f32", "--fuel", "0", "--no-certify",
-            "--target", "x86-64-v2,aarch64", "-o", with];
+        let plain = [
+            "compile",
+            model,
+            "--plugin",
+            &library,
+            "--quantize",
+            "f32",
+            "--fuel",
+            "0",
+            "--no-certify",
+            "--target",
+            "x86-64-v2,aarch64",
+            "-o",
+            with,
+        ];
         let outcome = match (self.compile(model, pass, without, &["--fuel", "0"]), self.run(&plain)) {
             (Ended::Well(_), Ended::Well(_)) => {
                 let hashes = |file: &str| self.hashes_of(file);
                 match (hashes(without), hashes(with)) {
-                    (Some(a), Some(b)) if a == b => (Outcome::Passed, "without leave it changes nothing".to_owned()),
+                    (Some(a), Some(b)) if a == b => {
+                        (Outcome::Passed, "without leave it changes nothing".to_owned())
+                    }
                     _ => {
-                        let advice = "ask cx.rewrite before every change, and leave the site alone when it says no";
+                        let advice =
+                            "ask cx.rewrite before every change, and leave the site alone when it says no";
                         (Outcome::Failed, format!("it changes the model without leave: {advice}"))
                     }
                 }
             }
-            (Ended::Refused(_, said) | Ended::Badly(said), _) | (_, Ended::Refused(_, said) | Ended::Badly(said)) => {
-                (Outcome::Failed, said)
-            }
+            (Ended::Refused(_, said) | Ended::Badly(said), _)
+            | (_, Ended::Refused(_, said) | Ended::Badly(said)) => (Outcome::Failed, said),
         };
         self.add(name, "asks for rewrites", outcome.0, outcome.1);
     }
 
     /// Hashes of weights, graph and programs.
     fn hashes_of(&self, artifact: &str) -> Option<Vec<(String, String)>> {
-        let artifact = attar_artifact::Artifact::open(&self.folder.join(artifact), attar_artifact::Verify::None);
+        let artifact =
+            attar_artifact::Artifact::open(&self.folder.join(artifact), attar_artifact::Verify::None);
         let sections = &artifact.ok()?.manifest().sections.clone();
         let kept = sections.iter().map(|s| (s.kind.name(), s.hash.clone()));
         Some(kept.filter(|(name, _)| ["weights", "graph"].contains(&name.as_str())).collect())
@@ -328,7 +372,8 @@ impl Kit {
 
     /// After a pass that has encoded every matrix it works, or says that it cannot.
     fn meets_codes(&mut self, name: &str, pass: &str) {
-        let steps = format!("[[pass]]\nname = \"quantize-rtn\"\nformat = \"n4\"\n\n[[pass]]\nname = \"{name}\"\n");
+        let steps =
+            format!("[[pass]]\nname = \"quantize-rtn\"\nformat = \"n4\"\n\n[[pass]]\nname = \"{name}\"\n");
         let recipe = self.folder.join("codes.toml");
         if pass.contains('=') {
             let detail = "tried with defaults alone".to_owned();
@@ -340,8 +385,23 @@ impl Kit {
             return;
         }
         let library = self.library();
-        let ended = self.run(&["compile", MODELS[0].name, "--plugin", &library, "--recipe", "codes.toml", "--no-certify",
-            "--calibrate", "text.txt", "--calibration-windows", "2", "--calibration-context", "64", "-o", "codes.attar"]);
+        let ended = self.run(&[
+            "compile",
+            MODELS[0].name,
+            "--plugin",
+            &library,
+            "--recipe",
+            "codes.toml",
+            "--no-certify",
+            "--calibrate",
+            "text.txt",
+            "--calibration-windows",
+            "2",
+            "--calibration-context",
+            "64",
+            "-o",
+            "codes.attar",
+        ]);
         let (outcome, detail) = match ended {
             Ended::Well(_) => (Outcome::Passed, "leaves weights alone that are encoded".to_owned()),
             Ended::Refused(2, said) => (Outcome::Passed, format!("refuses them and says so: {said}")),
@@ -362,13 +422,23 @@ impl Kit {
         let mut command = Command::new("valgrind");
         command.args(["--quiet", "--leak-check=full", "--show-leak-kinds=definite", "--xml=yes"]);
         command.arg(format!("--xml-file={}", log.display())).arg(&self.program);
-        command.args(["compile", MODELS[0].name, "--plugin", &self.library(), "--pass", pass, "--stop-after"]);
+        command.args([
+            "compile",
+            MODELS[0].name,
+            "--plugin",
+            &self.library(),
+            "--pass",
+            pass,
+            "--stop-after",
+        ]);
         command.args(["compress", "--threads", "1", "--calibrate", "text.txt", "--calibration-windows", "1"]);
         command.args(["--calibration-context", "16"]);
         let ended = self.end(command, VALGRIND_LIMIT);
         let (outcome, detail) = match ended {
             Ended::Badly(said) => (Outcome::Failed, said),
-            Ended::Refused(code, said) => (Outcome::Failed, format!("under valgrind, exit code {code}: {said}")),
+            Ended::Refused(code, said) => {
+                (Outcome::Failed, format!("under valgrind, exit code {code}: {said}"))
+            }
             Ended::Well(_) => match fs::read_to_string(&log) {
                 Err(e) => (Outcome::Failed, format!("valgrind wrote no report: {e}")),
                 Ok(report) => {

@@ -132,7 +132,8 @@ fn tokenizer() -> Value {
         vocab.insert(letter.to_string(), json!(byte));
     }
     vocab.insert(END.to_owned(), json!(256));
-    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
     json!({
         "version": "1.0",
         "truncation": null,

@@ -25,7 +25,10 @@ fn cargo() -> Command {
     // What cargo tells the tests is about them, not about what they build.
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy().into_owned();
-        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_BIN_") || name_text == "CARGO_MANIFEST_DIR" {
+        if name_text.starts_with("CARGO_PKG_")
+            || name_text.starts_with("CARGO_BIN_")
+            || name_text == "CARGO_MANIFEST_DIR"
+        {
             command.env_remove(name);
         }
     }

@@ -10,9 +10,7 @@ use crate::metrics::MetricValue;
 use crate::registry::registered;
 use attar_format::{Encoded, FormatRef, PackedLayout, Scale, is_described};
 use attar_ir::ops::Custom;
-use attar_ir::{
-    Attrs, Elem, Graph, NodeId, Op, OpKind, Sym, TensorType, ValueId, WeightName, WeightValues,
-};
+use attar_ir::{Attrs, Elem, Graph, NodeId, Op, OpKind, Sym, TensorType, ValueId, WeightName, WeightValues};
 use attar_plugin::host::{Held, HeldMut, HeldStatistics};
 use attar_plugin::{
     Attr, Dim, FormatInfo, FormatKind, Host, Level, Metric, Node, NodeInfo, Result, TensorInfo, Type, Value,
@@ -120,7 +118,8 @@ impl<'r, 'a> GraphHost<'r, 'a> {
             return error(e.call.map(str::to_owned), self.failed.unwrap_or(e.message), family);
         }
         if let Err(e) = attar_ir::verify(self.graph, Some(self.cx.weights)) {
-            let after = self.cx.last_rewrite().map_or(String::new(), |r| format!(" after its rewrite of {r}"));
+            let after =
+                self.cx.last_rewrite().map_or(String::new(), |r| format!(" after its rewrite of {r}"));
             return error(None, format!("it left an invalid graph behind{after}: {e}"), Family::Input);
         }
         Ok(())
@@ -178,7 +177,8 @@ impl<'r, 'a> GraphHost<'r, 'a> {
         for value in values {
             let (at, v) = self.find_value(call, *value)?;
             if *space.get_or_insert(at) != at {
-                let problem = "values of the graph and of a custom op's body; give the op all it takes as inputs";
+                let problem =
+                    "values of the graph and of a custom op's body; give the op all it takes as inputs";
                 return Err(refused(call, problem));
             }
             found.push(v);
@@ -249,11 +249,16 @@ impl<'r, 'a> GraphHost<'r, 'a> {
             return Err(refused(call, format!("tensor {tensor} is stored as {} already", has.name)));
         }
         let [n, k] = info.shape[..] else {
-            return Err(refused(call, format!("tensor {tensor} is no matrix; only matrices are stored in formats")));
+            return Err(refused(
+                call,
+                format!("tensor {tensor} is no matrix; only matrices are stored in formats"),
+            ));
         };
         if !k.is_multiple_of(format.group) {
-            let problem =
-                format!("tensor {tensor}: its rows of {k} are no multiple of {}, as {} wants", format.group, format.name);
+            let problem = format!(
+                "tensor {tensor}: its rows of {k} are no multiple of {}, as {} wants",
+                format.group, format.name
+            );
             return Err(refused(call, problem));
         }
         Ok((n, k))
@@ -287,7 +292,10 @@ impl<'r, 'a> GraphHost<'r, 'a> {
     /// Codes of a built-in format, as the pass of the compiler chooses them.
     fn round_to_nearest(&mut self, call: &'static str, tensor: &str, format: FormatRef) -> Result<f64> {
         let Some(decl) = registered().into_iter().find(|d| d.name == "quantize-rtn") else {
-            return Err(refused(call, "this build has no quantize-rtn, which chooses codes of built-in formats"));
+            return Err(refused(
+                call,
+                "this build has no quantize-rtn, which chooses codes of built-in formats",
+            ));
         };
         let before = self.cx.metrics().len();
         let run = || -> crate::Result<()> {
@@ -525,8 +533,7 @@ unsafe impl Host for GraphHost<'_, '_> {
             return Err(refused(CALL, format!("{op} is no op to add; weights are added with add_weight")));
         }
         let (space, inputs) = self.find_all(CALL, inputs)?;
-        let list =
-            attrs.iter().fold(Attrs::new(op), |all, (name, attr)| all.with(name, ir_attr(attr)));
+        let list = attrs.iter().fold(Attrs::new(op), |all, (name, attr)| all.with(name, ir_attr(attr)));
         let kind = OpKind::from_attrs(op, list).map_err(|e| self.ir(CALL, e))?;
         let name = (!name.is_empty()).then_some(name);
         let added = match self.space_mut(space) {
@@ -634,7 +641,10 @@ unsafe impl Host for GraphHost<'_, '_> {
         let info = self.cx.weights.info(tensor).cloned().map_err(|e| self.ir(CALL, e))?;
         if info.elem != Elem::F32 {
             let has = info.elem.name();
-            return Err(refused(CALL, format!("tensor {tensor} is stored as {has} already; run the pass before that")));
+            return Err(refused(
+                CALL,
+                format!("tensor {tensor} is stored as {has} already; run the pass before that"),
+            ));
         }
         let values = self.cx.weights.read_f32(tensor).map_err(|e| self.ir(CALL, e))?;
         Ok(self.edit_of(tensor, info.shape, false, values))
@@ -643,7 +653,10 @@ unsafe impl Host for GraphHost<'_, '_> {
     fn tensor_create(&mut self, tensor: &str, shape: &[usize]) -> Result<HeldMut> {
         const CALL: &str = "tensor_create";
         if tensor.is_empty() || self.cx.weights.contains(tensor) {
-            return Err(refused(CALL, format!("the name {tensor:?} is taken; give a new tensor one of its own")));
+            return Err(refused(
+                CALL,
+                format!("the name {tensor:?} is taken; give a new tensor one of its own"),
+            ));
         }
         let size = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n > 0);
         let ty = TensorType::f32(shape.iter().map(|d| (*d).into()));
@@ -701,7 +714,8 @@ unsafe impl Host for GraphHost<'_, '_> {
         if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
             return Err(refused(CALL, format!("tensor {tensor} holds {} at row {}", weights[at], at / k)));
         }
-        let parts = weights.par_chunks(ROWS * k).map(|w| Encoded::nearest(format, w.len() / k, k, w, importance));
+        let parts =
+            weights.par_chunks(ROWS * k).map(|w| Encoded::nearest(format, w.len() / k, k, w, importance));
         let parts = parts.collect::<std::result::Result<Vec<_>, _>>();
         let joined = parts.and_then(|p| Encoded::concat_rows(&p.iter().collect::<Vec<_>>()));
         let encoded = joined.map_err(|e| refused(CALL, e.to_string()))?;
@@ -717,7 +731,8 @@ unsafe impl Host for GraphHost<'_, '_> {
         let format = self.format(CALL, codes.format)?;
         let (n, k) = self.matrix(CALL, tensor, format)?;
         if (codes.n, codes.k) != (n, k) {
-            let problem = format!("codes of [{}, {}] for tensor {tensor}, which is [{n}, {k}]", codes.n, codes.k);
+            let problem =
+                format!("codes of [{}, {}] for tensor {tensor}, which is [{n}, {k}]", codes.n, codes.k);
             return Err(self.misuse(CALL, problem));
         }
         if format.is_uncompressed() {
@@ -732,7 +747,9 @@ unsafe impl Host for GraphHost<'_, '_> {
         ];
         for (what, expected, got) in lengths {
             if expected != got {
-                return Err(self.misuse(CALL, format!("{what}: {} wants {expected} of them, got {got}", format.name)));
+                return Err(
+                    self.misuse(CALL, format!("{what}: {} wants {expected} of them, got {got}", format.name))
+                );
             }
         }
         encoded.codes.copy_from_slice(codes.codes);
@@ -741,7 +758,10 @@ unsafe impl Host for GraphHost<'_, '_> {
         if let Some((entries, shift)) = codes.table {
             let count = format.table().map_or(0, |t| 1usize << t.bits);
             if entries.len() != count {
-                return Err(self.misuse(CALL, format!("table: {} has {count} entries, got {}", format.name, entries.len())));
+                return Err(self.misuse(
+                    CALL,
+                    format!("table: {} has {count} entries, got {}", format.name, entries.len()),
+                ));
             }
             if matches!(format.scale, Scale::Bf16) && shift != 0 {
                 return Err(refused(CALL, "a shift needs choices, which bf16 scales leave no room for"));

@@ -117,7 +117,9 @@ fn layers(cx: &Context<'_>) -> Result<Vec<Layer>> {
             }
         }
         let Some(before) = before else {
-            return Err(Error::new("a layer does not go on from the one before; this pass does not know such models"));
+            return Err(Error::new(
+                "a layer does not go on from the one before; this pass does not know such models",
+            ));
         };
         layers.push(Layer { before, behind: pair[1].1 });
     }

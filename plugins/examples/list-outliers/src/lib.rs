@@ -12,7 +12,7 @@ attar_plugin::options! {
     /// Options of the pass.
     pub struct Options {
         /// file to write
-        pub path: String = "outliers.csv", text;
+        pub path: String = "outliers.csv";
         /// how many times the layer's root mean square a column must reach
         pub factor: f64 = 6.0, float 1.0..=1000000.0;
         /// most columns of a layer
@@ -53,9 +53,11 @@ impl Pass for ListOutliers {
             cx.progress(&name, done as u64, linears.len() as u64)?;
             let statistics = cx.statistics(inputs[0])?;
             let (squares, largest) = (statistics.mean_squares(), statistics.max_abs());
-            let rms = (squares.iter().map(|s| f64::from(*s)).sum::<f64>() / squares.len().max(1) as f64).sqrt();
+            let rms =
+                (squares.iter().map(|s| f64::from(*s)).sum::<f64>() / squares.len().max(1) as f64).sqrt();
             let times = |column: usize| f64::from(largest[column]) / rms.max(f64::MIN_POSITIVE);
-            let mut columns: Vec<usize> = (0..largest.len()).filter(|c| times(*c) >= options.factor).collect();
+            let mut columns: Vec<usize> =
+                (0..largest.len()).filter(|c| times(*c) >= options.factor).collect();
             columns.sort_by(|a, b| largest[*b].total_cmp(&largest[*a]).then(a.cmp(b)));
             count += columns.len() as u64;
             cx.metric(&name, [("outlier_columns", (columns.len() as u64).into())])?;

@@ -38,7 +38,9 @@ impl Pass for PruneNm {
     fn run(options: &Options, cx: &Context<'_>) -> Result<()> {
         if options.n > options.m {
             let Options { n, m, .. } = options;
-            return Err(Error::new(format!("n is {n} and m is {m}: no group of {m} keeps {n}; make n smaller")));
+            return Err(Error::new(format!(
+                "n is {n} and m is {m}: no group of {m} keeps {n}; make n smaller"
+            )));
         }
         let wanted = cx.tensors()?;
         let linears = cx.nodes_of("linear")?;
