@@ -54,4 +54,3 @@ pub use launch::{Both, CopyMode, KernelInfo, Launch, Module, Options, Param, Par
 pub use memory::{Buffer, Memory, Space};
 pub use stats::{Count, SharedTraffic, Stats, Traffic};
 pub use tensor_map::TensorMap;
-pub use types::Type;
