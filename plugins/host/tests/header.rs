@@ -15,14 +15,18 @@ fn generated(source: &Path) -> String {
         .replace("[`attar_plugin_entry`](crate::entry::attar_plugin_entry)", "attar_plugin_entry");
     let config = cbindgen::Config {
         language: cbindgen::Language::C,
-        header: Some(format!("/*\n * {}\n */", plain(&about))),
+        header: Some(format!("/*\n{}\n */", plain(&about))),
         include_guard: Some("ATTAR_PLUGIN_H".to_owned()),
         no_includes: true,
         sys_includes: vec!["stddef.h".to_owned(), "stdint.h".to_owned()],
         cpp_compat: true,
         style: cbindgen::Style::Both,
         documentation: true,
-        documentation_style: cbindgen::DocumentationStyle::C,
+        documentation_style: cbindgen::DocumentationStyle::Doxy,
+        export: cbindgen::ExportConfig {
+            include: vec!["AttarHost".to_owned(), "AttarPlugin".to_owned()],
+            ..cbindgen::ExportConfig::default()
+        },
         trailer: Some(
             "#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n/**\n * The one function that a plugin exports. `host` stays valid for as \
              long as the library is loaded; `NULL` refuses to work.\n */\nconst AttarPlugin *attar_plugin_entry(const AttarHost \

@@ -10,6 +10,9 @@
 #ifndef MINOR
 #define MINOR ATTAR_ABI_MINOR
 #endif
+#ifndef NOTHING
+#define NOTHING 0
+#endif
 #ifndef EXTRA
 #define EXTRA 0
 #endif
@@ -254,9 +257,5 @@ static const struct {
 
 const AttarPlugin *attar_plugin_entry(const AttarHost *host) {
   (void)host;
-#ifdef NOTHING
-  return NULL;
-#else
-  return &PLUGIN.plugin;
-#endif
+  return NOTHING ? NULL : &PLUGIN.plugin;
 }
