@@ -421,6 +421,7 @@ impl Driver {
     fn perform(&mut self, device: usize, work: &Work) -> Outcome<()> {
         self.working(device)?;
         match work {
+            Work::FromHost { len: 0, .. } | Work::ToHost { len: 0, .. } => Ok(()),
             Work::Launch { function, grid, block, shared, params } => {
                 let launch = Launch {
                     kernel: &function.info.name,
@@ -455,6 +456,7 @@ impl Driver {
                 self.memory.write(*to, &bytes).map_err(|_| codes::INVALID_VALUE)
             }
             Work::Fill { to, byte, len } => {
+                self.memory.read(*to, *len).map_err(|_| codes::INVALID_VALUE)?;
                 self.memory.write(*to, &vec![*byte; *len]).map_err(|_| codes::INVALID_VALUE)
             }
             Work::Call { function, argument } => {

@@ -9,7 +9,7 @@
 use crate::codes::{self, Code};
 use crate::driver::{Driver, Outcome, Work};
 use crate::settings::Settings;
-use attar_ptx::Param;
+use attar_ptx::{Param, TensorMap};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -54,6 +54,18 @@ fn put<T>(to: *mut T, value: T) -> Outcome<()> {
     // SAFETY: not null, and by the driver's contract a place for one value.
     unsafe { to.write(value) };
     Ok(())
+}
+
+/// A list of numbers of the caller.
+fn list<T: Copy>(from: *const T, n: usize) -> Outcome<Vec<T>> {
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    if from.is_null() {
+        return Err(codes::INVALID_VALUE);
+    }
+    // SAFETY: not null, and by the driver's contract the beginning of `n` numbers.
+    Ok(unsafe { std::slice::from_raw_parts(from, n) }.to_vec())
 }
 
 fn text<'a>(from: *const c_char) -> Outcome<&'a str> {
@@ -213,6 +225,46 @@ entry_points! {
     fn cuFuncSetAttribute(function: usize, attribute: c_int, value: c_int) =
         call(|d| d.set_function_attribute(function, attribute, value));
     fn cuFuncSetCacheConfig(function: usize, _config: c_uint) = call(|d| d.function(function).map(|_| ()));
+
+    fn cuTensorMapEncodeTiled(
+        map: *mut [u8; 128],
+        data_type: c_uint,
+        rank: c_uint,
+        address: u64,
+        dims: *const u64,
+        strides: *const u64,
+        box_dims: *const u32,
+        element_strides: *const u32,
+        interleave: c_uint,
+        swizzle: c_uint,
+        _promotion: c_uint,
+        fill: c_uint
+    ) = call(|_| {
+        let rank = rank as usize;
+        if !(1..=5).contains(&rank) || interleave != 0 || fill != 0 {
+            return Err(codes::INVALID_VALUE);
+        }
+        if list(element_strides, rank)?.iter().any(|s| *s != 1) {
+            return Err(codes::NOT_SUPPORTED);
+        }
+        let element_bytes = match data_type {
+            0 => 1,
+            1 | 6 | 9 => 2,
+            2 | 3 | 7 | 10..=12 => 4,
+            4 | 5 | 8 => 8,
+            _ => return Err(codes::INVALID_VALUE),
+        };
+        let swizzle = *[0, 32, 64, 128].get(swizzle as usize).ok_or(codes::NOT_SUPPORTED)?;
+        let tensor = TensorMap {
+            address,
+            element_bytes,
+            dims: list(dims, rank)?,
+            strides: list(strides, rank - 1)?,
+            box_dims: list(box_dims, rank)?,
+            swizzle,
+        };
+        put(map, tensor.encode().map_err(|_| codes::INVALID_VALUE)?)
+    });
 
     // Streams and events.
     fn cuStreamCreate(stream: *mut usize, _flags: c_uint) =

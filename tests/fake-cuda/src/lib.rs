@@ -15,6 +15,7 @@ pub use settings::{CAPABILITY, DEVICES, DRIVER, FAIL_COPY, LOG, LOSE_AFTER, MEMO
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Copies the library into `folder`, as `libcuda.so`, and gives the folder.
 ///
@@ -31,7 +32,9 @@ pub fn install(folder: &Path) -> io::Result<PathBuf> {
     };
     std::fs::create_dir_all(folder)?;
     // Under another name first: several tests may install it at once.
-    let beside = folder.join(format!("libcuda.so.{}", std::process::id()));
+    static INSTALLED: AtomicU64 = AtomicU64::new(0);
+    let turn = INSTALLED.fetch_add(1, Ordering::Relaxed);
+    let beside = folder.join(format!("libcuda.so.{}.{turn}", std::process::id()));
     std::fs::copy(built, &beside)?;
     std::fs::rename(&beside, folder.join("libcuda.so"))?;
     Ok(folder.to_path_buf())

@@ -325,3 +325,38 @@ fn launches_are_logged() {
         assert_eq!((fields[0], fields[1], fields[4], fields[5]), ("saxpy", "[1, 1, 1]", "1024", "512"));
     }
 }
+
+#[test]
+fn tensor_maps() {
+    in_child("tensor_maps", &[], || {
+        let (_context, stream) = device();
+        let x = stream.alloc_zeros::<u16>(64 * 64).expect("memory");
+        let (address, _sync) = cudarc::driver::DevicePtr::device_ptr(&x, &stream);
+        let encode = |stride: u64, box_columns: u32| {
+            let mut map = sys::CUtensorMap { opaque: [0; 16] };
+            // SAFETY: the lists have as many numbers as the tensor has dimensions.
+            let code = unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    &mut map,
+                    sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                    2,
+                    address as *mut std::ffi::c_void,
+                    [64, 64].as_ptr(),
+                    [stride].as_ptr(),
+                    [box_columns, 64].as_ptr(),
+                    [1, 1].as_ptr(),
+                    sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                    sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                    sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                )
+            };
+            (code, map.opaque)
+        };
+        let (code, opaque) = encode(128, 64);
+        assert_eq!(code, CUresult::CUDA_SUCCESS);
+        assert_ne!(opaque, [0; 16]);
+        assert_eq!(encode(100, 64).0, CUresult::CUDA_ERROR_INVALID_VALUE);
+        assert_eq!(encode(128, 128).0, CUresult::CUDA_ERROR_INVALID_VALUE);
+    });
+}

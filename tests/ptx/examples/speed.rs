@@ -34,7 +34,11 @@ fn main() {
         ("mma", "gemm_bf16", [4, 4, 1], 128, p(&[pointer(), pointer(), out.into(), 256.into(), 512.into()])),
         ("wgmma", "wgmma_bulk", [1, 1, 1], 128, p(&[pointer(), pointer(), out.into(), 200.into()])),
     ];
+    let only = std::env::args().nth(1);
     for (name, kernel, grid, threads, params) in runs {
+        if only.as_deref().is_some_and(|only| only != kernel) {
+            continue;
+        }
         let module = module(name);
         let launch = Launch { kernel, grid, block: [threads, 1, 1], dynamic_shared: 0, params: &params };
         for (what, options) in [

@@ -46,10 +46,11 @@ mod parser;
 mod shared;
 mod stats;
 mod syntax;
+mod tensor_map;
 mod types;
 
 pub use error::{Access, Error, ErrorKind, Result, Site};
 pub use launch::{Both, CopyMode, KernelInfo, Launch, Module, Options, Param, ParamInfo};
 pub use memory::{Buffer, Memory, Space};
 pub use stats::{Count, SharedTraffic, Stats, Traffic};
-pub use types::Type;
+pub use tensor_map::TensorMap;

@@ -287,11 +287,17 @@ impl Memory {
             return Err(ErrorKind::Uninitialised { space, buffer, offset: offset + at });
         }
         if !allocation.marks.is_empty() {
-            for at in offset..offset + len {
-                let mark = allocation.marks[at / PAGE].as_ref().map_or(0, |page| page[at % PAGE]);
-                if conflicts(mark, view, strong) {
-                    return Err(race(allocation, at, Access::Read, mark, view));
+            let (mut at, end) = (offset, offset + len);
+            while at < end {
+                let stop = end.min((at / PAGE + 1) * PAGE);
+                // Most of what is read was not written by this launch: pages without marks cost nothing.
+                if let Some(page) = &allocation.marks[at / PAGE] {
+                    let marks = &page[at % PAGE..at % PAGE + (stop - at)];
+                    if let Some(i) = marks.iter().position(|mark| conflicts(*mark, view, strong)) {
+                        return Err(race(allocation, at + i, Access::Read, marks[i], view));
+                    }
                 }
+                at = stop;
             }
         }
         out.copy_from_slice(&allocation.data[offset..offset + len]);

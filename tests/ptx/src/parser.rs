@@ -11,13 +11,17 @@ const NEWEST: (&str, u32, u32) = ("9.0", 9, 0);
 /// # Errors
 /// The first line that is not PTX as this interpreter knows it.
 pub(crate) fn parse(source: &str) -> Result<Text> {
-    let mut parser = Parser { tokens: lexer::tokens(source)?, at: 0 };
+    let mut parser = Parser { tokens: lexer::tokens(source)?, at: 0, depth: 0 };
     parser.text()
 }
+
+/// Deepest nesting of operands and initial values.
+const DEEPEST: usize = 16;
 
 struct Parser {
     tokens: Vec<Spanned>,
     at: usize,
+    depth: usize,
 }
 
 impl Parser {
@@ -204,7 +208,7 @@ impl Parser {
                 Some(Token::Dot(d)) if d == "maxntid" || d == "reqntid" => {
                     self.at += 1;
                     let block = self.triple()?;
-                    function.max_threads = Some(block.iter().product());
+                    function.max_threads = Some(block.iter().fold(1, |all: u32, n| all.saturating_mul(*n)));
                     if d == "reqntid" {
                         function.required_block = Some(block);
                     }
@@ -344,11 +348,11 @@ impl Parser {
                 count = initial.len();
             }
         }
-        let Some(bytes) = count.checked_mul(element.bytes()).filter(|b| *b < 1 << 40) else {
+        let Some(bytes) = count.checked_mul(element.bytes()).filter(|b| *b < 1 << 31) else {
             return self.expected("a smaller variable");
         };
-        if !align.is_power_of_two() {
-            return self.expected("a power of two as alignment");
+        if !align.is_power_of_two() || align > 4096 {
+            return self.expected("a power of two, at most 4096, as alignment");
         }
         if initial.len() > count {
             return self.expected(&format!("at most {count} initial values"));
@@ -359,7 +363,7 @@ impl Parser {
     fn initial(&mut self, out: &mut Vec<Initial>) -> Result<()> {
         if self.eat('{') {
             while !self.eat('}') {
-                self.initial(out)?;
+                self.nested(|parser| parser.initial(out))?;
                 if !self.eat(',') && !self.is('}') {
                     return self.expected("`,` or `}`");
                 }
@@ -545,7 +549,22 @@ impl Parser {
         Ok(total)
     }
 
+    /// Runs `with` one level deeper.
+    fn nested<T>(&mut self, with: impl FnOnce(&mut Parser) -> Result<T>) -> Result<T> {
+        if self.depth >= DEEPEST {
+            return self.unsupported("so deep a nesting");
+        }
+        self.depth += 1;
+        let result = with(self);
+        self.depth -= 1;
+        result
+    }
+
     fn single(&mut self) -> Result<Operand> {
+        self.nested(Parser::single_inside)
+    }
+
+    fn single_inside(&mut self) -> Result<Operand> {
         let Some(token) = self.peek().cloned() else { return self.expected("an operand") };
         self.at += 1;
         Ok(match token {

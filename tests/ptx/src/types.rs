@@ -2,7 +2,7 @@
 
 /// A fundamental, packed or alternate type of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Type {
+pub(crate) enum Type {
     Pred,
     B8,
     B16,
@@ -45,7 +45,7 @@ pub(crate) enum Kind {
 
 impl Type {
     /// The type an opcode suffix or a declaration names, without the leading dot.
-    pub fn parse(name: &str) -> Option<Type> {
+    pub(crate) fn parse(name: &str) -> Option<Type> {
         Some(match name {
             "pred" => Type::Pred,
             "b8" => Type::B8,

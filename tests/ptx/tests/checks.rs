@@ -320,6 +320,18 @@ fn asynchronous_copies_are_waited_for() {
     );
 }
 
+/// A warp that feeds itself by bulk copies, longer than a deadlock takes to be noticed.
+#[test]
+fn long_pipelines_are_no_deadlocks() {
+    let body = ".shared .align 16 .b8 s[16]; .shared .align 8 .b8 b[8]; mov.u32 %r1, s; mov.u32 %r2, b; mov.u32 %r3, 0;
+                mbarrier.init.shared.b64 [%r2], 1; fence.proxy.async;
+                NEXT: mbarrier.arrive.expect_tx.shared.b64 _, [%r2], 16;
+                cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1], 16, [%r2];
+                and.b32 %r4, %r3, 1; WAIT: mbarrier.try_wait.parity.shared.b64 %p1, [%r2], %r4; @!%p1 bra WAIT;
+                ld.shared.u32 %r5, [%r1]; fence.proxy.async; add.u32 %r3, %r3, 1; setp.lt.u32 %p2, %r3, 300; @%p2 bra NEXT;";
+    sound(body, 1, 1);
+}
+
 /// Each mode alone finds what it is for.
 #[test]
 fn lazy_and_eager_find_different_faults() {
@@ -479,10 +491,7 @@ fn what_is_not_known_is_refused_with_its_line() {
         ("add.u32 %r1, %r0;", "3 operands"),
         ("bra NOWHERE;", "NOWHERE"),
         ("mma.sync.aligned.m16n8k16.col.row.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r1}, {%f1};", "mma"),
-        (
-            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r1, %r2}], [%r3];",
-            "tensor",
-        ),
+        ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%rd1], [%r1], 16;", "cp.reduce"),
         ("call missing;", "missing"),
         (".reg .b128 %q;", "128 bits"),
         ("add.u32 %r1, %r0, #;", "'#'"),
@@ -494,8 +503,24 @@ fn what_is_not_known_is_refused_with_its_line() {
     let newer = error(Module::parse(".version 9.5\n.target sm_90a\n.address_size 64\n"));
     assert!(matches!(&newer.kind, ErrorKind::Version { found, .. } if found == "9.5"), "{newer}");
     assert!(matches!(error(Module::parse("")).kind, ErrorKind::Syntax { .. }));
-    let deep = format!("{}{}", written("mov.b64 %rd3, "), "{".repeat(100_000));
-    assert!(Module::parse(&deep).is_err());
+    // What could exhaust the stack or the memory is refused as well.
+    let deep = "{".repeat(100_000);
+    for body in [
+        format!("mov.b64 %rd3, {deep}"),
+        format!("mov.b64 %rd3, {}%p1", "!".repeat(100_000)),
+        ".local .align 8 .b8 l[1000000];".to_owned(),
+        ".reg .b32 %many<4000000>;".to_owned(),
+        ".shared .b8 s[9999999999999];".to_owned(),
+    ] {
+        let found = refused(&body);
+        assert_eq!(found.at.line, Some(15), "{found}");
+    }
+    assert!(Module::parse(&format!("{}{deep}", written(""))).is_err());
+    let itself = ".func f() { call f; ret; }";
+    let recursive = written("call f;").replace(".visible", &format!("{itself}\n.visible"));
+    assert!(
+        matches!(&error(Module::parse(&recursive)).kind, ErrorKind::Unsupported(why) if why.contains("recursion"))
+    );
 }
 
 #[test]

@@ -505,6 +505,9 @@ impl Decoder<'_> {
 
     fn mov(&mut self, m: &mut Modifiers<'_>, o: &[Operand]) -> Decoded<Op> {
         let ty = m.ty()?;
+        if ty.bits() > 64 {
+            return Err(m.unsupported(""));
+        }
         let [into, from] = self.exactly(o)?;
         match (into, from) {
             (Operand::Vector(into), from) => {

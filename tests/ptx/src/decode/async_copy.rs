@@ -2,7 +2,7 @@
 
 use super::modifiers::Modifiers;
 use super::{Decoded, Decoder};
-use crate::code::{Op, Src};
+use crate::code::{Address, Op, Src};
 use crate::machine::async_copy::AsyncOp;
 use crate::machine::mbarrier::MbarrierOp;
 use crate::syntax::Operand;
@@ -10,6 +10,11 @@ use crate::types::Type;
 
 fn op(copy: AsyncOp) -> Op {
     Op::Async(Box::new(copy))
+}
+
+/// `2d`.
+fn dimensions(name: &str) -> Option<usize> {
+    name.strip_suffix('d')?.parse().ok().filter(|n| (1..=5).contains(n))
 }
 
 fn constant(operand: &Operand, m: &Modifiers<'_>) -> Decoded<u64> {
@@ -88,10 +93,14 @@ impl Decoder<'_> {
         if m.take("prefetch") {
             m.take_prefix("L2");
             m.take("global");
+            if m.take("tensor") {
+                m.parse(dimensions);
+                m.take("tile");
+            }
             return Ok(Op::Nop);
         }
         if m.take("tensor") {
-            return Err(m.unsupported("(tensor maps)"));
+            return self.tile(m, o);
         }
         let policy = usize::from(m.take("L2::cache_hint"));
         if m.take("bulk_group") {
@@ -115,6 +124,34 @@ impl Decoder<'_> {
         }
         let (into, from, mbarrier) = (self.address(into)?, self.address(from)?, self.address(mbarrier)?);
         Ok(op(AsyncOp::BulkIn { into, from, bytes: self.src(bytes, Type::U32)?, mbarrier }))
+    }
+
+    fn tile(&mut self, m: &mut Modifiers<'_>, o: &[Operand]) -> Decoded<Op> {
+        let rank = m.parse(dimensions);
+        m.take("tile");
+        let policy = usize::from(m.take("L2::cache_hint"));
+        let outward = m.take("bulk_group");
+        let counted = m.take("mbarrier::complete_tx::bytes");
+        let spaces = m.take("global") && (m.take("shared::cluster") | m.take("shared::cta"));
+        let (shared, tensor, rest) = match o {
+            [tensor, shared, rest @ ..] if outward => (shared, tensor, rest),
+            [shared, tensor, rest @ ..] => (shared, tensor, rest),
+            _ => return Err(m.unsupported("without operands")),
+        };
+        let mbarrier = match rest {
+            [mbarrier, rest @ ..] if counted && rest.len() == policy => Some(self.address(mbarrier)?),
+            rest if outward && rest.len() == policy => None,
+            _ => return Err(m.unsupported("with these operands")),
+        };
+        let Operand::Address { base, offset, coordinates: Some(coordinates) } = tensor else {
+            return Err(m.unsupported("without coordinates"));
+        };
+        if !spaces || rank != Some(coordinates.len()) {
+            return Err(m.unsupported(""));
+        }
+        let at = coordinates.iter().map(|c| self.src(c, Type::S32)).collect::<Decoded<Vec<Src>>>()?;
+        let map = Address { base: self.src(base, Type::U64)?, offset: *offset };
+        Ok(op(AsyncOp::Tile { shared: self.address(shared)?, map, at, mbarrier }))
     }
 
     pub(super) fn mbarrier_op(&mut self, m: &mut Modifiers<'_>, o: &[Operand]) -> Decoded<Op> {

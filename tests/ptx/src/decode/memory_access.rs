@@ -59,6 +59,11 @@ fn width(m: &mut Modifiers<'_>) -> usize {
     m.one_of(&[("v2", 2), ("v4", 4), ("v8", 8)]).unwrap_or(1)
 }
 
+/// Devices before `sm_100` access at most 16 bytes at once, and registers hold 8.
+fn fits(element: Type, count: usize) -> bool {
+    element.bytes() <= 8 && count <= 4 && element.bytes() * count <= 16
+}
+
 impl Decoder<'_> {
     pub(super) fn memory_op(&mut self, root: &str, m: &mut Modifiers<'_>, o: &[Operand]) -> Decoded<Op> {
         match root {
@@ -148,6 +153,9 @@ impl Decoder<'_> {
         let count = width(m);
         let element = m.ty()?;
         let [into, address, rest @ ..] = o else { return Err(m.unsupported("without operands")) };
+        if !fits(element, count) {
+            return Err(m.unsupported("of so many bytes"));
+        }
         if rest.len() != usize::from(policy) {
             return Err(m.unsupported("with these operands"));
         }
@@ -180,6 +188,9 @@ impl Decoder<'_> {
         let count = width(m);
         let element = m.ty()?;
         let [address, from, rest @ ..] = o else { return Err(m.unsupported("without operands")) };
+        if !fits(element, count) {
+            return Err(m.unsupported("of so many bytes"));
+        }
         if rest.len() != usize::from(policy) {
             return Err(m.unsupported("with these operands"));
         }
@@ -232,6 +243,7 @@ impl Decoder<'_> {
             AtomicOp::Exchange | AtomicOp::CompareExchange => matches!(ty, Type::B16 | Type::B32 | Type::B64),
         };
         if !known
+            || !fits(ty, count)
             || matches!(ty, Type::Tf32 | Type::E4m3 | Type::E5m2 | Type::E4m3x2 | Type::E5m2x2 | Type::B128)
         {
             return Err(m.unsupported(""));

@@ -27,6 +27,13 @@ pub(crate) type Decoded<T> = std::result::Result<T, ErrorKind>;
 /// Instructions a kernel may have after inlining.
 const MAX_INSTS: usize = 1 << 22;
 
+/// Registers a kernel may have after inlining.
+const MAX_REGISTERS: usize = 1 << 17;
+/// Bytes of local memory of a thread, as on devices.
+const MAX_LOCAL: usize = 512 << 10;
+/// Deepest calls.
+const MAX_CALLS: usize = 64;
+
 /// What a name stands for.
 #[derive(Debug, Clone, Copy)]
 enum Binding {
@@ -143,6 +150,9 @@ impl<'a> Decoder<'a> {
         if self.calls.contains(&function.name.as_str()) {
             return Err(ErrorKind::Unsupported(format!("recursion of {}", function.name)));
         }
+        if self.calls.len() >= MAX_CALLS {
+            return Err(ErrorKind::Unsupported("calls so deep".to_owned()));
+        }
         self.calls.push(&function.name);
         self.open(body);
         for (at, statement) in body.iter().enumerate() {
@@ -236,7 +246,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn register(&mut self, element: Type, name: &str) -> Decoded<()> {
-        if self.register_bits.len() + self.code.predicates.len() >= MAX_INSTS {
+        if self.register_bits.len() + self.code.predicates.len() >= MAX_REGISTERS {
             return Err(ErrorKind::Unsupported("so many registers".to_owned()));
         }
         let binding = match element {
@@ -271,8 +281,8 @@ impl<'a> Decoder<'a> {
                 }
                 binding
             }
-            StateSpace::Local => Binding::Local(self.place_local(variable)),
-            StateSpace::Param => Binding::CallParam(self.place_local(variable)),
+            StateSpace::Local => Binding::Local(self.place_local(variable)?),
+            StateSpace::Param => Binding::CallParam(self.place_local(variable)?),
             StateSpace::Global | StateSpace::Const | StateSpace::Reg => {
                 return Err(ErrorKind::Unsupported(format!("variable {} in a function", variable.name)));
             }
@@ -291,10 +301,13 @@ impl<'a> Decoder<'a> {
         Binding::Shared(SHARED_BASE + offset as u64)
     }
 
-    fn place_local(&mut self, variable: &Variable) -> u64 {
+    fn place_local(&mut self, variable: &Variable) -> Decoded<u64> {
         let offset = self.code.local_bytes.next_multiple_of(variable.align);
         self.code.local_bytes = offset + variable.bytes;
-        offset as u64
+        if self.code.local_bytes > MAX_LOCAL {
+            return Err(ErrorKind::Unsupported(format!("more than {MAX_LOCAL} bytes of local memory")));
+        }
+        Ok(offset as u64)
     }
 
     fn emit(&mut self, guard: Option<(u32, bool)>, op: Op, spelling: &str) {

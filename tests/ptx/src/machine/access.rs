@@ -36,8 +36,9 @@ pub(crate) fn space_of(address: u64) -> Space {
     }
 }
 
-/// Longest access: four registers of 64 bits.
-const LONGEST: usize = 32;
+/// Longest access in bytes, and most components.
+const LONGEST: usize = 16;
+const COMPONENTS: usize = 4;
 
 impl Block<'_> {
     /// Addresses of an access, for the lanes of `mask`.
@@ -54,7 +55,7 @@ impl Block<'_> {
         let addresses = self.addresses(warp, load.address, mask)?;
         let bytes = load.element.bytes();
         let len = bytes * load.into.len();
-        let mut out = [[0u64; WARP]; 8];
+        let mut out = [[0u64; WARP]; COMPONENTS];
         let mut buffer = [0u8; LONGEST];
         for lane in each(mask) {
             let place = Place { space: load.space, address: addresses[lane], lane, strong: load.strong };
@@ -85,7 +86,7 @@ impl Block<'_> {
         let addresses = self.addresses(warp, store.address, mask)?;
         let bytes = store.element.bytes();
         let len = bytes * store.from.len();
-        let mut values = [[0u64; WARP]; 8];
+        let mut values = [[0u64; WARP]; COMPONENTS];
         for (values, from) in values.iter_mut().zip(&store.from) {
             let mut scratch = [0; WARP];
             *values = *warp.get(&self.fixed, *from, mask, &mut scratch)?;
@@ -177,7 +178,7 @@ impl Block<'_> {
     pub(crate) fn atomic(&mut self, warp: &mut Warp, atomic: &Atomic, mask: u32) -> Result<(), Fault> {
         let addresses = self.addresses(warp, atomic.address, mask)?;
         let bytes = atomic.ty.bytes();
-        let mut outs = [[0u64; WARP]; 8];
+        let mut outs = [[0u64; WARP]; COMPONENTS];
         for (i, value) in atomic.value.iter().enumerate() {
             let mut scratch = [0; WARP];
             let values = *warp.get(&self.fixed, *value, mask, &mut scratch)?;

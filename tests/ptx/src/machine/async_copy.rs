@@ -3,6 +3,7 @@
 //! Lazily, bytes move when somebody waits for them; until then nobody may touch where they go to. Eagerly, they move at
 //! once. A kernel that is right gives the same in both.
 
+use super::access::Place;
 use super::warp::Warp;
 use super::{Block, Fault, Flow, Step};
 use crate::code::{Address, PredSrc, Src};
@@ -11,6 +12,7 @@ use crate::lanes::{WARP, each};
 use crate::launch::CopyMode;
 use crate::memory::Space;
 use crate::shared::{ASYNC_LANE, Who};
+use crate::tensor_map::TensorMap;
 use std::collections::VecDeque;
 
 #[derive(Debug, Clone)]
@@ -47,6 +49,13 @@ pub(crate) enum AsyncOp {
         from: Address,
         bytes: Src,
     },
+    /// A box of a tensor, to shared memory, or from there where no mbarrier counts it.
+    Tile {
+        shared: Address,
+        map: Address,
+        at: Vec<Src>,
+        mbarrier: Option<Address>,
+    },
     BulkCommit,
     /// `read`: until their sources have been read.
     BulkWait {
@@ -54,17 +63,46 @@ pub(crate) enum AsyncOp {
     },
 }
 
+/// The side of a copy that lies in global memory.
+#[derive(Debug, Clone)]
+enum Global {
+    /// Bytes in a row; of a copy inward, those behind them become zeros.
+    Row {
+        address: u64,
+        bytes: usize,
+    },
+    Tile {
+        map: Box<TensorMap>,
+        at: Vec<i32>,
+    },
+}
+
 /// A copy of one thread that has not landed.
 #[derive(Debug, Clone)]
 pub(crate) struct Copy {
     who: Who,
-    into: u64,
-    from: u64,
+    shared: u64,
+    global: Global,
     pub(crate) bytes: usize,
-    source_bytes: usize,
     /// From shared to global memory.
     outward: bool,
     line: u32,
+}
+
+impl Copy {
+    /// Pieces of global memory, with their offset in the copy.
+    fn segments(&self) -> Vec<(usize, u64, usize)> {
+        match &self.global {
+            Global::Row { bytes: 0, .. } => Vec::new(),
+            Global::Row { address, bytes } => vec![(0, *address, *bytes)],
+            Global::Tile { map, at } => map.segments(at),
+        }
+    }
+
+    /// Pairs of places of sixteen bytes: in the copy, and in shared memory, both from its beginning.
+    fn pieces(&self, map: &TensorMap) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.bytes).step_by(16).map(|at| (at, (map.swizzled(self.shared, at) - self.shared) as usize))
+    }
 }
 
 /// Copies of one thread: those not committed, and groups, oldest first.
@@ -140,10 +178,9 @@ impl Block<'_> {
                     }
                     let copy = Copy {
                         who: Who { warp: warp.index as u8, lane: lane as u8 },
-                        into: shared_address(into[lane]),
-                        from: from[lane],
+                        shared: shared_address(into[lane]),
+                        global: Global::Row { address: from[lane], bytes: size },
                         bytes: *bytes,
-                        source_bytes: size,
                         outward: false,
                         line,
                     };
@@ -192,11 +229,43 @@ impl Block<'_> {
                 let mut scratch = [0; WARP];
                 let sizes = *warp.get(&self.fixed, *bytes, mask, &mut scratch)?;
                 for lane in each(mask) {
-                    let copy = self.bulk(warp, into[lane], from[lane], sizes[lane], true, line);
+                    let copy = self.bulk(warp, from[lane], into[lane], sizes[lane], true, line);
                     self.issue(&copy, 16).map_err(|kind| Fault(kind, Some(lane)))?;
                     if !self.is_eager() {
                         warp.queues(lane).bulk.open.push(copy);
                     }
+                }
+            }
+            AsyncOp::Tile { shared, map, at, mbarrier } => {
+                let shared = self.addresses(warp, *shared, mask)?;
+                let maps = self.addresses(warp, *map, mask)?;
+                let mut places = vec![[0; WARP]; at.len()];
+                for (place, src) in places.iter_mut().zip(at) {
+                    let mut scratch = [0; WARP];
+                    *place = *warp.get(&self.fixed, *src, mask, &mut scratch)?;
+                }
+                let barriers = match mbarrier {
+                    Some(mbarrier) => Some(self.addresses(warp, *mbarrier, mask)?),
+                    None => None,
+                };
+                for lane in each(mask) {
+                    let at: Vec<i32> = places.iter().map(|p| p[lane] as i32).collect();
+                    let copy = self.tile(warp, lane, shared[lane], maps[lane], at, barriers.is_none(), line);
+                    let done = copy.and_then(|copy| {
+                        self.issue(&copy, 128)?;
+                        match &barriers {
+                            Some(barriers) => {
+                                self.count_bytes(warp.index, lane, shared_address(barriers[lane]), copy)
+                            }
+                            None => {
+                                if !self.is_eager() {
+                                    warp.queues(lane).bulk.open.push(copy);
+                                }
+                                Ok(())
+                            }
+                        }
+                    });
+                    done.map_err(|kind| Fault(kind, Some(lane)))?;
                 }
             }
             AsyncOp::BulkCommit => {
@@ -209,16 +278,65 @@ impl Block<'_> {
         Ok(Flow::Next)
     }
 
-    fn bulk(&mut self, warp: &Warp, into: u64, from: u64, bytes: u64, outward: bool, line: u32) -> Copy {
+    fn bulk(&mut self, warp: &Warp, shared: u64, global: u64, bytes: u64, outward: bool, line: u32) -> Copy {
         let bytes = (bytes & 0xffff_ffff) as usize;
-        self.stats.async_bytes += bytes as u64;
-        let traffic = if outward { &mut self.stats.global_written } else { &mut self.stats.global_read };
-        traffic.requests += 1;
-        traffic.bytes += bytes as u64;
-        traffic.sectors += bytes.div_ceil(32) as u64;
-        let (into, from) = if outward { (into, shared_address(from)) } else { (shared_address(into), from) };
         let who = Who { warp: warp.index as u8, lane: ASYNC_LANE };
-        Copy { who, into, from, bytes, source_bytes: bytes, outward, line }
+        let global = Global::Row { address: global, bytes };
+        let copy = Copy { who, shared: shared_address(shared), global, bytes, outward, line };
+        self.count_bulk(&copy);
+        copy
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the operands of one instruction")]
+    fn tile(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        shared: u64,
+        map: u64,
+        at: Vec<i32>,
+        outward: bool,
+        line: u32,
+    ) -> Result<Copy, ErrorKind> {
+        let mut bytes = [0; 128];
+        for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+            let place = Place { space: Space::Generic, address: map + 8 * i as u64, lane, strong: false };
+            self.read(warp, place, word)?;
+        }
+        let map = TensorMap::decode(&bytes)?;
+        if map.dims.len() != at.len() {
+            let why = format!("{} coordinates for a tensor of {} dimensions", at.len(), map.dims.len());
+            return Err(ErrorKind::Matrix(why));
+        }
+        let bytes = map.box_bytes();
+        let who = Who { warp: warp.index as u8, lane: ASYNC_LANE };
+        let shared = shared_address(shared);
+        // What is swizzled must begin where the pattern does, or the box would lie outside of its bytes.
+        let pattern = 8 * map.swizzle.max(16) as u64;
+        if map.swizzle > 0 && !shared.is_multiple_of(pattern) {
+            let (access, space, len) = (Access::Write, Space::Shared, bytes);
+            return Err(ErrorKind::Misaligned {
+                access,
+                space,
+                len,
+                align: pattern as usize,
+                address: shared,
+            });
+        }
+        let global = Global::Tile { map: Box::new(map), at };
+        let copy = Copy { who, shared, global, bytes, outward, line };
+        self.count_bulk(&copy);
+        Ok(copy)
+    }
+
+    fn count_bulk(&mut self, copy: &Copy) {
+        self.stats.async_bytes += copy.bytes as u64;
+        let traffic = if copy.outward { &mut self.stats.global_written } else { &mut self.stats.global_read };
+        traffic.requests += 1;
+        for (_, _, bytes) in copy.segments() {
+            traffic.bytes += bytes as u64;
+            traffic.sectors += bytes.div_ceil(32) as u64;
+        }
     }
 
     fn wait(
@@ -240,46 +358,64 @@ impl Block<'_> {
 
     /// Checks a copy when it is issued, and eagerly does it.
     fn issue(&mut self, copy: &Copy, align: usize) -> Result<(), ErrorKind> {
-        let misaligned = |access, space, address: u64| {
+        let (inward, outward) =
+            if copy.outward { (Access::Read, Access::Write) } else { (Access::Write, Access::Read) };
+        let misaligned = |access, space, align, address| {
             let len = copy.bytes;
             Err(ErrorKind::Misaligned { access, space, len, align, address })
         };
-        let (inner, outer) = if copy.outward { (copy.from, copy.into) } else { (copy.into, copy.from) };
-        if !inner.is_multiple_of(align as u64) {
-            return misaligned(if copy.outward { Access::Read } else { Access::Write }, Space::Shared, inner);
+        if !copy.shared.is_multiple_of(align as u64) {
+            return misaligned(inward, Space::Shared, align, copy.shared);
         }
-        if !outer.is_multiple_of(align as u64) && copy.source_bytes > 0 {
-            return misaligned(if copy.outward { Access::Write } else { Access::Read }, Space::Global, outer);
+        if let Global::Row { address, bytes } = copy.global
+            && bytes > 0
+            && !address.is_multiple_of(align as u64)
+        {
+            return misaligned(outward, Space::Global, align, address);
         }
-        if align == 16 && !copy.bytes.is_multiple_of(16) {
-            return misaligned(Access::Read, Space::Global, copy.bytes as u64);
+        if align >= 16 && !copy.bytes.is_multiple_of(16) {
+            return misaligned(outward, Space::Global, 16, copy.bytes as u64);
+        }
+        // What is out of bounds is told where it is issued.
+        for (_, address, bytes) in copy.segments() {
+            self.memory.read(address, bytes)?;
         }
         let what = if copy.who.lane == ASYNC_LANE { "bulk copy" } else { "copy" };
         if copy.outward {
-            // What is stored where must be known now, even where it happens later.
-            self.memory.read(copy.into, copy.bytes)?;
-            self.shared.begin_read(copy.who, copy.from, copy.bytes, what, copy.line)?;
+            self.shared.begin_read(copy.who, copy.shared, copy.bytes, what, copy.line)?;
         } else {
-            if copy.source_bytes > 0 {
-                self.memory.read(copy.from, copy.source_bytes)?;
-            }
-            self.shared.expect_copy(copy.who, copy.into, copy.bytes, what, copy.line)?;
+            self.shared.expect_copy(copy.who, copy.shared, copy.bytes, what, copy.line)?;
         }
         if self.is_eager() { self.land(copy, false) } else { Ok(()) }
     }
 
     /// The bytes move. `waited`: a thread waits for its own copy and sees it from now on.
     pub(crate) fn land(&mut self, copy: &Copy, waited: bool) -> Result<(), ErrorKind> {
-        if copy.outward {
-            let bytes = self.shared.peek(copy.from, copy.bytes)?.to_vec();
-            self.shared.end_read(copy.who, copy.from, copy.bytes)?;
-            return self.memory.store(&mut self.view, Space::Global, copy.into, false, &bytes);
-        }
         let mut bytes = vec![0; copy.bytes];
-        if copy.source_bytes > 0 {
-            let source = &mut bytes[..copy.source_bytes];
-            self.memory.load(&self.view, Space::Global, copy.from, false, source)?;
+        if copy.outward {
+            bytes.copy_from_slice(self.shared.peek(copy.shared, copy.bytes)?);
+            self.shared.end_read(copy.who, copy.shared, copy.bytes)?;
+            if let Global::Tile { map, .. } = &copy.global {
+                let image = bytes.clone();
+                for (at, place) in copy.pieces(map) {
+                    bytes[at..at + 16].copy_from_slice(&image[place..place + 16]);
+                }
+            }
+            for (at, address, len) in copy.segments() {
+                let bytes = &bytes[at..at + len];
+                self.memory.store(&mut self.view, Space::Global, address, false, bytes)?;
+            }
+            return Ok(());
         }
-        self.shared.land(copy.who, copy.into, &bytes, waited && copy.who.lane != ASYNC_LANE)
+        for (at, address, len) in copy.segments() {
+            self.memory.load(&self.view, Space::Global, address, false, &mut bytes[at..at + len])?;
+        }
+        if let Global::Tile { map, .. } = &copy.global {
+            let packed = bytes.clone();
+            for (at, place) in copy.pieces(map) {
+                bytes[place..place + 16].copy_from_slice(&packed[at..at + 16]);
+            }
+        }
+        self.shared.land(copy.who, copy.shared, &bytes, waited && copy.who.lane != ASYNC_LANE)
     }
 }

@@ -63,6 +63,8 @@ struct Mbarrier {
     /// What those who arrived in phases that have passed did before.
     passed: Vec<u32>,
     deferred: Vec<Deferred>,
+    /// The first test that found the phase not passed: warp, and its steps by then.
+    polled: Option<(usize, u64)>,
 }
 
 /// The mbarriers of a block, by address.
@@ -150,7 +152,7 @@ impl Block<'_> {
                 let mut passed = 0u32;
                 for lane in each(mask) {
                     let holds = self
-                        .test(warp.index, lane, at[lane], phases[lane], *parity)
+                        .test((warp.index, warp.steps), lane, at[lane], phases[lane], *parity)
                         .map_err(|kind| Fault(kind, Some(lane)))?;
                     passed |= u32::from(holds) << lane;
                 }
@@ -213,7 +215,7 @@ impl Block<'_> {
 
     fn test(
         &mut self,
-        warp: usize,
+        (warp, step): (usize, u64),
         lane: usize,
         address: u64,
         phase: u64,
@@ -222,7 +224,13 @@ impl Block<'_> {
         self.touch(warp, lane, address)?;
         let passed = |b: &Mbarrier| if parity { b.phase & 1 != phase & 1 } else { b.phase > phase };
         if !passed(self.mbarrier(address)?) {
-            // Copies land when they are waited for.
+            // Copies land when they are waited for. A test may fail, and the first one does: who does not test again
+            // has not waited.
+            let barrier = self.mbarrier(address)?;
+            if *barrier.polled.get_or_insert((warp, step)) == (warp, step) {
+                return Ok(false);
+            }
+            barrier.polled = None;
             for deferred in std::mem::take(&mut self.mbarrier(address)?.deferred) {
                 match deferred {
                     Deferred::Bytes(copy) => {
@@ -243,6 +251,7 @@ impl Block<'_> {
             return Ok(false);
         }
         let known = barrier.passed.clone();
+        self.waits_over += 1;
         self.shared.acquire(warp, &known);
         Ok(true)
     }

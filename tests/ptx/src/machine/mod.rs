@@ -108,6 +108,8 @@ pub(crate) struct Block<'l> {
     pub(crate) shared: Shared,
     pub(crate) barriers: Barriers,
     pub(crate) mbarriers: Mbarriers,
+    /// Tests of mbarriers that held: a turn in which one did was not spent waiting.
+    pub(crate) waits_over: u64,
     pub(crate) stats: &'l mut Stats,
     counts: &'l mut [Count],
 }
@@ -195,12 +197,14 @@ fn run_block(
         shared: Shared::new(shared_bytes, variables, n_warps, options.check_races),
         barriers: Barriers::default(),
         mbarriers: Mbarriers::default(),
+        waits_over: 0,
         stats,
         counts,
     };
     let mut idle = 0;
     loop {
         let mut progress = false;
+        let before = block.waits_over;
         for turn in 0..n_warps {
             let w = match options.copies {
                 CopyMode::Lazy => turn,
@@ -219,6 +223,7 @@ fn run_block(
         if warps.iter().all(|w| w.state != State::Running) {
             return Err(block.whole_block(ErrorKind::Deadlock(block.waiting(&warps))));
         }
+        progress |= block.waits_over != before;
         idle = if progress { 0 } else { idle + 1 };
         if idle > IDLE_TURNS {
             return Err(block.whole_block(ErrorKind::Deadlock(block.waiting(&warps))));
