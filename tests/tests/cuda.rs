@@ -24,6 +24,10 @@ const MODELS: [(&str, &str); 3] = [("smollm2", "n4"), ("qwen2", "w8"), ("qwen3",
 
 static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a folder"));
 
+/// The folder with the fake driver.
+static DRIVER: LazyLock<PathBuf> =
+    LazyLock::new(|| attar_fake_cuda::install(&FOLDER.path().join("driver")).expect("the fake driver"));
+
 /// Whether kernels can be compiled here; says so where they cannot.
 fn has_nvrtc() -> bool {
     match Nvrtc::find() {
@@ -37,7 +41,10 @@ fn has_nvrtc() -> bool {
 
 /// A small model, compiled for this CPU and, with `cuda`, for a GPU.
 fn compile(model: &str, preset: &str, cuda: bool) -> PathBuf {
-    let out = FOLDER.path().join(format!("{model}-{preset}-{cuda}.attar"));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Tests run at once, each with files of its own.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let out = FOLDER.path().join(format!("{model}-{preset}-{count}.attar"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny").join(model);
     let recipe = Preset::by_name(preset).expect("a preset").recipe();
     let recipe = Recipe::parse(&recipe, "test", &registry().expect("passes")).expect("a recipe");
@@ -53,10 +60,9 @@ fn compile(model: &str, preset: &str, cuda: bool) -> PathBuf {
 
 /// What the child says: its line, or the error it ends with.
 fn on_fake(artifact: &Path, device: &str, environment: &[(&str, &str)]) -> String {
-    let folder = attar_fake_cuda::install(&FOLDER.path().join("driver")).expect("the fake driver");
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args(["child", "--exact", "--nocapture", "--ignored"]);
-    command.env("LD_LIBRARY_PATH", folder).env(ARTIFACT, artifact).env(DEVICE, device);
+    command.env("LD_LIBRARY_PATH", &*DRIVER).env(ARTIFACT, artifact).env(DEVICE, device);
     command.envs(environment.iter().copied());
     let output = command.output().expect("this program runs");
     let text =
@@ -85,7 +91,8 @@ fn child() {
     let _ = writeln!(std::io::stdout(), "said: {}", said.replace('\n', " "));
 }
 
-/// Tokens and logits of a script of steps that uses every program: a prompt, single tokens, a batch of sequences that forked.
+/// Logits after a prompt that takes the program for many rows; then greedy tokens; then logits of a script of steps for few
+/// rows, in which sequences fork, share pages and are cut.
 fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String> {
     let heard = Arc::new(AtomicU64::new(0));
     let hear = heard.clone();
@@ -99,13 +106,25 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
     assert_eq!(heard.load(Ordering::Relaxed), if on_gpu { 1000 } else { 0 }, "all weights were copied");
     let vocab = model.manifest().model.vocab;
     let mut engine = Engine::new(model.clone(), 64, 3)?;
-    let first = engine.add_sequence()?;
+    let top = |logits: &[f32]| -> String {
+        let top: Vec<String> = top_logits(logits, 5).iter().map(|(id, x)| format!("{id}:{x:.3}")).collect();
+        top.join(" ")
+    };
+    let prompt: Vec<u32> = (0..37u32).map(|i| (7 + 13 * i) % vocab).collect();
+    let long = engine.add_sequence()?;
     let mut batch = StepBatch::default();
     // Longer than a small batch, and than a page of the cache.
-    for i in 0..37u32 {
-        batch.push(first, (7 + 13 * i) % vocab, i == 36);
+    prompt.iter().enumerate().for_each(|(i, t)| batch.push(long, *t, i == 36));
+    let after_prompt = top(engine.step(&batch)?);
+    engine.remove(long);
+    // The same in pieces, which GPUs and CPUs compute with the same numbers.
+    let first = engine.add_sequence()?;
+    let mut tokens = Vec::new();
+    for piece in prompt.chunks(13) {
+        batch.clear();
+        piece.iter().enumerate().for_each(|(i, t)| batch.push(first, *t, i + 1 == piece.len()));
+        tokens.push(top_logits(engine.step(&batch)?, 1)[0].0);
     }
-    let mut tokens = vec![top_logits(engine.step(&batch)?, 1)[0].0];
     for _ in 0..4 {
         batch.clear();
         batch.push(first, *tokens.last().expect("a token"), true);
@@ -113,6 +132,7 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
     }
     // The page that is not full is copied when one of them goes on.
     let second = engine.fork(first)?;
+    let mut after = vec![after_prompt];
     let last = *tokens.last().expect("a token");
     for turn in 0..3 {
         batch.clear();
@@ -120,25 +140,40 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
         batch.push(second, (last + 1 + turn) % vocab, true);
         batch.push(second, (last + 5) % vocab, true);
         let logits = engine.step(&batch)?;
-        tokens.extend(logits.chunks_exact(vocab as usize).map(|row| top_logits(row, 1)[0].0));
+        after.extend(logits.chunks_exact(vocab as usize).map(top));
     }
     engine.truncate(first, 20)?;
     batch.clear();
     batch.push(first, 3, true);
-    let logits = engine.step(&batch)?;
-    let top: Vec<String> = top_logits(logits, 5).iter().map(|(id, x)| format!("{id}:{x:.2}")).collect();
-    Ok(format!("{} {tokens:?} {}", model.target(), top.join(" ")))
+    after.push(top(engine.step(&batch)?));
+    Ok(format!("{} {tokens:?} {}", model.target(), after.join(" | ")))
 }
 
-/// Target, tokens, and logits with their ids.
-fn parse(said: &str) -> (String, String, Vec<(u32, f32)>) {
-    let (target, rest) = said.split_once(" [").unwrap_or_else(|| panic!("{said}"));
-    let (tokens, top) = rest.split_once("] ").unwrap_or_else(|| panic!("{said}"));
-    let pair = |p: &str| {
-        let (id, x) = p.split_once(':').expect("an id and a logit");
-        (id.parse().expect("an id"), x.parse().expect("a number"))
+/// Ids and logits, likeliest first.
+type Top = Vec<(u32, f32)>;
+
+/// Target, greedy tokens, and logits after the prompt and after each later row.
+fn parse(said: &str) -> (String, String, Vec<Top>) {
+    let split = || {
+        let (target, rest) = said.split_once(" [")?;
+        let (tokens, rest) = rest.split_once("] ")?;
+        let top = |text: &str| -> Option<Top> {
+            let pair =
+                |p: &str| p.split_once(':').and_then(|(i, x)| Some((i.parse().ok()?, x.parse().ok()?)));
+            text.split(' ').map(pair).collect()
+        };
+        let tops = rest.split(" | ").map(top).collect::<Option<Vec<Top>>>()?;
+        Some((target.to_owned(), tokens.to_owned(), tops))
     };
-    (target.to_owned(), tokens.to_owned(), top.split(' ').map(pair).collect())
+    split().unwrap_or_else(|| panic!("the child said {said}"))
+}
+
+/// Fails unless the likeliest tokens of the first are among the others', with logits that are no further apart.
+fn near(at: &str, cpu: &Top, gpu: &Top, most: f32) {
+    for (id, x) in &cpu[..2] {
+        let other = gpu.iter().find(|(i, _)| i == id);
+        assert!(other.is_some_and(|(_, y)| (x - y).abs() <= most), "{at}: {cpu:?} and {gpu:?}");
+    }
 }
 
 #[test]
@@ -152,11 +187,16 @@ fn whole_models_say_what_the_cpu_says() {
         for mode in ["lazy", "eager"] {
             let said = on_fake(&path, "best", &[(attar_fake_cuda::MODE, mode)]);
             let gpu = parse(&said);
+            let at = format!("{model} {preset} {mode}");
             // Machine code is for GPUs; the interpreter takes PTX, as a driver does for a GPU that is newer than the code.
-            assert_eq!(gpu.0, "cuda:compute_80", "{model}: {said}");
-            assert_eq!(gpu.1, cpu.1, "{model} {mode}: other tokens than the CPU's");
-            for ((id, x), (other, y)) in cpu.2.iter().zip(&gpu.2) {
-                assert!(id == other && (x - y).abs() < 0.05, "{model} {mode}: {:?} and {:?}", cpu.2, gpu.2);
+            assert_eq!(gpu.0, "cuda:compute_80", "{at}: {said}");
+            assert_eq!(gpu.1, cpu.1, "{at}: other tokens than the CPU's");
+            // A prompt's products are of operands rounded to bf16; all else differs by the order of sums. Either may put a code of
+            // an activation to the other side of its border, and then all that follows is rounded anew: in rows of 64 that
+            // is about a hundredth of the logits.
+            assert_eq!(cpu.2.len(), gpu.2.len(), "{at}");
+            for (row, (c, g)) in cpu.2.iter().zip(&gpu.2).enumerate() {
+                near(&format!("{at}, row {row}"), c, g, 0.03 * c[0].1.abs());
             }
         }
     }
