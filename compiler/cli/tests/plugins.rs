@@ -114,7 +114,14 @@ fn a_described_format_needs_its_plugin_no_more() {
     let formats: Vec<&str> =
         report["formats"].as_array().expect("formats").iter().filter_map(|f| f["format"].as_str()).collect();
     assert!(formats.contains(&"nf4"), "{formats:?}");
-    assert!(report["certificate"]["quality"]["kld"].as_f64().expect("a number") < 0.5, "{report}");
+    // About as good as the built-in format of nearly that size.
+    let recipe = "[[pass]]\nname = \"quantize-rtn\"\nformat = \"n4\"\ntensors = [\"model.layers.*\"]\n";
+    std::fs::write(folder.path().join("n4.toml"), recipe).expect("a recipe");
+    let model = tiny("smollm2");
+    let n4 = ["compile", utf8(&model), "--recipe", "n4.toml", "-o", "n4.attar", "--json"];
+    let n4: Value = serde_json::from_str(&text(folder.path(), &[&n4[..], &QUICK].concat())).expect("JSON");
+    let kld = |report: &Value| report["certificate"]["quality"]["kld"].as_f64().expect("a number");
+    assert!(kld(&report) < 2.0 * kld(&n4), "{} and {}", kld(&report), kld(&n4));
     let artifact = open(folder.path().join("m.attar"));
     assert_eq!(artifact.manifest().formats[0].name, "nf4");
     text(folder.path(), &["run", "m.attar", "--prompt", "the", "--max-tokens", "3"]);

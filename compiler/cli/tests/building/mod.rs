@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 /// One cargo at a time: they would wait for each other anyway.
 static CARGO: Mutex<()> = Mutex::new(());
 
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository")
 }
 
 /// Folder of build output that these tests belong to, and whether it is that of releases.
-pub fn target() -> (PathBuf, bool) {
+pub(crate) fn target() -> (PathBuf, bool) {
     let attar = Path::new(env!("CARGO_BIN_EXE_attar"));
     let profile = attar.parent().expect("a profile's folder");
     (profile.parent().expect("a target folder").to_owned(), profile.ends_with("release"))
@@ -42,12 +42,12 @@ fn done(mut command: Command) {
 }
 
 /// Library file of a crate.
-pub fn library(folder: &Path, package: &str) -> PathBuf {
+pub(crate) fn library(folder: &Path, package: &str) -> PathBuf {
     folder.join(format!("lib{}.so", package.replace('-', "_")))
 }
 
 /// Builds a plugin of this workspace, beside the tests.
-pub fn workspace_plugin(package: &str) -> PathBuf {
+pub(crate) fn workspace_plugin(package: &str) -> PathBuf {
     let (target, release) = target();
     let mut command = cargo();
     command.current_dir(root()).args(["build", "--quiet", "--locked", "-p", package]);
@@ -60,7 +60,7 @@ pub fn workspace_plugin(package: &str) -> PathBuf {
 }
 
 /// Builds a plugin in a folder of its own; all such share their build output. `toolchain` as rustup calls it.
-pub fn plugin_in(folder: &Path, name: &str, toolchain: Option<&str>) -> PathBuf {
+pub(crate) fn plugin_in(folder: &Path, name: &str, toolchain: Option<&str>) -> PathBuf {
     std::fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).expect("a lock file");
     let output = target().0.join(format!("plugins-{}", toolchain.unwrap_or("same")));
     let mut command = match toolchain {
@@ -81,7 +81,7 @@ pub fn plugin_in(folder: &Path, name: &str, toolchain: Option<&str>) -> PathBuf 
 }
 
 /// Runs the unit tests of a plugin in a folder of its own.
-pub fn test_in(folder: &Path) {
+pub(crate) fn test_in(folder: &Path) {
     std::fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).expect("a lock file");
     let mut command = cargo();
     command.current_dir(folder).args(["test", "--quiet", "--release", "--target-dir"]);
@@ -89,44 +89,44 @@ pub fn test_in(folder: &Path) {
     done(command);
 }
 
-pub fn tiny(name: &str) -> PathBuf {
+pub(crate) fn tiny(name: &str) -> PathBuf {
     root().join("tests/data/tiny").join(name)
 }
 
-pub fn utf8(path: &Path) -> &str {
+pub(crate) fn utf8(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-pub fn attar(folder: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn attar(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_attar"));
     command.current_dir(folder).args(arguments).output().expect("attar starts")
 }
 
 /// Standard output of a command that must succeed.
-pub fn text(folder: &Path, arguments: &[&str]) -> String {
+pub(crate) fn text(folder: &Path, arguments: &[&str]) -> String {
     let output = attar(folder, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// Runs a command that must fail, and returns its message.
-pub fn failure(folder: &Path, code: i32, arguments: &[&str]) -> String {
+pub(crate) fn failure(folder: &Path, code: i32, arguments: &[&str]) -> String {
     let output = attar(folder, arguments);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
     stderr(&output)
 }
 
 /// Says that a test cannot run here.
-pub fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     let mut err = std::io::stderr();
     let _ = std::io::Write::write_all(&mut err, format!("skipped 1 test: {why}\n").as_bytes());
 }
 
 /// Whether a program can be started.
-pub fn has(program: &str, argument: &str) -> bool {
+pub(crate) fn has(program: &str, argument: &str) -> bool {
     Command::new(program).arg(argument).output().is_ok_and(|o| o.status.success())
 }

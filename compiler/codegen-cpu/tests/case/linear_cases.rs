@@ -2,7 +2,8 @@
 
 use super::{Arg, Case, Check, Random, bytes_of};
 use attar_artifact::manifest::KvType;
-use attar_format::{Encoded, FormatRef, Scale, Value, formats};
+use attar_format::described::Codes;
+use attar_format::{Description, Encoded, FormatRef, Scale, Value, formats};
 use attar_kernel::{
     ActInt8Layout, Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile, reference,
 };
@@ -139,11 +140,35 @@ pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
     ]
 }
 
+/// The built-in formats, and kinds that are only ever described: tables with bf16 scales, other biases and choices.
+fn every_kind() -> Vec<FormatRef> {
+    let mut all = formats::ALL.to_vec();
+    for (bits, shift, scale) in [
+        (4, 0, Scale::Bf16),
+        (3, 0, Scale::Bf16),
+        (6, 0, Scale::Bf16),
+        (4, 5, Scale::RowF32Field8 { bias: 64, choice_bits: 1 }),
+        (2, 0, Scale::RowF32Field8 { bias: 0, choice_bits: 0 }),
+    ] {
+        let most = (1i32 << bits) - 1;
+        let entries = (0..=most).map(|i| (-100 + 200 * i / most) as i8).collect();
+        let described = Description {
+            name: format!("kind{bits}_{shift}_{}", u8::from(scale == Scale::Bf16)),
+            source: "a test".to_owned(),
+            codes: Codes::Table { bits, entries, shift },
+            group: 32,
+            scale,
+        };
+        all.push(described.register().expect("a format"));
+    }
+    all
+}
+
 /// Every combination, small.
 pub(crate) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut seed = 0;
-    for format in formats::ALL {
+    for format in every_kind() {
         let ks: &[usize] = if format.group == 1 { &[33, 96, 5] } else { &[96, 32, 352] };
         for (e, (epilogue, n)) in epilogues().into_iter().enumerate() {
             let k = ks[e % ks.len()];
