@@ -260,6 +260,7 @@ mod tests {
             quality: Quality::default(),
             weight_bytes: 1,
             bits_per_weight: 1.0,
+            reported: Vec::new(),
             tensors: vec![
                 tensor("l.0.attn.q_proj.weight", 0.1),
                 tensor("l.0.attn.k_proj.weight", 0.3),
