@@ -50,6 +50,7 @@ impl Constants {
             Scale::RowF32Field8 { bias, choice_bits } => (bias, choice_bits),
             Scale::None | Scale::Bf16 => (0, 0),
         };
+        let bf16_scales = format.scale == Scale::Bf16;
         let plane = |at: usize| planes.get(at).map_or((0, 0), |p| (p.first_row, p.width));
         let ((row, width), (high_row, high_width)) = (plane(0), plane(1));
         let group_rows = if layout.groups > 0 { format.group_rows() } else { 0 };
@@ -57,7 +58,8 @@ impl Constants {
             "/// Weights [{n}, {k}] in format {}.\nstruct W {{\n  static constexpr int N = {n}, K = {k}, GROUPS = {}, \
              BITS = {}, ENTRIES = {};\n  static constexpr int HEADER = {}, BLOCK = {}, FIELDS = {}, CODES = {}, GROUP_ROWS = {group_rows};\n  \
              static constexpr int PLANE_ROW = {row}, PLANE_WIDTH = {width}, HIGH_ROW = {high_row}, HIGH_WIDTH = \
-             {high_width};\n  static constexpr int BIAS = {bias}, CHOICE_BITS = {choice_bits};\n}};",
+             {high_width};\n  static constexpr int BIAS = {bias}, CHOICE_BITS = {choice_bits};\n  \
+             static constexpr bool BF16_SCALES = {bf16_scales};\n}};",
             format.name,
             layout.groups,
             format.code_bits(),

@@ -46,7 +46,7 @@ KERNEL(const u8 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RE
     for (int c = 0; c < 2; ++c) {
       sums[c] += __shfl_xor_sync(ALL_LANES, sums[c], 1);
       sums[c] += __shfl_xor_sync(ALL_LANES, sums[c], 2);
-      if constexpr (W::BITS < 8) sums[c] *= ((const float *)block)[2 * g + c];
+      if constexpr (!W::BF16_SCALES) sums[c] *= ((const float *)block)[2 * g + c];
     }
   }
   if (t == 0) parts[split][local * 16 + 2 * g] = sums[0], parts[split][local * 16 + 2 * g + 1] = sums[1];

@@ -51,7 +51,7 @@ KERNEL(const u8 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RE
       }
     }
     float row_scale[2] = {1.f, 1.f};
-    if constexpr (W::BITS < 8) row_scale[0] = ((const float *)block)[2 * g], row_scale[1] = ((const float *)block)[2 * g + 1];
+    if constexpr (!W::BF16_SCALES) row_scale[0] = ((const float *)block)[2 * g], row_scale[1] = ((const float *)block)[2 * g + 1];
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll

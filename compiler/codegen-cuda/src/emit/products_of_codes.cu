@@ -44,7 +44,7 @@ struct Fields {
   int signed_scale[2], added[2];
 
   __device__ __forceinline__ void load(const Table &table, const u8 *block, int group, int g) {
-    if constexpr (W::BITS == 8) {
+    if constexpr (W::BF16_SCALES) {
       u32 both = *(const u32 *)(block + W::FIELDS + (group * 16 + 2 * g) * 2);
       scale[0] = bits_to_float(both << 16), scale[1] = bits_to_float(both & 0xffff0000u);
     } else {
@@ -56,7 +56,7 @@ struct Fields {
 
   /// What a group's sum of products of codes adds to a channel's result.
   __device__ __forceinline__ float part(int channel, int product, float scale_x, int codes_sum) const {
-    if constexpr (W::BITS == 8) return (float)product * (scale[channel] * scale_x);
+    if constexpr (W::BF16_SCALES) return (float)product * (scale[channel] * scale_x);
     else return (float)((product + added[channel] * codes_sum) * signed_scale[channel]) * scale_x;
   }
 };

@@ -6,6 +6,7 @@
 //   HEADER, BLOCK, FIELDS, CODES   bytes: before the first block, of a block, and offsets within it
 //   GROUP_ROWS              64-byte rows of codes of a group
 //   PLANE_ROW, PLANE_WIDTH  first row and bits of the plane with the low bits, HIGH_ROW and HIGH_WIDTH of that with the others
+//   BF16_SCALES             whether a group has a bf16 scale for each channel; else a field, and a channel an f32 of its own
 //   BIAS, CHOICE_BITS       of a group's field
 
 /// The table of a matrix, four entries to a register, and what a group's choice adds.
@@ -127,9 +128,15 @@ __device__ __forceinline__ void decode_octet(const Table &table, const u8 *block
         high = plane_bits<W::HIGH_WIDTH>(
             *(const u32 *)(rows + (W::HIGH_ROW + plane_row<W::HIGH_WIDTH>(t)) * 64), t);
       Octet octet = look_up<W::BITS>(table, low, high);
-      u32 field = block[W::FIELDS + group * 16 + c];
-      float scale = ((const float *)block)[c] * (float)field_scale(field);
-      int shift = field_choice(field) * table.shift;
+      float scale;
+      int shift = 0;
+      if constexpr (W::BF16_SCALES) {
+        scale = bf16_to_float(((const u16 *)(block + W::FIELDS))[group * 16 + c]);
+      } else {
+        u32 field = block[W::FIELDS + group * 16 + c];
+        scale = ((const float *)block)[c] * (float)field_scale(field);
+        shift = field_choice(field) * table.shift;
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // Bytes come in the order 0, 4, 1, 5 and 2, 6, 3, 7.
