@@ -6,6 +6,7 @@ mod modules;
 mod nvrtc_here;
 
 use attar_artifact::manifest::KvType;
+use attar_codegen_cuda::CudaTarget;
 use attar_format::{FormatRef, PackedLayout, formats};
 use attar_kernel::{Epilogue, LinearSpec, RowTile};
 use attar_ptx::Stats;
@@ -37,7 +38,7 @@ fn product(format: FormatRef, rows: RowTile, count: usize) -> (Case, f64, f64) {
 /// instructions than a GPU has time for while its memory delivers it.
 #[test]
 fn few_rows_read_every_weight_once() {
-    let Some(mut modules) = Modules::find() else { return };
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
     say("format rows  instructions/weight  sectors*32/packed byte  matrix instructions");
     for format in formats::ALL.iter().copied() {
         for (rows, many) in [(RowTile::One, 1), (RowTile::Small, 8), (RowTile::Small, 16)] {
@@ -65,7 +66,7 @@ fn few_rows_read_every_weight_once() {
 
 #[test]
 fn many_rows_spend_most_on_matrix_products() {
-    let Some(mut modules) = Modules::find() else { return };
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
     say("format  matrix MACs/(M N K)  other instructions of warps/matrix instruction");
     for format in formats::ALL.iter().copied().filter(|f| f.code_bits() != 32) {
         let (case, weights, _) = product(format, RowTile::Many, 128);
@@ -82,7 +83,7 @@ fn many_rows_spend_most_on_matrix_products() {
 /// Keys and values of a span are read once for all heads of a group of four.
 #[test]
 fn a_span_of_attention_reads_its_keys_and_values_once() {
-    let Some(mut modules) = Modules::find() else { return };
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
     say("cache  instructions/(position and head dimension)  bytes read/byte of cache");
     for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
         let spec = attention_cases::spec((8, 2, 64), None, kv, 256);

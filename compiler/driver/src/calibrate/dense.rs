@@ -155,12 +155,7 @@ pub(crate) fn linear(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Ve
 const OUTPUTS: usize = 512;
 
 /// [`linear`] of several windows at once: weights are prepared once for all of their rows, and threads share out the outputs.
-pub(crate) fn linear_of_all(
-    windows: &[&[f32]],
-    w: &[f32],
-    k: usize,
-    bias: Option<&[f32]>,
-) -> Vec<Vec<f32>> {
+pub(crate) fn linear_of_all(windows: &[&[f32]], w: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<Vec<f32>> {
     let n = w.len() / k;
     let x = windows.concat();
     let mut out = vec![0.0f32; x.len() / k * n];
