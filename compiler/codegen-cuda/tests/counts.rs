@@ -98,8 +98,8 @@ fn warpgroups_spend_less_beside_matrix_products() {
         assert!((macs - 1.0).abs() < 1e-9, "{}: every product once", format.name);
         // Sixteen rows of a warp by 128 by 16 each.
         assert_eq!(products, (m / 16 * k / 16) as u64, "{}", format.name);
-        // Two matrix instructions' time is eight others'.
-        assert!(others < 5.0, "{}: {others} other instructions", format.name);
+        // A matrix product of this size takes a cycle at full rate, in which four others are issued.
+        assert!(others < 5.5, "{}: {others} other instructions", format.name);
     }
 }
 

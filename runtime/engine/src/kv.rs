@@ -280,27 +280,34 @@ mod tests {
                 // Two elements of two bytes per token; where in the block is of no concern here.
                 let block = KvType::block_index(page.0 as usize, 2, head) * kv.block_bytes;
                 let at = i * kv.plane + block + slot * 4;
-                host(kv)[at..at + 4].fill(value.wrapping_add((2 * i + head) as u8));
+                host(&mut kv.store)[at..at + 4].fill(value.wrapping_add((2 * i + head) as u8));
             }
         }
         seq.advance(1);
         Ok(())
     }
 
-    fn host(kv: &mut KvCache) -> &mut [u8] {
-        match &mut kv.store {
+    fn host(store: &mut Store) -> &mut [u8] {
+        match store {
             Store::Host(region) => region.bytes_mut(),
             Store::Device(_) => panic!("these caches are the host's"),
         }
     }
 
-    fn read(kv: &mut KvCache, seq: &Sequence) -> Vec<u8> {
+    fn stored(store: &Store) -> &[u8] {
+        match store {
+            Store::Host(region) => region.bytes(),
+            Store::Device(_) => panic!("these caches are the host's"),
+        }
+    }
+
+    fn read(kv: &KvCache, seq: &Sequence) -> Vec<u8> {
         let at = |p: usize, head: usize| {
             KvType::block_index(seq.pages[p / 4].0 as usize, 2, head) * kv.block_bytes + p % 4 * 4
         };
         (0..seq.len)
             .map(|p| {
-                let value = |i: usize| host(kv)[i / 2 * kv.plane + at(p, i % 2)];
+                let value = |i: usize| stored(&kv.store)[i / 2 * kv.plane + at(p, i % 2)];
                 let values: Vec<u8> = (0..8).map(value).collect();
                 assert!(
                     (1..8).all(|i| values[i] == values[0].wrapping_add(i as u8)),
@@ -382,7 +389,7 @@ mod tests {
                 }
                 let mut holders: BTreeMap<PageId, u32> = BTreeMap::new();
                 for (seq, mirror) in &live {
-                    prop_assert_eq!(&read(&mut kv, seq), mirror);
+                    prop_assert_eq!(&read(&kv, seq), mirror);
                     for p in seq.pages() { *holders.entry(*p).or_default() += 1; }
                 }
                 for p in 0..kv.pool.pages() as u32 {
