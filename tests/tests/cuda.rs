@@ -4,7 +4,8 @@
 //! The driver is found where the system's loader looks when a process starts, so each test starts this program again, with a
 //! folder that has the fake driver; [`child`] is what runs there.
 
-use attar_artifact::{Artifact, Verify};
+use attar_artifact::manifest::SectionKind;
+use attar_artifact::{Artifact, Verify, Writer};
 use attar_compiler::{CompileOptions, CudaTarget, Nvrtc, Session, registry, resolve_targets};
 use attar_pass::{Preset, Recipe};
 use attar_runtime::{DeviceChoice, Engine, Model, OpenOptions, Progress, StepBatch, gpus, top_logits};
@@ -41,6 +42,12 @@ fn has_nvrtc() -> bool {
 
 /// A small model, compiled for this CPU and, with `cuda`, for a GPU.
 fn compile(model: &str, preset: &str, cuda: bool) -> PathBuf {
+    let target = CudaTarget::by_name("cuda:sm_90").expect("a target");
+    compile_for(model, preset, cuda.then_some(target), None)
+}
+
+/// The same for a certain kind of GPU. Sources of its kernels go to `ir`.
+fn compile_for(model: &str, preset: &str, cuda: Option<CudaTarget>, ir: Option<&Path>) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     // Tests run at once, each with files of its own.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -50,8 +57,9 @@ fn compile(model: &str, preset: &str, cuda: bool) -> PathBuf {
     let recipe = Recipe::parse(&recipe, "test", &registry().expect("passes")).expect("a recipe");
     let targets = resolve_targets(&["native"]).expect("a target");
     let mut options = CompileOptions::new(source, recipe, targets, out.clone());
-    if cuda {
-        options.cuda = vec![CudaTarget::by_name("cuda:sm_90").expect("a target")];
+    options.emit_ir = ir.map(Path::to_owned);
+    if let Some(target) = cuda {
+        options.cuda = vec![target];
         options.kernel_cache = Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
     }
     Session::new(options).expect("options").run(&mut |_| ()).unwrap_or_else(|e| panic!("{model}: {e}"));
@@ -199,6 +207,195 @@ fn whole_models_say_what_the_cpu_says() {
                 near(&format!("{at}, row {row}"), c, g, 0.03 * c[0].1.abs());
             }
         }
+    }
+}
+
+/// A copy of an artifact whose machine code for a target is what the fake driver takes as such: the PTX that NVRTC makes of the
+/// sources in `ir`. All else, how its kernels are launched included, stays as it was.
+fn with_fake_cubins(path: &Path, target: CudaTarget, ir: &Path) -> PathBuf {
+    let nvrtc = Nvrtc::find().expect("it was there");
+    let artifact = Artifact::open(path, Verify::Full).expect("a whole artifact");
+    let manifest = artifact.manifest();
+    let image = |kernel: &str| {
+        let own = ir.join(format!("cuda/{kernel}.{target}.cu"));
+        let file = if own.exists() { own } else { ir.join(format!("cuda/{kernel}.cu")) };
+        let source = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let output = nvrtc.compile(kernel, &source, target).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+        attar_fake_cuda::fake_cubin(&target.to_string(), &output.ptx)
+    };
+    let out = path.with_extension("fake.attar");
+    let mut writer = Writer::create(&out).expect("a file");
+    for section in &manifest.sections {
+        match &section.kind {
+            SectionKind::Weights => {
+                let weights = artifact.weights().expect("weights");
+                let mut tensors: Vec<_> = manifest.tensors.iter().collect();
+                tensors.sort_by_key(|t| t.offset);
+                let mut into = writer.weights().expect("room");
+                for t in tensors {
+                    let bytes = weights.tensor(&t.name).expect("a tensor");
+                    let placed = into.add(&t.name, &t.format, &t.shape, bytes).expect("written");
+                    assert_eq!(placed.offset, t.offset, "programs know where it is");
+                }
+                into.finish();
+            }
+            SectionKind::Code { target: name, features, entries, prefill_differs }
+                if *name == target.name() =>
+            {
+                let (mut bytes, mut entries) = (Vec::new(), entries.clone());
+                for entry in &mut entries {
+                    let image = image(&entry.kernel);
+                    bytes.resize(usize::next_multiple_of(bytes.len(), 64), 0);
+                    (entry.offset, entry.len) = (bytes.len() as u64, image.len() as u64);
+                    bytes.extend(image);
+                }
+                let (target, features) = (name.clone(), features.clone());
+                let kind = SectionKind::Code { target, features, entries, prefill_differs: *prefill_differs };
+                writer.add_section(kind, &bytes).expect("written");
+            }
+            SectionKind::Code { .. } => {
+                let bytes = artifact.read(section).expect("readable");
+                writer.add_section(section.kind.clone(), &bytes).expect("written");
+            }
+            SectionKind::Programs { device } => {
+                let programs = artifact.programs(device).expect("programs");
+                writer.add_programs(device, programs).expect("written");
+            }
+            // Tokens go in and come out.
+            _ => {}
+        }
+    }
+    writer.set_uncertified("a copy for a test");
+    writer.finish("test", manifest.model.clone()).expect("written");
+    out
+}
+
+/// Kernels that only one architecture has, with more shared memory than a launch has without asking, and other blocks than the
+/// launch says.
+#[test]
+fn code_of_one_architecture_says_what_the_cpu_says() {
+    if !has_nvrtc() {
+        return;
+    }
+    let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
+    let ir = FOLDER.path().join("ir");
+    let (model, preset) = MODELS[0];
+    let path = compile_for(model, preset, Some(target), Some(&ir));
+    let cpu = parse(&speak(&path, DeviceChoice::Cpu).unwrap_or_else(|e| panic!("{e}")));
+    let fake = with_fake_cubins(&path, target, &ir);
+    let log = FOLDER.path().join("launches");
+    for mode in ["lazy", "eager"] {
+        let log = log.to_string_lossy();
+        let said = on_fake(&fake, "best", &[(attar_fake_cuda::MODE, mode), (attar_fake_cuda::LOG, &log)]);
+        let gpu = parse(&said);
+        assert_eq!(gpu.0, "cuda:sm_90a", "{said}");
+        assert_eq!(gpu.1, cpu.1, "{mode}: other tokens than the CPU's");
+    }
+    // A launch that the driver refused would not be there.
+    let launches = std::fs::read_to_string(log).expect("a log");
+    let artifact = Artifact::open(&fake, Verify::Full).expect("a whole artifact");
+    let entries = artifact.manifest().sections.iter().find_map(|s| match &s.kind {
+        SectionKind::Code { target: name, entries, .. } if *name == target.name() => Some(entries),
+        _ => None,
+    });
+    let mut own = entries.expect("its code").iter().filter(|e| e.blocks.shared_bytes > 48 << 10).peekable();
+    assert!(own.peek().is_some(), "no kernel of its own");
+    for entry in own {
+        assert!(launches.contains(&entry.kernel), "{} was never launched", entry.kernel);
+    }
+}
+
+/// A copy of an artifact whose machine code for a target is what the fake driver takes as such: the PTX that NVRTC makes of the
+/// sources in `ir`. All else, how its kernels are launched included, stays as it was.
+fn with_fake_cubins(path: &Path, target: CudaTarget, ir: &Path) -> PathBuf {
+    let nvrtc = Nvrtc::find().expect("it was there");
+    let artifact = Artifact::open(path, Verify::Full).expect("a whole artifact");
+    let manifest = artifact.manifest();
+    let image = |kernel: &str| {
+        let own = ir.join(format!("cuda/{kernel}.{target}.cu"));
+        let file = if own.exists() { own } else { ir.join(format!("cuda/{kernel}.cu")) };
+        let source = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let output = nvrtc.compile(kernel, &source, target).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+        attar_fake_cuda::fake_cubin(&target.to_string(), &output.ptx)
+    };
+    let out = path.with_extension("fake.attar");
+    let mut writer = Writer::create(&out).expect("a file");
+    for section in &manifest.sections {
+        match &section.kind {
+            SectionKind::Weights => {
+                let weights = artifact.weights().expect("weights");
+                let mut tensors: Vec<_> = manifest.tensors.iter().collect();
+                tensors.sort_by_key(|t| t.offset);
+                let mut into = writer.weights().expect("room");
+                for t in tensors {
+                    let bytes = weights.tensor(&t.name).expect("a tensor");
+                    let placed = into.add(&t.name, &t.format, &t.shape, bytes).expect("written");
+                    assert_eq!(placed.offset, t.offset, "programs know where it is");
+                }
+                into.finish();
+            }
+            SectionKind::Code { target: name, features, entries, prefill_differs }
+                if *name == target.name() =>
+            {
+                let (mut bytes, mut entries) = (Vec::new(), entries.clone());
+                for entry in &mut entries {
+                    let image = image(&entry.kernel);
+                    bytes.resize(usize::next_multiple_of(bytes.len(), 64), 0);
+                    (entry.offset, entry.len) = (bytes.len() as u64, image.len() as u64);
+                    bytes.extend(image);
+                }
+                let (target, features) = (name.clone(), features.clone());
+                let kind = SectionKind::Code { target, features, entries, prefill_differs: *prefill_differs };
+                writer.add_section(kind, &bytes).expect("written");
+            }
+            SectionKind::Code { .. } => {
+                let bytes = artifact.read(section).expect("readable");
+                writer.add_section(section.kind.clone(), &bytes).expect("written");
+            }
+            SectionKind::Programs { device } => {
+                let programs = artifact.programs(device).expect("programs");
+                writer.add_programs(device, programs).expect("written");
+            }
+            // Tokens go in and come out.
+            _ => {}
+        }
+    }
+    writer.set_uncertified("a copy for a test");
+    writer.finish("test", manifest.model.clone()).expect("written");
+    out
+}
+
+/// Kernels that only one architecture has, with more shared memory than a launch has without asking, and other blocks than the
+/// launch says.
+#[test]
+fn code_of_one_architecture_says_what_the_cpu_says() {
+    if !has_nvrtc() {
+        return;
+    }
+    let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
+    let ir = FOLDER.path().join("ir");
+    let (model, preset) = MODELS[0];
+    let path = compile_for(model, preset, Some(target), Some(&ir));
+    let cpu = parse(&speak(&path, DeviceChoice::Cpu).unwrap_or_else(|e| panic!("{e}")));
+    let fake = with_fake_cubins(&path, target, &ir);
+    let log = FOLDER.path().join("launches");
+    for mode in ["lazy", "eager"] {
+        let log = log.to_string_lossy();
+        let said = on_fake(&fake, "best", &[(attar_fake_cuda::MODE, mode), (attar_fake_cuda::LOG, &log)]);
+        let gpu = parse(&said);
+        assert_eq!(gpu.0, "cuda:sm_90a", "{said}");
+        assert_eq!(gpu.1, cpu.1, "{mode}: other tokens than the CPU's");
+    }
+    let launches = std::fs::read_to_string(log).expect("a log");
+    let artifact = Artifact::open(&fake, Verify::Full).expect("a whole artifact");
+    let entries = artifact.manifest().sections.iter().find_map(|s| match &s.kind {
+        SectionKind::Code { target: name, entries, .. } if *name == target.name() => Some(entries),
+        _ => None,
+    });
+    let mut own = entries.expect("its code").iter().filter(|e| e.blocks.shared_bytes > 48 << 10).peekable();
+    assert!(own.peek().is_some(), "no kernel of its own");
+    for entry in own {
+        assert!(launches.contains(&entry.kernel), "{} was never launched", entry.kernel);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::isa::target_isa;
 use crate::lanes::Lanes;
 use crate::target::Arch;
-use attar_artifact::program::Entry;
+use attar_artifact::program::{Entry, EntryBlocks};
 use attar_kernel::KernelSpec;
 use cranelift_codegen::FinalizedRelocTarget;
 use cranelift_codegen::binemit::Reloc;
@@ -63,7 +63,12 @@ pub fn compile_blob(target: Target, specs: &[KernelSpec]) -> Result<CodeBlob, Er
     let mut entries = Vec::with_capacity(compiled.len());
     for (kernel, code) in compiled {
         bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
-        entries.push(Entry { kernel, offset: bytes.len() as u64, len: code.len() as u64 });
+        entries.push(Entry {
+            kernel,
+            offset: bytes.len() as u64,
+            len: code.len() as u64,
+            blocks: EntryBlocks::PLAIN,
+        });
         bytes.extend_from_slice(&code);
     }
     bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
@@ -124,7 +129,8 @@ pub(crate) fn compile_body(target: Target, body: impl FnOnce(&mut Lanes<'_>)) ->
     let compiled = function.and_then(|(f, inner)| compile_function(&*isa, target, f, inner, false));
     let compiled = compiled.map_err(|kind| Error { kind, kernel: "body".to_owned(), target })?;
     let bytes = compiled.code;
-    let entry = Entry { kernel: "body".to_owned(), offset: 0, len: bytes.len() as u64 };
+    let entry =
+        Entry { kernel: "body".to_owned(), offset: 0, len: bytes.len() as u64, blocks: EntryBlocks::PLAIN };
     Ok(CodeBlob { target, bytes, entries: vec![entry], features: target.features() })
 }
 

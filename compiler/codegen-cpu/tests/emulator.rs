@@ -6,7 +6,7 @@
 mod case;
 
 use attar_artifact::cpu::has_feature;
-use attar_artifact::program::Entry;
+use attar_artifact::program::{Entry, EntryBlocks};
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{CodeBlob, Target};
 use case::Random;
@@ -33,7 +33,8 @@ fn execute(
     // The handler may look 15 bytes ahead.
     a.db(&[0x90; 16]).unwrap();
     let bytes = a.assemble(0).unwrap();
-    let entry = Entry { kernel: "body".to_owned(), offset: 0, len: bytes.len() as u64 };
+    let entry =
+        Entry { kernel: "body".to_owned(), offset: 0, len: bytes.len() as u64, blocks: EntryBlocks::PLAIN };
     let blob = CodeBlob { target, bytes, entries: vec![entry], features: target.features() };
     let image = ExecImage::load(&blob).unwrap();
     // SAFETY: the code is for this machine, or what it lacks is emulated; it touches what the table points at.

@@ -36,6 +36,11 @@ impl CudaTarget {
         format!("cuda:{self}")
     }
 
+    /// Whether it has matrix products of four warps at once.
+    pub fn has_wgmma(self) -> bool {
+        self == CudaTarget::Sm { compute: 90, specific: true }
+    }
+
     /// The target of that name.
     pub fn by_name(name: &str) -> Option<CudaTarget> {
         CudaTarget::ALL.into_iter().find(|t| t.name() == name)

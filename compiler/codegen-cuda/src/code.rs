@@ -40,7 +40,7 @@ pub fn compile_kernel(
     spec: &CudaSpec,
     target: CudaTarget,
 ) -> Result<CompiledKernel> {
-    let emitted = emit(spec)?;
+    let emitted = emit(spec, target)?;
     let key = Cache::key(&emitted.source, target, nvrtc.version());
     let output = match cache.and_then(|c| c.get(&key)) {
         Some(output) => output,
@@ -81,7 +81,8 @@ pub fn compile(
             CudaTarget::Ptx => [compiled.output.ptx.into_bytes(), vec![0]].concat(),
         };
         bytes.resize(usize::next_multiple_of(bytes.len(), ALIGN), 0);
-        entries.push(Entry { kernel: name, offset: bytes.len() as u64, len: image.len() as u64 });
+        let (offset, len) = (bytes.len() as u64, image.len() as u64);
+        entries.push(Entry { kernel: name, offset, len, blocks: compiled.emitted.blocks });
         bytes.extend_from_slice(&image);
     }
     bytes.resize(usize::next_multiple_of(bytes.len(), ALIGN), 0);

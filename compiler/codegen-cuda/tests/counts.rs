@@ -6,6 +6,7 @@ mod modules;
 mod nvrtc_here;
 
 use attar_artifact::manifest::KvType;
+use attar_codegen_cuda::CudaTarget;
 use attar_format::{FormatRef, PackedLayout, formats};
 use attar_kernel::{Epilogue, LinearSpec, RowTile};
 use attar_ptx::Stats;
@@ -37,7 +38,7 @@ fn product(format: FormatRef, rows: RowTile, count: usize) -> (Case, f64, f64) {
 /// instructions than a GPU has time for while its memory delivers it.
 #[test]
 fn few_rows_read_every_weight_once() {
-    let Some(mut modules) = Modules::find() else { return };
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
     say("format rows  instructions/weight  sectors*32/packed byte  matrix instructions");
     for format in formats::ALL.iter().copied() {
         for (rows, many) in [(RowTile::One, 1), (RowTile::Small, 8), (RowTile::Small, 16)] {
@@ -65,7 +66,7 @@ fn few_rows_read_every_weight_once() {
 
 #[test]
 fn many_rows_spend_most_on_matrix_products() {
-    let Some(mut modules) = Modules::find() else { return };
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
     say("format  matrix MACs/(M N K)  other instructions of warps/matrix instruction");
     for format in formats::ALL.iter().copied().filter(|f| f.code_bits() != 32) {
         let (case, weights, _) = product(format, RowTile::Many, 128);
@@ -79,10 +80,33 @@ fn many_rows_spend_most_on_matrix_products() {
     }
 }
 
+/// The same with `wgmma`, one tile of 256 rows by 128 channels; in units of what `mma.sync` multiplies at once.
+#[test]
+fn warpgroups_spend_less_beside_matrix_products() {
+    let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
+    let Some(mut modules) = Modules::find(target) else { return };
+    say("format  matrix MACs/(M N K)  wgmma  other instructions of warps/(16 by 8 by 16)");
+    let (m, n, k) = (256, 128, 2048);
+    for format in formats::ALL.iter().copied().filter(|f| f.code_bits() != 32) {
+        let spec = LinearSpec { format, n, k, rows: RowTile::Many, bias: false, epilogue: Epilogue::Store };
+        let stats = count(&mut modules, &linear_cases::case(3, spec, m));
+        let products = stats.count("wgmma.mma_async").warps;
+        let unit = (m * n * k) as f64 / (16 * 8 * 16) as f64;
+        let macs = stats.matrix_macs as f64 / (m * n * k) as f64;
+        let others = (stats.warp_instructions() - products) as f64 / unit;
+        say(&format!("{:<6} {macs:>10.2} {products:>10} {others:>20.2}", format.name));
+        assert!((macs - 1.0).abs() < 1e-9, "{}: every product once", format.name);
+        // Sixteen rows of a warp by 128 by 16 each.
+        assert_eq!(products, (m / 16 * k / 16) as u64, "{}", format.name);
+        // A matrix product of this size takes a cycle at full rate, in which four others are issued.
+        assert!(others < 5.5, "{}: {others} other instructions", format.name);
+    }
+}
+
 /// Keys and values of a span are read once for all heads of a group of four.
 #[test]
 fn a_span_of_attention_reads_its_keys_and_values_once() {
-    let Some(mut modules) = Modules::find() else { return };
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
     say("cache  instructions/(position and head dimension)  bytes read/byte of cache");
     for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
         let spec = attention_cases::spec((8, 2, 64), None, kv, 256);

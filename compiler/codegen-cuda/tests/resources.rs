@@ -3,6 +3,7 @@
 mod nvrtc_here;
 
 use attar_artifact::manifest::KvType;
+use attar_artifact::program::EntryBlocks;
 use attar_codegen_cuda::{Cache, CompiledKernel, CudaSpec, CudaTarget, compile_kernel};
 use attar_format::formats;
 use attar_kernel::{
@@ -70,7 +71,7 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
 }
 
 /// Instructions of PTX that a kernel must have.
-fn meant(spec: &CudaSpec) -> &'static [&'static str] {
+fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
     const BYTES: &[&str] = &["mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"];
     const TILES: &[&str] = &[
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
@@ -78,9 +79,18 @@ fn meant(spec: &CudaSpec) -> &'static [&'static str] {
         "cp.async.wait_group",
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
     ];
+    const WARPGROUPS: &[&str] = &[
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
+        "wgmma.fence.sync.aligned",
+        "wgmma.commit_group.sync.aligned",
+        "wgmma.wait_group.sync.aligned",
+        "fence.proxy.async.shared::cta",
+        "cp.async.cg.shared.global",
+    ];
     match spec {
         CudaSpec::Linear(l) => match l.rows {
             RowTile::Many if l.format.code_bits() == 32 => &[],
+            RowTile::Many if target.has_wgmma() => WARPGROUPS,
             RowTile::Many => TILES,
             _ if l.format.is_uncompressed() => &[],
             _ => BYTES,
@@ -96,7 +106,11 @@ fn check(spec: &CudaSpec, kernel: &CompiledKernel, target: CudaTarget) {
     assert_eq!((used.spill_stores, used.spill_loads), (0, 0), "{at}: {used:?}");
     assert!(used.registers * spec.threads() <= REGISTERS, "{at}: {used:?}");
     assert!(used.shared <= SHARED, "{at}: {used:?}");
-    for instruction in meant(spec) {
+    let given = kernel.emitted.blocks.shared_bytes;
+    assert!(used.shared + given <= EntryBlocks::MOST_SHARED, "{at}: {used:?} and {given}");
+    // The assembler says when products cannot overlap with anything else.
+    assert!(!kernel.output.log.contains("serialized"), "{at}: {}", kernel.output.log);
+    for instruction in meant(spec, target) {
         assert!(kernel.output.ptx.contains(instruction), "{at}: no {instruction}");
     }
     assert!(!kernel.output.log.contains("warning"), "{at}: {}", kernel.output.log);

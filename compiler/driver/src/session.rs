@@ -438,8 +438,15 @@ impl Session {
             std::fs::create_dir_all(&folder)
                 .map_err(|e| Error::io(Phase::Emit, "create the folder", &folder, e))?;
             for spec in &translated.kernels {
-                let kernel = emit(spec).map_err(cuda)?;
-                self.emit_text(&format!("cuda/{}.cu", kernel.name), &|| kernel.source.clone())?;
+                let plain = emit(spec, CudaTarget::Ptx).map_err(cuda)?;
+                self.emit_text(&format!("cuda/{}.cu", plain.name), &|| plain.source.clone())?;
+                // What some target has of its own goes beside it.
+                for target in &self.options.cuda {
+                    let own = emit(spec, *target).map_err(cuda)?;
+                    if own.source != plain.source {
+                        self.emit_text(&format!("cuda/{}.{target}.cu", own.name), &|| own.source.clone())?;
+                    }
+                }
             }
         }
         let cache = self.options.kernel_cache.clone().map(Cache::new);

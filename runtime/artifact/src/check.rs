@@ -11,7 +11,9 @@ use crate::header::PAGE;
 use crate::manifest::{
     FormatEntry, KvType, Manifest, Model, Section, SectionKind, TensorEntry, device_of_target,
 };
-use crate::program::{Arg, Blocks, Entry, Extent, Program, ProgramKind, StepBuffer, StepSize, Tiles};
+use crate::program::{
+    Arg, Blocks, Entry, EntryBlocks, Extent, Program, ProgramKind, StepBuffer, StepSize, Tiles,
+};
 use crate::{CHUNK, TENSOR_ALIGN};
 use attar_format::PackedLayout;
 use std::collections::BTreeSet;
@@ -157,6 +159,9 @@ fn code_entries(entries: &[Entry], section: u64) -> Result<(), SectionFault> {
         if !inside || e.len == 0 || !e.offset.is_multiple_of(64) {
             let (kernel, offset, len) = (e.kernel.clone(), e.offset, e.len);
             return Err(SectionFault::Entry { kernel, offset, len, section });
+        }
+        if e.blocks.merged.contains(&0) || e.blocks.shared_bytes > EntryBlocks::MOST_SHARED {
+            return Err(SectionFault::EntryBlocks { kernel: e.kernel.clone() });
         }
         if !seen.insert(e.kernel.as_str()) {
             return Err(SectionFault::DuplicateEntry { kernel: e.kernel.clone() });

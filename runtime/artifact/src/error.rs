@@ -156,6 +156,8 @@ pub enum SectionFault {
         "entry {kernel}: {len} bytes at {offset} reach outside the section of {section} bytes, or are not aligned to 64"
     )]
     Entry { kernel: String, offset: u64, len: u64, section: u64 },
+    #[error("entry {kernel} merges no blocks, or asks for more shared memory than any GPU has")]
+    EntryBlocks { kernel: String },
     #[error("kernel {kernel} has two entries")]
     DuplicateEntry { kernel: String },
     #[error("names no target")]

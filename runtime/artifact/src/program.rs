@@ -202,4 +202,39 @@ pub struct Entry {
     /// From the start of the section; a multiple of 64.
     pub offset: u64,
     pub len: u64,
+    /// How a GPU launches this code.
+    #[serde(default, skip_serializing_if = "EntryBlocks::is_plain")]
+    pub blocks: EntryBlocks,
+}
+
+/// What a GPU's code for one target needs beyond what launches say, which are the same for all targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryBlocks {
+    /// Bytes of shared memory that a block is given when it is launched.
+    #[serde(default)]
+    pub shared_bytes: u32,
+    /// Blocks of the launch, along x and y, whose work one block of this code does.
+    pub merged: [u32; 2],
+}
+
+impl EntryBlocks {
+    /// As the launch says.
+    pub const PLAIN: EntryBlocks = EntryBlocks { shared_bytes: 0, merged: [1, 1] };
+    /// Most bytes of shared memory: no GPU has more for a block.
+    pub const MOST_SHARED: u32 = 227 << 10;
+
+    fn is_plain(&self) -> bool {
+        *self == EntryBlocks::PLAIN
+    }
+
+    /// Blocks to launch where the launch has so many along x and y.
+    pub fn grid(&self, [x, y]: [u32; 2]) -> [u32; 2] {
+        [x.div_ceil(self.merged[0].max(1)), y.div_ceil(self.merged[1].max(1))]
+    }
+}
+
+impl Default for EntryBlocks {
+    fn default() -> EntryBlocks {
+        EntryBlocks::PLAIN
+    }
 }

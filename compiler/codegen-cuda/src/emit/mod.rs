@@ -3,8 +3,10 @@
 
 mod constants;
 
+use crate::arch::CudaTarget;
 use crate::error::{Error, Result};
 use crate::spec::CudaSpec;
+use attar_artifact::program::EntryBlocks;
 use attar_kernel::{
     Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
 };
@@ -28,7 +30,14 @@ pub struct Emitted {
     /// Name of the function, as [`CudaSpec::name`].
     pub name: String,
     pub source: String,
+    /// How it is launched.
+    pub blocks: EntryBlocks,
 }
+
+/// The kernel for many rows with `wgmma`: three stages of 256 rows of activations and 128 of weights, 64 bf16 each, and what it
+/// takes to align them; a block does the work of two blocks along either side.
+const WGMMA_BLOCKS: EntryBlocks =
+    EntryBlocks { shared_bytes: 3 * (256 + 128) * 64 * 2 + 1024, merged: [2, 2] };
 
 /// Blocks of 16 channels that a block of threads multiplies with few rows.
 pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
@@ -39,15 +48,21 @@ pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
     }
 }
 
-/// Emits a kernel.
+/// Emits a kernel for a target.
 ///
 /// # Errors
 /// [`Error::Spec`] for shapes that no template serves.
-pub fn emit(spec: &CudaSpec) -> Result<Emitted> {
+pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
     let name = spec.name();
     let fail = |problem: String| Error::Spec { kernel: name.clone(), problem };
+    let mut blocks = EntryBlocks::PLAIN;
     let parts = match spec {
-        CudaSpec::Linear(linear) => linear_parts(linear),
+        CudaSpec::Linear(linear) => {
+            if target.has_wgmma() && linear.rows == RowTile::Many && linear.format.code_bits() != 32 {
+                blocks = WGMMA_BLOCKS;
+            }
+            linear_parts(linear, blocks)
+        }
         CudaSpec::Widen { dim, int8 } => {
             let mut c = Constants::new();
             c.int("K", *dim).int("PADDED", padded(*dim)).flag("INT8", *int8);
@@ -60,7 +75,7 @@ pub fn emit(spec: &CudaSpec) -> Result<Emitted> {
         CudaSpec::Plain(kernel) => plain_parts(kernel).map_err(fail)?,
     };
     let source = std::iter::once(PRELUDE.to_owned()).chain(parts).collect::<Vec<_>>().join("\n");
-    Ok(Emitted { source: source.replace("KERNEL(", &format!("{name}(")), name })
+    Ok(Emitted { source: source.replace("KERNEL(", &format!("{name}(")), name, blocks })
 }
 
 /// Numbers of a row of bf16 activations.
@@ -68,7 +83,7 @@ pub(crate) fn padded(k: usize) -> usize {
     k.next_multiple_of(32)
 }
 
-fn linear_parts(linear: &LinearSpec) -> Vec<String> {
+fn linear_parts(linear: &LinearSpec, blocks: EntryBlocks) -> Vec<String> {
     let mut c = Constants::new();
     c.weights(linear.format, linear.n, linear.k);
     let floats = linear.format.is_uncompressed();
@@ -84,6 +99,10 @@ fn linear_parts(linear: &LinearSpec) -> Vec<String> {
             }
         }
         RowTile::Many if exact => include_str!("linear_many_floats.cu"),
+        RowTile::Many if blocks == WGMMA_BLOCKS => {
+            c.int("PADDED", padded(linear.k)).int("SHARED_BYTES", blocks.shared_bytes as usize);
+            include_str!("linear_many_wgmma.cu")
+        }
         RowTile::Many => {
             c.int("PADDED", padded(linear.k));
             include_str!("linear_many_tiles.cu")

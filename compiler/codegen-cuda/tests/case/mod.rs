@@ -15,7 +15,7 @@ pub(crate) mod row_cases;
 
 pub(crate) use launch::{Arg, Case, Check, Random, bytes_of, cache_codes, f32s};
 
-use attar_artifact::program::{Arg as SlotArg, Extent, Launch, Program, ProgramKind, StepSize};
+use attar_artifact::program::{Arg as SlotArg, EntryBlocks, Extent, Launch, Program, ProgramKind, StepSize};
 use attar_codegen_cuda::{CudaPrograms, translate};
 use attar_kernel::{KernelSpec, RowTile};
 use attar_ptx::{Buffer, Memory, Module, Param, Stats};
@@ -77,7 +77,7 @@ impl Case {
     /// a kernel.
     pub(crate) fn interpreted(
         &self,
-        module: &mut dyn FnMut(&CudaPrograms, &str) -> Module,
+        module: &mut dyn FnMut(&CudaPrograms, &str) -> (Module, EntryBlocks),
     ) -> (Vec<Vec<u8>>, Vec<Stats>) {
         let programs = self.on_gpu();
         let step = StepSize { tokens: self.tokens(), rows: self.tokens(), spans: 1 };
@@ -112,12 +112,13 @@ impl Case {
                 .collect();
             let blocks = launch.blocks.expect("every launch of a GPU has blocks");
             let grid = [blocks.x, blocks.y].map(|tiles| tiles.at(step).expect("small") as u32);
-            let kernel = module(&programs, &launch.kernel);
+            let (kernel, own) = module(&programs, &launch.kernel);
+            let grid = own.grid(grid);
             let launched = attar_ptx::Launch {
                 kernel: &launch.kernel,
                 grid: [grid[0], grid[1], 1],
                 block: [blocks.threads, 1, 1],
-                dynamic_shared: 0,
+                dynamic_shared: own.shared_bytes as usize,
                 params: &params,
             };
             let both = kernel.launch_both(&mut memory, &launched).unwrap_or_else(|e| panic!("{e}"));

@@ -1,6 +1,7 @@
 //! Kernels as the PTX interpreter takes them.
 
 use crate::nvrtc_here;
+use attar_artifact::program::EntryBlocks;
 use attar_codegen_cuda::{Cache, CudaPrograms, CudaTarget, Nvrtc, compile_kernel};
 use attar_ptx::Module;
 use std::collections::BTreeMap;
@@ -10,22 +11,26 @@ use std::path::PathBuf;
 pub(crate) struct Modules {
     nvrtc: Nvrtc,
     cache: Cache,
-    parsed: BTreeMap<String, Module>,
+    target: CudaTarget,
+    parsed: BTreeMap<String, (Module, EntryBlocks)>,
 }
 
 impl Modules {
-    pub(crate) fn find() -> Option<Modules> {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-        Some(Modules { nvrtc: nvrtc_here::find()?, cache: Cache::new(folder), parsed: BTreeMap::new() })
+    /// Kernels as a target has them.
+    pub(crate) fn find(target: CudaTarget) -> Option<Modules> {
+        let cache = Cache::new(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
+        Some(Modules { nvrtc: nvrtc_here::find()?, cache, target, parsed: BTreeMap::new() })
     }
 
-    pub(crate) fn module(&mut self, programs: &CudaPrograms, name: &str) -> Module {
+    /// A kernel, and how it is launched.
+    pub(crate) fn module(&mut self, programs: &CudaPrograms, name: &str) -> (Module, EntryBlocks) {
         let compile = || {
             let spec =
                 programs.kernels.iter().find(|k| k.name() == name).expect("programs list their kernels");
-            let kernel = compile_kernel(&self.nvrtc, Some(&self.cache), spec, CudaTarget::Ptx);
+            let kernel = compile_kernel(&self.nvrtc, Some(&self.cache), spec, self.target);
             let kernel = kernel.unwrap_or_else(|e| panic!("{e}"));
-            Module::parse(&kernel.output.ptx).unwrap_or_else(|e| panic!("{name}: {e}"))
+            let module = Module::parse(&kernel.output.ptx).unwrap_or_else(|e| panic!("{name}: {e}"));
+            (module, kernel.emitted.blocks)
         };
         self.parsed.entry(name.to_owned()).or_insert_with(compile).clone()
     }

@@ -6,7 +6,7 @@ use attar_artifact::Writer;
 use attar_artifact::certificate::{Certificate, Quality, Text};
 use attar_artifact::header::{HEADER_BYTES, Header};
 use attar_artifact::manifest::{KvSpec, KvType, Manifest, Model, RopeTable, SectionKind};
-use attar_artifact::program::{Arg, Entry, Extent, Launch, Program, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, Entry, EntryBlocks, Extent, Launch, Program, ProgramKind, StepBuffer};
 use std::path::Path;
 
 pub fn model() -> Model {
@@ -73,7 +73,12 @@ pub fn programs() -> Vec<Program> {
 }
 
 pub fn code(target: &str, features: &[&str]) -> SectionKind {
-    let entry = |kernel: &str, offset| Entry { kernel: kernel.to_owned(), offset, len: 3 };
+    let entry = |kernel: &str, offset| Entry {
+        kernel: kernel.to_owned(),
+        offset,
+        len: 3,
+        blocks: EntryBlocks::PLAIN,
+    };
     SectionKind::Code {
         target: target.to_owned(),
         features: features.iter().map(|f| (*f).to_owned()).collect(),

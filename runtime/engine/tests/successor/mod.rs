@@ -5,7 +5,7 @@
 use attar_artifact::Writer;
 use attar_artifact::certificate::Certificate;
 use attar_artifact::manifest::{KvSpec, KvType, Model, SectionKind};
-use attar_artifact::program::{Arg, Entry, Extent, Launch, Program, ProgramKind, StepBuffer};
+use attar_artifact::program::{Arg, Entry, EntryBlocks, Extent, Launch, Program, ProgramKind, StepBuffer};
 use std::path::Path;
 
 pub const VOCAB: u32 = 256;
@@ -57,7 +57,12 @@ pub fn write_certified(
         let kind = SectionKind::Code {
             target: (*target).to_owned(),
             features: features.iter().map(|f| (*f).to_owned()).collect(),
-            entries: vec![Entry { kernel: "successor".to_owned(), offset: 0, len: bytes.len() as u64 }],
+            entries: vec![Entry {
+                kernel: "successor".to_owned(),
+                offset: 0,
+                len: bytes.len() as u64,
+                blocks: EntryBlocks::PLAIN,
+            }],
             prefill_differs: false,
         };
         w.add_section(kind, bytes).unwrap();

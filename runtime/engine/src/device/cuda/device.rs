@@ -4,9 +4,9 @@ use super::{LEAST_COMPUTE, failed};
 use crate::error::{ErrorKind, Result};
 use crate::model::Progress;
 use attar_artifact::manifest::{Section, SectionKind, device_of_target};
-use attar_artifact::program::Program;
+use attar_artifact::program::{EntryBlocks, Program};
 use attar_artifact::{Artifact, CHUNK};
-use cudarc::driver::sys::cudaError_enum as Code;
+use cudarc::driver::sys::{CUfunction_attribute, cudaError_enum as Code};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError};
 use cudarc::nvrtc::Ptx;
 use std::collections::BTreeMap;
@@ -20,8 +20,8 @@ pub(crate) struct Device {
     pub(super) index: usize,
     pub(super) stream: Arc<CudaStream>,
     pub(crate) target: String,
-    /// By name; they keep their modules loaded.
-    pub(super) kernels: BTreeMap<String, CudaFunction>,
+    /// By name.
+    pub(super) kernels: BTreeMap<String, Kernel>,
     pub(super) weights: Memory,
     pub(crate) programs: Vec<Program>,
 }
@@ -33,6 +33,13 @@ impl std::fmt::Debug for Device {
             .field("target", &self.target)
             .finish_non_exhaustive()
     }
+}
+
+/// A kernel that was loaded.
+pub(super) struct Kernel {
+    /// Keeps its module loaded.
+    pub(super) function: CudaFunction,
+    pub(super) blocks: EntryBlocks,
 }
 
 /// Memory of a device.
@@ -211,7 +218,7 @@ fn load_any(
     context: &Arc<CudaContext>,
     index: usize,
     candidates: &[(&Section, &str)],
-) -> Result<(String, BTreeMap<String, CudaFunction>)> {
+) -> Result<(String, BTreeMap<String, Kernel>)> {
     let mut first = None;
     for (section, target) in candidates {
         match load(artifact, context, section) {
@@ -246,7 +253,7 @@ fn load(
     artifact: &Artifact,
     context: &Arc<CudaContext>,
     section: &Section,
-) -> std::result::Result<BTreeMap<String, CudaFunction>, Fault> {
+) -> std::result::Result<BTreeMap<String, Kernel>, Fault> {
     let SectionKind::Code { target, entries, .. } = &section.kind else { return Ok(BTreeMap::new()) };
     // The copy is compared with the section's hash; what the driver gets is this copy.
     let bytes = artifact.read(section).map_err(|e| Fault::Artifact(e.into()))?;
@@ -261,7 +268,12 @@ fn load(
             context.load_module(Ptx::from_binary(image.to_vec()))
         };
         let function = module.and_then(|m| m.load_function(&entry.kernel)).map_err(Fault::Driver)?;
-        kernels.insert(entry.kernel.clone(), function);
+        if entry.blocks.shared_bytes > 0 {
+            // More than what every block may have must be asked for.
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(most, entry.blocks.shared_bytes as i32).map_err(Fault::Driver)?;
+        }
+        kernels.insert(entry.kernel.clone(), Kernel { function, blocks: entry.blocks });
     }
     Ok(kernels)
 }

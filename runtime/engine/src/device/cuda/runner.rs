@@ -234,12 +234,17 @@ impl Runner {
             if grid.contains(&0) {
                 continue;
             }
+            let grid = kernel.blocks.grid(grid);
             let config = LaunchConfig {
                 grid_dim: (grid[0], grid[1], 1),
                 block_dim: (blocks.threads, 1, 1),
-                shared_mem_bytes: 0,
+                shared_mem_bytes: kernel.blocks.shared_bytes,
             };
-            calls.push(Call { kernel, config, args: launch.args.iter().map(resolve).collect() });
+            calls.push(Call {
+                kernel: &kernel.function,
+                config,
+                args: launch.args.iter().map(resolve).collect(),
+            });
         }
         Ok(calls)
     }
