@@ -8,7 +8,10 @@ use attar_artifact::manifest::SectionKind;
 use attar_artifact::{Artifact, Verify, Writer};
 use attar_compiler::{CompileOptions, CudaTarget, Nvrtc, Session, registry, resolve_targets};
 use attar_pass::{Preset, Recipe};
-use attar_runtime::{DeviceChoice, Engine, Model, OpenOptions, Progress, StepBatch, gpus, top_logits};
+use attar_runtime::{
+    Control, DeviceChoice, Engine, GenerateOptions, Model, OpenOptions, Progress, SessionOptions, StepBatch,
+    gpus, top_logits,
+};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -149,6 +152,29 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
         batch.push(second, (last + 5) % vocab, true);
         let logits = engine.step(&batch)?;
         after.extend(logits.chunks_exact(vocab as usize).map(top));
+    }
+    // The likeliest tokens, of few rows and of more than come back through pinned memory, are those of the logits.
+    for rows in [1, 3, 17] {
+        let before = engine.len(second);
+        batch.clear();
+        for i in 0..rows {
+            batch.push(second, (last + 11 * i) % vocab, true);
+        }
+        let chosen = engine.step_greedy(&batch)?.to_vec();
+        engine.truncate(second, before)?;
+        let logits = engine.step(&batch)?;
+        let want: Vec<u32> = logits.chunks_exact(vocab as usize).map(|row| top_logits(row, 1)[0].0).collect();
+        assert_eq!(chosen, want, "{rows} rows");
+        engine.truncate(second, before)?;
+    }
+    if model.tokenizer().is_ok() {
+        let mut session = model.session(&SessionOptions { context: Some(48) })?;
+        let options = GenerateOptions { max_tokens: Some(6), ignore_eos: true, ..GenerateOptions::default() };
+        let generation = session.generate(&[5, 9, 2], &options, |_| Control::Continue)?;
+        // The last token is not held, so the logits are those it was chosen by, wherever that was.
+        let next: Vec<u32> = top_logits(session.logits(), 1).iter().map(|(id, _)| *id).collect();
+        assert_eq!(next, generation.tokens[5..], "{:?}", generation.tokens);
+        tokens.extend(generation.tokens);
     }
     engine.truncate(first, 20)?;
     batch.clear();

@@ -9,7 +9,7 @@
 
 use crate::emit::{padded, small_blocks};
 use crate::error::{Error, Result};
-use attar_artifact::program::{Arg, Blocks, Extent, Launch, Program, Tiles};
+use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, Tiles};
 use attar_format::CHANNELS;
 use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub enum CudaSpec {
     Linear(LinearSpec),
     /// Rows as bf16, padded with zeros to a multiple of 32 numbers. Args: x (int8 or f32 rows), out. Grid: rows.
     Widen { dim: usize, int8: bool },
+    /// The likeliest token of every row of logits; part of no program. Args: logits f32 `[R, V]`, out u32 `[R]`, V. Grid: R.
+    Argmax,
     /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
     QkvRope(QkvEpilogue),
 }
@@ -35,6 +37,7 @@ impl CudaSpec {
             CudaSpec::Plain(kernel) => kernel.name(),
             CudaSpec::Linear(linear) => KernelSpec::Linear(linear.clone()).name(),
             CudaSpec::Widen { dim, int8 } => format!("widen_{}_{dim}", if *int8 { "i8" } else { "f32" }),
+            CudaSpec::Argmax => ARGMAX.to_owned(),
             CudaSpec::QkvRope(q) => {
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = format!("{:?}", q.kv).to_lowercase();
@@ -49,6 +52,7 @@ impl CudaSpec {
     pub fn threads(&self) -> u32 {
         match self {
             CudaSpec::Linear(_) | CudaSpec::Widen { .. } => 256,
+            CudaSpec::Argmax => ARGMAX_THREADS,
             CudaSpec::QkvRope(_) => 128,
             CudaSpec::Plain(kernel) => match kernel {
                 KernelSpec::Embed { .. }
@@ -62,7 +66,7 @@ impl CudaSpec {
     }
 }
 
-/// Programs for the GPU and the kernels they name.
+/// Programs for the GPU, and the kernels that they name and that go with any.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CudaPrograms {
     pub programs: Vec<Program>,
@@ -76,7 +80,7 @@ pub struct CudaPrograms {
 /// [`Error::Spec`] when a launch does not have the arguments that its kernel documents.
 pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaPrograms> {
     let specs: BTreeMap<String, &KernelSpec> = specs.iter().map(|s| (s.name(), s)).collect();
-    let mut kernels = BTreeMap::new();
+    let mut kernels = BTreeMap::from([(CudaSpec::Argmax.name(), CudaSpec::Argmax)]);
     let mut out = Vec::new();
     for program in programs {
         let mut work =

@@ -6,10 +6,11 @@ mod case;
 mod modules;
 mod nvrtc_here;
 
-use attar_codegen_cuda::CudaTarget;
+use attar_codegen_cuda::{CudaPrograms, CudaSpec, CudaTarget};
 use attar_format::formats;
 use attar_kernel::{LinearSpec, RowTile};
-use case::{Case, attention_cases, linear_cases, row_cases};
+use attar_ptx::{Launch, Memory, Param};
+use case::{Case, Random, attention_cases, bytes_of, linear_cases, row_cases};
 use modules::Modules;
 
 /// Runs all cases, on kernels that run everywhere; fails with everything that is wrong.
@@ -76,4 +77,60 @@ fn products_of_warpgroups_agree_with_the_reference() {
     }
     cases.extend(linear_cases::special_rows().into_iter().filter(Case::is_rounded));
     agree_on(target, &cases);
+}
+
+/// The same token as the sampler of the runtime takes: the first of the largest, whatever is not a number left out.
+#[test]
+fn the_likeliest_token_is_the_first_of_the_largest() {
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
+    let programs = CudaPrograms { programs: Vec::new(), kernels: vec![CudaSpec::Argmax] };
+    let name = CudaSpec::Argmax.name();
+    let (module, _) = modules.module(&programs, &name);
+    for vocab in [1, 5, 31, 1023, 1024, 1025, 5003] {
+        let mut random = Random(vocab as u64);
+        let mut rows = vec![
+            random.f32s(vocab, 4.0),
+            // Many equals, on different threads and warps.
+            (0..vocab).map(|_| random.below(3) as f32).collect(),
+            vec![-3.5; vocab],
+            vec![f32::NAN; vocab],
+            vec![f32::NEG_INFINITY; vocab],
+            (0..vocab).map(|i| if i % 2 == 0 { f32::NAN } else { -(i as f32) }).collect(),
+            (0..vocab).map(|i| if i % 2 == 0 { -0.0 } else { 0.0 }).collect(),
+            (0..vocab).map(|i| if i < vocab / 2 { f32::NEG_INFINITY } else { f32::MIN }).collect(),
+            random.f32s(vocab, 4.0),
+        ];
+        rows.last_mut().expect("a row")[vocab - 1] = f32::INFINITY;
+        let want: Vec<u32> = rows
+            .iter()
+            .map(|row| {
+                let mut best = (f32::NEG_INFINITY, 0);
+                for (logit, token) in row.iter().zip(0..) {
+                    if *logit > best.0 {
+                        best = (*logit, token);
+                    }
+                }
+                best.1
+            })
+            .collect();
+        let mut memory = Memory::new();
+        let logits = memory.alloc("logits", &bytes_of(&rows.concat()));
+        memory.set_read_only(logits);
+        let tokens = memory.alloc_uninit("tokens", rows.len() * 4);
+        let launch = Launch {
+            kernel: &name,
+            grid: [rows.len() as u32, 1, 1],
+            block: [CudaSpec::Argmax.threads(), 1, 1],
+            dynamic_shared: 0,
+            params: &[Param::from(logits), Param::from(tokens), Param::from(vocab as u64)],
+        };
+        let both = module.launch_both(&mut memory, &launch).unwrap_or_else(|e| panic!("{e}"));
+        assert!(both.differing.is_empty(), "{vocab}");
+        let got: Vec<u32> = memory
+            .bytes(tokens)
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes(b.try_into().expect("four bytes")))
+            .collect();
+        assert_eq!(got, want, "{vocab} logits");
+    }
 }

@@ -58,6 +58,7 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     for int8 in [false, true] {
         all.push(CudaSpec::Widen { dim, int8 });
     }
+    all.push(CudaSpec::Argmax);
     all.push(CudaSpec::Plain(KernelSpec::LayerNorm { dim, eps: 1e-5 }));
     all.push(CudaSpec::Plain(KernelSpec::Softmax { dim }));
     all.push(CudaSpec::Plain(KernelSpec::Quantize { dim }));

@@ -207,6 +207,12 @@ pub struct Entry {
     pub blocks: EntryBlocks,
 }
 
+/// Name of the kernel of a GPU's code sections that finds the likeliest token of every row of logits. Arguments: logits f32
+/// `[R, V]`, out u32 `[R]`, V; one block of [`ARGMAX_THREADS`] per row. No program names it.
+pub const ARGMAX: &str = "argmax";
+/// Threads of a block of [`ARGMAX`].
+pub const ARGMAX_THREADS: u32 = 1024;
+
 /// What a GPU's code for one target needs beyond what launches say, which are the same for all targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryBlocks {

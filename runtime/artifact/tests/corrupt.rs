@@ -232,6 +232,7 @@ fn hostile_manifest_fields() {
     let section = |i: usize, field: &str, value| set(format!("/sections/{i}/{field}"), value);
     let tensor = |i: usize, field: &str, value| set(format!("/tensors/{i}/{field}"), value);
     let model = |field: &str, value| set(format!("/model/{field}"), value);
+    let launched = |blocks| json!({"kernel": "other", "offset": 64, "len": 3, "blocks": blocks});
     let cases: Vec<(Change, &str)> = vec![
         (section(tokenizer, "len", json!(u64::MAX)), "do not lie between the header and the manifest"),
         (
@@ -257,6 +258,11 @@ fn hostile_manifest_fields() {
         (section(code, "entries/0/len", json!(0)), "entry embed"),
         (section(code, "entries/1/offset", json!(63)), "not aligned to 64"),
         (section(code, "entries/1/kernel", json!("embed")), "kernel embed has two entries"),
+        (section(code, "entries/1", launched(json!({"merged": [1, 0]}))), "merges no blocks"),
+        (
+            section(code, "entries/1", launched(json!({"merged": [1, 1], "shared_bytes": 1 << 20}))),
+            "shared memory",
+        ),
         (
             section(code, "entries/1/kernel", json!("other")),
             "code section x86-64-v3 has no kernel of that name",

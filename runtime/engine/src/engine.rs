@@ -2,13 +2,14 @@
 //!
 //! All memory is got when the engine is made; a step allocates nothing.
 
-use crate::device::cuda::{Inputs, Runner, RunnerSizes};
+use crate::device::cuda::{Inputs, Runner, RunnerSizes, Wanted};
 use crate::device::threads::{Pool, Task};
 use crate::error::{ErrorKind, Result};
 use crate::kv::{KvCache, Sequence};
 use crate::memory::Region;
 use crate::model::{Inner, Model, Runnable};
 use crate::prefetch::{self, Weighed};
+use crate::sampler::likeliest_token;
 use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -94,6 +95,8 @@ pub struct Engine {
     resolved: Option<(usize, StepSize)>,
     /// Present when the model is on a GPU; then neither arguments nor tasks are used.
     runner: Option<Runner>,
+    /// What [`Engine::step_greedy`] found, where it is not the runner that does.
+    chosen: Vec<u32>,
 }
 
 // SAFETY: `tasks` point into `args`, which the engine owns and never lets grow after it is made; they are read only
@@ -181,6 +184,7 @@ impl Engine {
             tasks: Vec::with_capacity(launches),
             resolved: None,
             runner,
+            chosen: Vec::with_capacity(model.max_step_tokens()),
             model,
         };
         engine.tune_prefetch();
@@ -357,16 +361,56 @@ impl Engine {
         })
     }
 
-    /// Runs a step on the GPU; with `times`, launch by launch.
-    fn step_on_device(&mut self, batch: &StepBatch, times: Option<&mut Vec<LaunchTime>>) -> Result<&[f32]> {
+    /// As [`Engine::step`], for the likeliest tokens `[R]` instead of logits: the lowest id among equals, never one whose logit
+    /// is not a number as long as another's is one. A GPU finds them itself, and copies nothing else back.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_greedy(&mut self, batch: &StepBatch) -> Result<&[u32]> {
+        if !self.chooses_on_device() {
+            let vocab = self.model.inner.manifest.model.vocab.max(1) as usize;
+            let mut chosen = std::mem::take(&mut self.chosen);
+            chosen.clear();
+            let stepped = self.step(batch);
+            let stepped = stepped.map(|l| chosen.extend(l.chunks_exact(vocab).map(likeliest_token)));
+            self.chosen = chosen;
+            return stepped.map(|()| &*self.chosen);
+        }
         let model = self.model.clone();
-        let inner = &*model.inner;
+        let (_, size) = self.run_on_device(batch, &model.inner, Wanted::Likeliest, None)?;
+        let Some(runner) = &mut self.runner else { return Ok(&[]) };
+        let tokens = runner.receive_tokens(size.rows)?;
+        advance(&mut self.sequences, batch);
+        Ok(tokens)
+    }
+
+    /// Whether [`Engine::step_greedy`] copies less than [`Engine::step`].
+    pub(crate) fn chooses_on_device(&self) -> bool {
+        self.runner.as_ref().is_some_and(Runner::chooses)
+    }
+
+    /// Logits of the last step, which had one row, where [`Engine::step_greedy`] has left them on the device.
+    pub(crate) fn logits_left(&mut self) -> Result<&[f32]> {
+        match &mut self.runner {
+            Some(runner) => runner.receive_logits(1, self.buffers.logits.words_mut::<f32>()),
+            None => Ok(&[]),
+        }
+    }
+
+    /// Starts a step on the GPU. Returns the program that runs it, and its size.
+    fn run_on_device(
+        &mut self,
+        batch: &StepBatch,
+        inner: &Inner,
+        wanted: Wanted,
+        times: Option<&mut Vec<Duration>>,
+    ) -> Result<(usize, StepSize)> {
         let size = self.fill(batch, inner)?;
         let tokens = batch.len();
-        let too_large = ErrorKind::StepTooLarge { tokens, most: model.max_step_tokens() };
+        let too_large = ErrorKind::StepTooLarge { tokens, most: self.model.max_step_tokens() };
         let index = pick(&inner.programs, tokens);
         let (Some(runner), Some(index)) = (&mut self.runner, index) else { return Err(too_large.into()) };
-        let b = &mut self.buffers;
+        let b = &self.buffers;
         let rope_bytes = size.tokens * u64::from(inner.manifest.model.head_dim) * 4;
         let inputs = Inputs {
             tokens: prefix(&b.tokens, size.tokens * 4),
@@ -377,15 +421,20 @@ impl Engine {
             rope: b.rope.iter().map(|region| prefix(region, rope_bytes)).collect(),
         };
         let keys = |layer| self.kv.device_addresses(layer);
-        let many = b.logits.words_mut::<f32>();
+        runner.run(index, size, &inputs, &keys, wanted, times)?;
+        Ok((index, size))
+    }
+
+    /// Runs a step on the GPU; with `times`, launch by launch.
+    fn step_on_device(&mut self, batch: &StepBatch, times: Option<&mut Vec<LaunchTime>>) -> Result<&[f32]> {
+        let model = self.model.clone();
+        let inner = &*model.inner;
         let mut each = Vec::new();
         let measured = times.is_some().then_some(&mut each);
-        let logits = runner.step(index, size, &inputs, &keys, many, measured)?;
-        for t in &batch.tokens {
-            if let Some(seq) = self.sequences.get_mut(t.sequence.0 as usize).and_then(Option::as_mut) {
-                seq.advance(1);
-            }
-        }
+        let (index, size) = self.run_on_device(batch, inner, Wanted::Logits, measured)?;
+        let Some(runner) = &mut self.runner else { return Ok(&[]) };
+        let logits = runner.receive_logits(size.rows, self.buffers.logits.words_mut::<f32>())?;
+        advance(&mut self.sequences, batch);
         if let (Some(times), Some(program)) = (times, inner.programs.get(index)) {
             let plain = StepSize { spans: 1, ..size };
             for (call, time) in program.launches.iter().zip(each) {
@@ -428,11 +477,7 @@ impl Engine {
             // Kernels share out their grid without overlap, which is the compiler's contract.
             run(&mut pool, &self.tasks, program);
         }
-        for t in &batch.tokens {
-            if let Some(seq) = self.sequences.get_mut(t.sequence.0 as usize).and_then(Option::as_mut) {
-                seq.advance(1);
-            }
-        }
+        advance(&mut self.sequences, batch);
         let logits = self.buffers.logits.words();
         Ok(logits.get(..size.rows as usize * inner.manifest.model.vocab as usize).unwrap_or_default())
     }
@@ -556,6 +601,15 @@ impl Engine {
             let grid = call.grid.at(size).unwrap_or(0);
             let tail = call.tail && !self.tasks.is_empty();
             self.tasks.push(Task { kernel, args: args.as_ptr(), grid, chunks: program.chunks, tail });
+        }
+    }
+}
+
+/// Notes that a batch's tokens have been added.
+fn advance(sequences: &mut [Option<Sequence>], batch: &StepBatch) {
+    for t in &batch.tokens {
+        if let Some(seq) = sequences.get_mut(t.sequence.0 as usize).and_then(Option::as_mut) {
+            seq.advance(1);
         }
     }
 }

@@ -44,6 +44,11 @@ impl Default for SamplingOptions {
 }
 
 impl SamplingOptions {
+    /// Whether the token is that of the largest logit, whatever came before.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let bad = |name, value: f32, expected: &str| {
             let (value, expected) = (value.to_string(), expected.to_owned());
@@ -215,6 +220,17 @@ fn likeliest(candidates: &[Candidate]) -> Candidate {
     best
 }
 
+/// What [`Sampler::sample`] takes at temperature 0 without a repetition penalty.
+pub(crate) fn likeliest_token(logits: &[f32]) -> u32 {
+    let mut best = Candidate { weight: f32::NEG_INFINITY, id: 0 };
+    for (&weight, id) in logits.iter().zip(0..) {
+        if weight > best.weight {
+            best = Candidate { weight, id };
+        }
+    }
+    best.id
+}
+
 /// The `n` largest logits with their tokens, largest first, the lowest id first among equals.
 pub fn top_logits(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     let usable = |l: f32| if l.is_nan() { f32::NEG_INFINITY } else { l };
@@ -296,6 +312,9 @@ mod tests {
         assert_eq!(s.sample(&[f32::NAN; 4], &[]), 0);
         assert_eq!(s.sample(&[], &[]), 0);
         assert_eq!(s.sample(&[1.0, f32::INFINITY], &[]), 1);
+        for logits in [&[1.0, 3.0, 3.0, 2.0][..], &[f32::NAN, -1.0, f32::NAN, -2.0], &[f32::NAN; 4], &[]] {
+            assert_eq!(likeliest_token(logits), s.sample(logits, &[]), "{logits:?}");
+        }
     }
 
     #[test]

@@ -274,6 +274,17 @@ impl Session {
         Ok(true)
     }
 
+    /// Appends a token and returns the likeliest to follow it. Logits stay where they are computed.
+    fn append_greedy(&mut self, token: u32) -> Result<Option<u32>> {
+        self.check_room(1)?;
+        self.batch.clear();
+        self.batch.push(self.sequence, token, true);
+        self.logits.clear();
+        let next = self.engine.step_greedy(&self.batch)?.first().copied();
+        self.history.push(token);
+        Ok(next)
+    }
+
     fn check_room(&self, more: usize) -> Result<()> {
         let (needed, capacity) = (self.history.len().saturating_add(more), self.context());
         if needed > capacity {
@@ -327,6 +338,9 @@ impl Session {
         } else if most == 0 {
             finish = Some(FinishReason::Length);
         }
+        let greedy = options.sampling.is_greedy() && self.engine.chooses_on_device();
+        // Chosen with the step before; its logits are on the device.
+        let (mut chosen, mut left) = (None, false);
         let mut decode_start = start;
         let finish = loop {
             if let Some(finish) = finish {
@@ -335,7 +349,7 @@ impl Session {
             if options.cancel.is_cancelled() {
                 break FinishReason::Cancelled;
             }
-            let token = sampler.sample(&self.logits, &self.history);
+            let token = chosen.take().unwrap_or_else(|| sampler.sample(&self.logits, &self.history));
             if tokens.is_empty() {
                 decode_start = Instant::now();
                 timings.first_token = decode_start - start;
@@ -358,6 +372,7 @@ impl Session {
                 match options.context_overflow {
                     ContextOverflow::Error => Some(FinishReason::Context),
                     ContextOverflow::Shift { keep } => {
+                        left = false;
                         let shorter = shift(&self.history, keep, self.context());
                         let known = self.keep_prefix(&shorter)?;
                         let fresh = shorter.get(known..).unwrap_or_default();
@@ -372,9 +387,16 @@ impl Session {
                 None
             };
             if finish.is_none() {
-                self.append_unless(&[token], None)?;
+                if greedy {
+                    (chosen, left) = (self.append_greedy(token)?, true);
+                } else {
+                    self.append_unless(&[token], None)?;
+                }
             }
         };
+        if left {
+            keep_last(&mut self.logits, self.engine.logits_left()?, m.vocab as usize);
+        }
         if !text.stopped() {
             stream.finish(text.text_mut());
             // A stop string may be completed by the replacement of an unfinished character.

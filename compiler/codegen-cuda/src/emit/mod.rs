@@ -68,6 +68,7 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             c.int("K", *dim).int("PADDED", padded(*dim)).flag("INT8", *int8);
             vec![c.finish(), include_str!("widen.cu").to_owned()]
         }
+        CudaSpec::Argmax => vec![include_str!("argmax.cu").to_owned()],
         CudaSpec::QkvRope(q) => {
             check_head(q.head_dim, q.page_len).map_err(fail)?;
             qkv_parts(q)

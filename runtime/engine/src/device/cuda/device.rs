@@ -84,14 +84,15 @@ impl Memory {
     }
 
     /// Copies numbers from a place in it to the host. They are there when the stream is done.
-    pub(super) fn send(
+    pub(super) fn send<T: bytemuck::Pod>(
         &self,
         stream: &Arc<CudaStream>,
         at: usize,
-        to: &mut [f32],
+        to: &mut [T],
     ) -> std::result::Result<(), DriverError> {
-        match self.slice.try_slice(at..at + to.len() * 4) {
-            Some(from) => stream.memcpy_dtoh(&from, bytemuck::cast_slice_mut::<f32, u8>(to)),
+        let to = bytemuck::cast_slice_mut::<T, u8>(to);
+        match self.slice.try_slice(at..at + to.len()) {
+            Some(from) => stream.memcpy_dtoh(&from, to),
             None => Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE)),
         }
     }

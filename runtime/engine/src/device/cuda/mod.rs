@@ -8,7 +8,7 @@ mod device;
 mod runner;
 
 pub(crate) use device::{Device, Memory};
-pub(crate) use runner::{Inputs, Runner, RunnerSizes};
+pub(crate) use runner::{Inputs, Runner, RunnerSizes, Wanted};
 
 use crate::error::{Error, ErrorKind, Result};
 use cudarc::driver::sys::{self, cudaError_enum as Code};

@@ -3,7 +3,7 @@
 use super::device::{Device, Memory};
 use super::failed;
 use crate::error::{ErrorKind, Result};
-use attar_artifact::program::{Arg, Program, StepBuffer, StepSize};
+use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Program, StepBuffer, StepSize};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaFunction, CudaGraph, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg};
 use std::sync::Arc;
@@ -29,13 +29,23 @@ pub(crate) struct Inputs<'a> {
     pub(crate) rope: Vec<&'a [u8]>,
 }
 
+/// What comes back of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Logits `[R, V]`.
+    Logits,
+    /// The likeliest tokens `[R]`; logits stay on the device.
+    Likeliest,
+}
+
 /// Memory and graphs of one engine.
 pub(crate) struct Runner {
     device: Arc<Device>,
-    /// Activations, then a step's inputs, then its logits.
+    /// Activations, then a step's inputs, its logits, and the likeliest tokens.
     memory: Memory,
     inputs: u64,
     logits: u64,
+    choices: u64,
     vocab: u64,
     stride: u64,
     most_spans: u64,
@@ -43,7 +53,9 @@ pub(crate) struct Runner {
     staging: PinnedHostSlice<u8>,
     /// Logits on their way back.
     answers: PinnedHostSlice<f32>,
-    graphs: Vec<((usize, StepSize), CudaGraph)>,
+    /// Likeliest tokens on their way back.
+    chosen: PinnedHostSlice<u32>,
+    graphs: Vec<((usize, StepSize, Wanted), CudaGraph)>,
 }
 
 impl std::fmt::Debug for Runner {
@@ -88,7 +100,8 @@ impl Runner {
         // Every buffer begins at a multiple of the alignment.
         let input_bytes = (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
         let logits = inputs + input_bytes;
-        let memory = device.memory(logits + sizes.tokens * sizes.vocab * 4, "activations", hint)?;
+        let choices = logits + sizes.tokens * sizes.vocab * 4;
+        let memory = device.memory(choices + sizes.tokens * 4, "activations", hint)?;
         let context = device.stream.context();
         let fail = |e| failed(device.index, "allocating memory", e);
         let rows = PINNED_ROWS.min(sizes.tokens as usize);
@@ -97,22 +110,42 @@ impl Runner {
         // SAFETY: as above. Not write-combined, for the processor reads it.
         let answers =
             unsafe { context.alloc_pinned_with_flags(rows * sizes.vocab as usize, 0) }.map_err(fail)?;
+        // SAFETY: as above.
+        let chosen =
+            unsafe { context.alloc_pinned_with_flags(sizes.tokens.max(1) as usize, 0) }.map_err(fail)?;
         let (vocab, stride, most_spans) = (sizes.vocab, sizes.stride, sizes.spans);
         let graphs = Vec::new();
-        Ok(Runner { device, memory, inputs, logits, vocab, stride, most_spans, staging, answers, graphs })
+        Ok(Runner {
+            device,
+            memory,
+            inputs,
+            logits,
+            choices,
+            vocab,
+            stride,
+            most_spans,
+            staging,
+            answers,
+            chosen,
+            graphs,
+        })
     }
 
-    /// Runs a program. Logits `[R, V]` are in what is returned; where they are more than a few rows, they come back in `many`.
-    /// With `times`, launches run one by one, and the time of each is appended.
-    pub(crate) fn step<'a>(
-        &'a mut self,
+    /// Whether [`Wanted::Likeliest`] can be had.
+    pub(crate) fn chooses(&self) -> bool {
+        self.device.kernels.contains_key(ARGMAX)
+    }
+
+    /// Starts a program. With `times`, launches run one by one, and the time of each is appended.
+    pub(crate) fn run(
+        &mut self,
         index: usize,
         size: StepSize,
         inputs: &Inputs<'_>,
         keys: &dyn Fn(usize) -> (u64, u64),
-        many: &'a mut [f32],
+        wanted: Wanted,
         times: Option<&mut Vec<Duration>>,
-    ) -> Result<&'a [f32]> {
+    ) -> Result<()> {
         let size = self.rounded(size);
         let places = self.send(inputs)?;
         let device = self.device.clone();
@@ -120,19 +153,19 @@ impl Runner {
         let program = device.programs.get(index).ok_or(ErrorKind::NoCudaCode)?;
         if let Some(times) = times {
             device.stream.synchronize().map_err(fail)?;
-            for call in self.calls(program, size, &places, keys)? {
+            for call in self.calls(program, size, &places, keys, wanted)? {
                 let start = Instant::now();
                 self.launch(&call).and_then(|()| device.stream.synchronize()).map_err(fail)?;
                 times.push(start.elapsed());
             }
         } else if size.tokens > GRAPH_TOKENS {
-            for call in self.calls(program, size, &places, keys)? {
+            for call in self.calls(program, size, &places, keys, wanted)? {
                 self.launch(&call).map_err(fail)?;
             }
         } else {
-            let key = (index, size);
+            let key = (index, size, wanted);
             if !self.graphs.iter().any(|(k, _)| *k == key) {
-                let graph = self.capture(&self.calls(program, size, &places, keys)?).map_err(fail)?;
+                let graph = self.capture(&self.calls(program, size, &places, keys, wanted)?).map_err(fail)?;
                 if self.graphs.len() >= MOST_GRAPHS {
                     self.graphs.remove(0);
                 }
@@ -143,7 +176,7 @@ impl Runner {
             let graph = self.graphs.iter().find(|(k, _)| *k == key);
             graph.map_or(Ok(()), |(_, graph)| graph.launch()).map_err(fail)?;
         }
-        self.receive(size, many)
+        Ok(())
     }
 
     /// The step with its spans rounded up to a power of two, so that few graphs serve a growing context. Blocks of spans that
@@ -178,12 +211,29 @@ impl Runner {
         Ok(places)
     }
 
-    fn receive<'a>(&'a mut self, size: StepSize, many: &'a mut [f32]) -> Result<&'a [f32]> {
+    /// The likeliest tokens `[R]` of the step that was started, which has so many rows and [`Wanted::Likeliest`].
+    pub(crate) fn receive_tokens(&mut self, rows: u64) -> Result<&[u32]> {
         let index = self.device.index;
         let fail = |e| failed(index, "running a step", e);
         let stream = self.device.stream.clone();
-        let count = (size.rows * self.vocab) as usize;
-        let small = size.rows as usize <= PINNED_ROWS;
+        let to = self.chosen.as_mut_slice().map_err(fail)?;
+        let to = to.get_mut(..rows as usize).unwrap_or_default();
+        if !to.is_empty() {
+            self.memory.send(&stream, self.choices as usize, to).map_err(fail)?;
+        }
+        // Errors of kernels show here.
+        stream.synchronize().map_err(fail)?;
+        Ok(to)
+    }
+
+    /// The logits `[R, V]` of the step that was started, or done, last, which has so many rows. More than a few of them come in
+    /// `many`.
+    pub(crate) fn receive_logits<'a>(&'a mut self, rows: u64, many: &'a mut [f32]) -> Result<&'a [f32]> {
+        let index = self.device.index;
+        let fail = |e| failed(index, "running a step", e);
+        let stream = self.device.stream.clone();
+        let count = (rows * self.vocab) as usize;
+        let small = rows as usize <= PINNED_ROWS;
         let to = if small { self.answers.as_mut_slice().map_err(fail)? } else { many };
         let to = to.get_mut(..count).unwrap_or_default();
         if count > 0 {
@@ -201,6 +251,7 @@ impl Runner {
         size: StepSize,
         places: &[u64],
         keys: &dyn Fn(usize) -> (u64, u64),
+        wanted: Wanted,
     ) -> Result<Vec<Call<'p>>> {
         let [tokens, positions, seqs, rows, rest @ ..] = places else { return Ok(Vec::new()) };
         let (tables, rope) = rest.split_last().ok_or(ErrorKind::NoCudaCode)?;
@@ -245,6 +296,16 @@ impl Runner {
                 config,
                 args: launch.args.iter().map(resolve).collect(),
             });
+        }
+        if wanted == Wanted::Likeliest && size.rows > 0 {
+            let kernel = self.device.kernels.get(ARGMAX).ok_or(ErrorKind::NoCudaCode)?;
+            let config = LaunchConfig {
+                grid_dim: (size.rows as u32, 1, 1),
+                block_dim: (ARGMAX_THREADS, 1, 1),
+                shared_mem_bytes: kernel.blocks.shared_bytes,
+            };
+            let args = vec![base + self.logits, base + self.choices, self.vocab];
+            calls.push(Call { kernel: &kernel.function, config, args });
         }
         Ok(calls)
     }
