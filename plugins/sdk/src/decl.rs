@@ -112,6 +112,6 @@ pub enum Scale {
     /// One bf16 per group: `w = scale * code`.
     Bf16,
     /// One f32 per row and one byte per group, `field = (s << choice_bits) | choice`:
-    /// `w = row_scale * (s - bias) * (table[code] + choice * shift)`.
+    /// `w = row_scale * (s - bias) * (table[code] + choice * shift)`. `choice_bits` is 2, which is what kernels read.
     RowF32Field8 { bias: i32, choice_bits: u32 },
 }

@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// The group that every kernel of compressed formats works on.
 pub const GROUP: usize = 32;
+/// Low bits of a field byte that every kernel takes for the choice.
+const CHOICE_BITS: u32 = 2;
 /// Longest name of a described format, in bytes.
 const MOST_NAME: usize = 32;
 /// Most descriptions of a process, so that hostile files cannot fill memory with them.
@@ -63,11 +65,12 @@ impl Description {
             Scale::None => return Err("scale: only uncompressed formats have none".to_owned()),
             Scale::Bf16 => 0,
             Scale::RowF32Field8 { bias, choice_bits } => {
-                if choice_bits > 4 {
-                    return Err(format!("choice_bits {choice_bits}: expected 0 to 4"));
+                if choice_bits != CHOICE_BITS {
+                    return Err(format!("choice_bits {choice_bits}: kernels read {CHOICE_BITS}"));
                 }
-                if !(0..1 << (8 - choice_bits)).contains(&bias) {
-                    return Err(format!("bias {bias}: expected 0 to {}", (1 << (8 - choice_bits)) - 1));
+                if !(0..1 << (8 - CHOICE_BITS)).contains(&bias) {
+                    let most = (1 << (8 - CHOICE_BITS)) - 1;
+                    return Err(format!("bias {bias}: expected 0 to {most}"));
                 }
                 choice_bits
             }
@@ -211,7 +214,7 @@ mod tests {
         assert!(std::ptr::eq(nf("test_once").register().unwrap(), first));
         assert_eq!(Description::of(first), Some(nf("test_once")));
         let mut other = nf("test_once");
-        other.scale = Scale::RowF32Field8 { bias: 32, choice_bits: 0 };
+        other.scale = Scale::RowF32Field8 { bias: 32, choice_bits: 2 };
         assert!(other.register().unwrap_err().contains("test_once"));
         assert!(is_described(first) && !is_described(&crate::formats::N4));
     }
@@ -230,7 +233,7 @@ mod tests {
         }
         assert!(wrong(&|d| d.group = 64).contains("groups of 32"));
         assert!(wrong(&|d| d.scale = Scale::None).contains("scale"));
-        assert!(wrong(&|d| d.scale = Scale::RowF32Field8 { bias: 300, choice_bits: 0 }).contains("bias"));
+        assert!(wrong(&|d| d.scale = Scale::RowF32Field8 { bias: 300, choice_bits: 2 }).contains("bias"));
         assert!(
             wrong(&|d| d.scale = Scale::RowF32Field8 { bias: 0, choice_bits: 5 }).contains("choice_bits")
         );
@@ -245,7 +248,7 @@ mod tests {
     #[test]
     fn sizes_are_known_before_the_format_is() {
         for bits in 2..=6 {
-            for scale in [Scale::Bf16, Scale::RowF32Field8 { bias: 16, choice_bits: 3 }] {
+            for scale in [Scale::Bf16, Scale::RowF32Field8 { bias: 16, choice_bits: 2 }] {
                 let half = 1i16 << (bits - 1);
                 let entries: Vec<i8> = (-half..half).map(|i| i as i8).collect();
                 let name = format!("test_size_{bits}_{}", u8::from(scale == Scale::Bf16));

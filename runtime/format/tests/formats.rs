@@ -205,14 +205,14 @@ fn all_kinds() -> Vec<FormatRef> {
     for bits in 2..=6usize {
         for (i, scale) in [
             Scale::Bf16,
-            Scale::RowF32Field8 { bias: 0, choice_bits: 0 },
+            Scale::RowF32Field8 { bias: 0, choice_bits: 2 },
             Scale::RowF32Field8 { bias: 32, choice_bits: 2 },
-            Scale::RowF32Field8 { bias: 64, choice_bits: 1 },
+            Scale::RowF32Field8 { bias: 16, choice_bits: 2 },
         ]
         .into_iter()
         .enumerate()
         {
-            let (count, shift) = (1i32 << bits, if i < 2 { 0 } else { 3 });
+            let (count, shift) = (1i32 << bits, if i < 2 { 0 } else { 2 });
             let entries = (0..count).map(|e| (-100 + 200 * e / (count - 1)) as i8).collect();
             let codes = Codes::Table { bits, entries, shift };
             let name = format!("kind_{bits}_{i}");

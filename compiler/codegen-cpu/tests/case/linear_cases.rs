@@ -147,8 +147,8 @@ fn every_kind() -> Vec<FormatRef> {
         (4, 0, Scale::Bf16),
         (3, 0, Scale::Bf16),
         (6, 0, Scale::Bf16),
-        (4, 5, Scale::RowF32Field8 { bias: 64, choice_bits: 1 }),
-        (2, 0, Scale::RowF32Field8 { bias: 0, choice_bits: 0 }),
+        (4, 5, Scale::RowF32Field8 { bias: 16, choice_bits: 2 }),
+        (2, 0, Scale::RowF32Field8 { bias: 0, choice_bits: 2 }),
     ] {
         let most = (1i32 << bits) - 1;
         let entries = (0..=most).map(|i| (-100 + 200 * i / most) as i8).collect();
