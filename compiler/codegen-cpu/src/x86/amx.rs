@@ -72,9 +72,9 @@ impl TileKernel<'_> {
             }
     }
 
-    /// Whether a permutation of f32 is enough of a table: it takes nibbles as they are.
+    /// Whether a permutation of f32 is enough of a table: it takes nibbles as they are, and fields as they stand beside row scales.
     fn through_floats(&self) -> bool {
-        self.layout.format.table().is_some_and(|t| t.bits == 4)
+        self.row_scaled() && self.layout.format.table().is_some_and(|t| t.bits == 4)
     }
 
     fn int(&self) -> IntKernel<'_> {
