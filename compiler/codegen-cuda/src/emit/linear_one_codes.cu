@@ -7,7 +7,7 @@ constexpr int SPLITS = WARPS / BLOCKS;
 constexpr int CHANNELS = 16 * BLOCKS;
 constexpr int STRIDE = CHANNELS + 1;
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
 KERNEL(const u8 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64, u64) {
   __shared__ float parts[SPLITS][STRIDE];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
