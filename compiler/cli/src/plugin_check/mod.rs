@@ -352,7 +352,7 @@ impl Kit {
     /// Hashes of weights, graph and programs.
     fn hashes_of(&self, artifact: &str) -> Option<Vec<(String, String)>> {
         let artifact =
-            attar_artifact::Artifact::open(&self.folder.join(artifact), attar_artifact::Verify::None);
+            attar_artifact::Artifact::open(self.folder.join(artifact), attar_artifact::Verify::None);
         let sections = &artifact.ok()?.manifest().sections.clone();
         let kept = sections.iter().map(|s| (s.kind.name(), s.hash.clone()));
         Some(kept.filter(|(name, _)| ["weights", "graph"].contains(&name.as_str())).collect())
