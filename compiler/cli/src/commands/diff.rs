@@ -267,7 +267,6 @@ mod tests {
                 tensor("l.0.attn.v_proj.weight", 0.2),
                 tensor("l.0.attn.o_proj.weight", 0.4),
             ],
-            reported: Vec::new(),
         };
         let of = |name: &str| largest_error(&certificate, name);
         assert_eq!(of("l.0.attn.q_k_v_proj.weight"), Some(0.3));
