@@ -152,9 +152,10 @@ impl Error {
                 attar_ir::ErrorKind::Weight { .. } => Family::Input,
                 _ => Family::Bug,
             },
-            ErrorKind::Broken { .. } | ErrorKind::Miscounted { .. } | ErrorKind::UndeclaredOption { .. } => {
-                Family::Bug
-            }
+            ErrorKind::Broken { .. }
+            | ErrorKind::Miscounted { .. }
+            | ErrorKind::UndeclaredOption { .. }
+            | ErrorKind::DuplicatePass { .. } => Family::Bug,
             ErrorKind::CalibrationIo { .. } => Family::Environment,
             ErrorKind::Plugin { family, .. } => *family,
             ErrorKind::Cancelled => Family::Cancelled,
@@ -302,7 +303,7 @@ impl fmt::Display for ErrorKind {
                 write!(f, "bug in {pass}: it asks for option {option}, which it does not declare")
             }
             ErrorKind::DuplicatePass { name } => {
-                write!(f, "two passes are called {name}; rename one of them")
+                write!(f, "bug: two passes are called {name}")
             }
             ErrorKind::Plugin { plugin, call: Some(call), problem, .. } => {
                 write!(f, "plugin {plugin}, in {call}: {problem}")

@@ -139,7 +139,7 @@ fn two_passes_of_one_name_are_refused() {
     let mut registry = Registry::new().unwrap();
     registry.add(&toy::TOUCH).unwrap();
     let e = registry.add(&toy::TOUCH).unwrap_err();
-    assert_eq!(e.family(), Family::Input);
+    assert_eq!(e.family(), Family::Bug);
 }
 
 #[test]

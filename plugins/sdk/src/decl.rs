@@ -35,7 +35,7 @@ pub enum Numerics {
     Lossy,
 }
 
-/// Declaration of an option of a pass; [`options!`](crate::options!) makes them.
+/// Declaration of an option of a pass; [`options!`](macro@crate::options) makes them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OptionDecl {
     pub name: &'static str,

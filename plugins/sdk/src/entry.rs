@@ -1,4 +1,4 @@
-//! The library's one exported function, and the description it gives: made from what [`plugin!`](crate::plugin) has registered.
+//! The library's one exported function, and the description it gives: made from what [`plugin!`](macro@crate::plugin) has registered.
 
 use crate::abi::{
     ATTAR_ABI_MAJOR, ATTAR_ABI_MINOR, ATTAR_CODES_INT8, ATTAR_CODES_TABLE, ATTAR_ERROR, ATTAR_MISUSE,

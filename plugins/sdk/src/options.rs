@@ -6,7 +6,7 @@ use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// A set of options. [`options!`](crate::options!) makes one from a struct; [`NoOptions`] is the empty one.
+/// A set of options. [`options!`](macro@crate::options) makes one from a struct; [`NoOptions`] is the empty one.
 pub trait Options: DeserializeOwned {
     /// The declarations, field by field.
     const DECLS: &'static [OptionDecl];
@@ -169,7 +169,7 @@ macro_rules! options {
     };
 }
 
-/// The kind of an option from what [`options!`](crate::options!) was given.
+/// The kind of an option from what [`options!`](macro@crate::options) was given.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! option_kind {

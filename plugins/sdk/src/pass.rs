@@ -1,4 +1,4 @@
-//! What a pass is, and how it becomes known: by [`plugin!`](crate::plugin), whether it ends up in a shared library or in the
+//! What a pass is, and how it becomes known: by [`plugin!`](macro@crate::plugin), whether it ends up in a shared library or in the
 //! compiler itself.
 
 use crate::context::Context;
