@@ -325,7 +325,29 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{OUTPUTS, exp, linear, linear_of_all};
+
+    #[test]
+    fn windows_together_are_what_they_are_alone() {
+        // Several parts of outputs, the last one short; windows of different lengths.
+        let (k, n) = (24, 2 * OUTPUTS + 77);
+        let numbers = |count: usize, step: usize| -> Vec<f32> {
+            (0..count).map(|i| (i * step % 101) as f32 / 50.0 - 1.0).collect()
+        };
+        let (w, bias) = (numbers(n * k, 37), numbers(n, 13));
+        let windows = [numbers(5 * k, 7), numbers(k, 11), numbers(9 * k, 29)];
+        let rows: Vec<&[f32]> = windows.iter().map(Vec::as_slice).collect();
+        for bias in [None, Some(bias.as_slice())] {
+            let together = linear_of_all(&rows, &w, k, bias);
+            assert_eq!(together.len(), windows.len());
+            for (x, y) in windows.iter().zip(&together) {
+                let alone = linear(x, &w, k, bias);
+                assert_eq!(alone.len(), y.len());
+                // Sums of 24 products of numbers up to 1, perhaps in another order.
+                assert!(alone.iter().zip(y).all(|(a, b)| (a - b).abs() < 1e-5));
+            }
+        }
+    }
 
     #[test]
     fn the_exponential_is_accurate() {
