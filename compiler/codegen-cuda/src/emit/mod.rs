@@ -176,8 +176,8 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
         KernelSpec::Softmax { dim } => rows(c, "SOFTMAX", *dim, 1, Activation::F32),
         KernelSpec::Quantize { dim } => rows(c, "QUANTIZE", *dim, 1, Activation::Int8),
         KernelSpec::Slice { dim, start, len } => {
-            c.int("START", *start).int("LENGTH", *len);
-            rows(c, "SLICE", *dim, 1, Activation::F32)
+            c.int("START", *start).int("WHOLE", *dim);
+            rows(c, "SLICE", *len, 1, Activation::F32)
         }
         KernelSpec::Elementwise { op, dim } => {
             let (operation, inputs) = match op {
@@ -214,11 +214,17 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
     })
 }
 
+/// Threads for a row of so many numbers: four numbers each, as far as a block has threads.
+pub(crate) fn row_threads(dim: usize) -> u32 {
+    let each = if dim.is_multiple_of(4) { dim / 4 } else { dim };
+    each.next_multiple_of(32).clamp(32, 1024) as u32
+}
+
 /// A kernel over rows with so many inputs.
 fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activation) -> Vec<String> {
-    c.int("DIM", dim).flag("INT8", out == Activation::Int8);
+    c.int("DIM", dim).int("THREADS", row_threads(dim) as usize).flag("INT8", out == Activation::Int8);
     // The template mentions all that any of the operations has.
-    c.int("START", 0).int("LENGTH", 0).flag("GAIN", false).float("EPS", 0.0);
+    c.int("START", 0).int("WHOLE", 0).flag("GAIN", false).float("EPS", 0.0);
     let names = ["a", "b", "c"];
     let parameters: Vec<String> =
         names[..inputs].iter().map(|n| format!("const float *__restrict__ {n}, ")).collect();
