@@ -1,0 +1,78 @@
+//! How prompts' attention is cut up for tensor cores: `emit/attention_mma.cu`.
+
+use attar_artifact::manifest::KvType;
+use attar_kernel::AttentionSpec;
+
+/// Warps of a block.
+const WARPS: usize = 4;
+/// Widest head of which a warp holds the sums of 32 rows in registers.
+const WIDE: usize = 128;
+/// Widest head of which two stages of 32 positions fit in 99 KiB of shared memory, the least that a GPU lends a block.
+const LONG: usize = 224;
+/// With fewer heads blocks of 64 rows are enough work, and there are twice as many for multiprocessors to share.
+const MANY_HEADS: usize = 16;
+
+/// What a block of the kernel does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttentionTiles {
+    /// Sixteen rows each, of one warp.
+    pub(crate) row_tiles: usize,
+    /// Positions of a step.
+    pub(crate) positions: usize,
+}
+
+impl AttentionTiles {
+    /// `None` where attention is left to the kernel that computes in f32: caches of codes and of f32, and heads that are no
+    /// multiples of 16 wide.
+    pub(crate) fn of(attention: &AttentionSpec) -> Option<AttentionTiles> {
+        let AttentionSpec { head_dim, heads, kv, .. } = *attention;
+        if kv != KvType::F16 || !head_dim.is_multiple_of(16) {
+            return None;
+        }
+        let row_tiles = if head_dim <= WIDE && heads >= MANY_HEADS { 2 } else { 1 };
+        Some(AttentionTiles { row_tiles, positions: if head_dim <= LONG { 32 } else { 16 } })
+    }
+
+    /// Rows of a block.
+    pub(crate) fn rows(self) -> usize {
+        WARPS * 16 * self.row_tiles
+    }
+
+    /// Blocks that a multiprocessor has registers for.
+    pub(crate) fn blocks(self) -> usize {
+        2
+    }
+
+    /// Shared memory of a block: queries, and two stages of keys and values, all f16. Rows are eight numbers longer than they
+    /// need be.
+    pub(crate) fn shared_bytes(self, attention: &AttentionSpec) -> usize {
+        let d = attention.head_dim;
+        let stage = d * (self.positions + 8) + self.positions * (d + 8);
+        2 * (2 * stage + self.rows() * (d + 8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gpu_has_the_shared_memory() {
+        for head_dim in (16..=256).step_by(16) {
+            for heads in [4, 32] {
+                let attention = AttentionSpec {
+                    heads,
+                    kv_heads: 4,
+                    head_dim,
+                    scale: 1.0,
+                    window: None,
+                    kv: KvType::F16,
+                    page_len: 32,
+                    span: 256,
+                };
+                let tiles = AttentionTiles::of(&attention).expect("a multiple of 16");
+                assert!(tiles.shared_bytes(&attention) <= 99 << 10, "{head_dim}");
+            }
+        }
+    }
+}
