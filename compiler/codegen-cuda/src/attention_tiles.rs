@@ -38,9 +38,13 @@ impl AttentionTiles {
         WARPS * 16 * self.row_tiles
     }
 
-    /// Blocks that a multiprocessor has registers for.
-    pub(crate) fn blocks(self) -> usize {
-        2
+    /// Blocks that a multiprocessor shall have registers for.
+    pub(crate) fn blocks(self, attention: &AttentionSpec) -> usize {
+        match (attention.head_dim, self.row_tiles) {
+            (..=64, 1) => 4,
+            (..=64, _) | (..=128, 1) => 3,
+            _ => 2,
+        }
     }
 
     /// Shared memory of a block: queries, and two stages of keys and values, all f16. Rows are eight numbers longer than they

@@ -8,7 +8,7 @@ mod nvrtc_here;
 use attar_artifact::manifest::KvType;
 use attar_codegen_cuda::CudaTarget;
 use attar_format::{FormatRef, PackedLayout, formats};
-use attar_kernel::{Epilogue, LinearSpec, RowTile};
+use attar_kernel::{Activation, Epilogue, LinearSpec, RowTile};
 use attar_ptx::Stats;
 use case::attention_cases::{self, Store};
 use case::{Case, Random, linear_cases};
@@ -120,5 +120,31 @@ fn a_span_of_attention_reads_its_keys_and_values_once() {
         let read = stats.global_read.bytes as f64 / cache;
         say(&format!("{kv:?}  {instructions:>10.1} {read:>20.2}"));
         assert!(read < 1.35, "{kv:?}: {read} bytes read for each of the cache");
+    }
+}
+
+/// Tiles of 128 rows with tensor cores. Positions behind a row's own and rows that are not there are multiplied as well.
+#[test]
+fn prompts_spend_most_of_attention_on_matrix_products() {
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
+    say(
+        "cache  head  matrix MACs/needed  other instructions of warps/matrix instruction  bytes copied/byte of cache and block",
+    );
+    for (heads, kv_heads, head_dim) in [(16, 4, 64), (16, 4, 128)] {
+        let spec = attention_cases::spec((heads, kv_heads, head_dim), None, KvType::F16, 256);
+        let tokens = 256;
+        let store = Store::new(spec, &[tokens], &mut Random(5));
+        let batch = attention_cases::runs(&[(0, 0, tokens)]);
+        let case = store.tiles(&batch, &attention_cases::queries(&spec, &batch), Activation::Int8);
+        let stats = count(&mut modules, &case);
+        let matrix = stats.count("mma.sync").warps as f64;
+        let needed = (tokens * (tokens + 1) * heads * head_dim) as f64;
+        let macs = stats.matrix_macs as f64 / needed;
+        let others = (stats.warp_instructions() as f64 - matrix) / matrix;
+        say(&format!("{:?} {head_dim:>5} {macs:>10.2} {others:>20.2}", spec.kv));
+        assert!(macs < 1.2, "{head_dim}: {macs} of the products that are needed");
+        assert!(others < 6.0, "{head_dim}: {others} other instructions");
+        let conflicts = stats.shared_read.wavefronts as f64 / stats.shared_read.ideal_wavefronts as f64;
+        assert!(conflicts < 1.01, "{head_dim}: {conflicts} passes over the banks");
     }
 }

@@ -64,6 +64,13 @@ __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
+/// 1 / x, but for its last bit; x is no smaller than the smallest normal number.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// Over the four lanes that have parts of the same rows.
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
@@ -86,7 +93,7 @@ __device__ __forceinline__ void store_int8_quads(u8 *row, int group, const float
 #pragma unroll
   for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(x[i])), broken |= !(fabsf(x[i]) <= 3.402823466e38f);
   most = quad_max(most);
-  const float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
+  const float inverse = most >= 1.2e-38f ? 127.f * reciprocal(most) : 0.f;
   int sum = 0;
   u32 pairs[4];
 #pragma unroll
@@ -115,7 +122,7 @@ __device__ __forceinline__ void store_int8_quads(u8 *row, int group, const float
   if (!there) return;
   *(Two *)(row + group * 32 + quarter * 8) = eight;
   if (quarter == 0) {
-    *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : __fdiv_rn(most, 127.f);
+    *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : most * (1.f / 127.f);
     *(int *)(row + Rows::SUMS + group * 4) = sum;
   }
 }
@@ -137,11 +144,9 @@ __device__ __forceinline__ Run run_from(const Paging &paging, int token, int las
     }
     run.end += more, ended = more < 32;
   }
-#pragma unroll
-  for (int apart = 16; apart > 0; apart /= 2) {
-    run.low = min(run.low, __shfl_xor_sync(ALL_LANES, run.low, apart));
-    run.high = max(run.high, __shfl_xor_sync(ALL_LANES, run.high, apart));
-  }
+  // Results of a reduction are known to be the same in all lanes, and take none of the registers that every lane has of its own.
+  run.low = __reduce_min_sync(ALL_LANES, run.low), run.high = __reduce_max_sync(ALL_LANES, run.high);
+  run.end = __reduce_max_sync(ALL_LANES, run.end);
   return run;
 }
 
@@ -152,14 +157,19 @@ __device__ __forceinline__ void fetch(Stage &stage, const u8 *keys, const u8 *va
   constexpr int PIECES = C::HEAD_DIM * POSITIONS / 8;
 #pragma unroll
   for (int i = 0; i < PIECES; i += THREADS) {
-    int at = i + threadIdx.x, d = at / (POSITIONS / 8), p = at % (POSITIONS / 8) * 8;
-    if (PIECES % THREADS == 0 || at < PIECES) copy_async(&stage.keys[d][p], from_keys + d * C::PAGE_LEN + p);
+    constexpr int ROW = POSITIONS / 8;
+    static_assert(THREADS % ROW == 0, "whole rows");
+    int d = threadIdx.x / ROW + i / ROW, p = threadIdx.x % ROW * 8;
+    if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES) copy_async(&stage.keys[d][p], from_keys + d * C::PAGE_LEN + p);
   }
   // What was never stored may be anything, and has to be zero where weights are.
 #pragma unroll
   for (int i = 0; i < PIECES; i += THREADS) {
-    int at = i + threadIdx.x, p = at / (C::HEAD_DIM / 8), d = at % (C::HEAD_DIM / 8) * 8;
-    if (PIECES % THREADS == 0 || at < PIECES)
+    constexpr int ROW = C::HEAD_DIM / 8;
+    constexpr bool WHOLE = THREADS % ROW == 0;
+    int p = WHOLE ? threadIdx.x / ROW + i / ROW : (i + threadIdx.x) / ROW;
+    int d = (WHOLE ? threadIdx.x % ROW : (i + threadIdx.x) % ROW) * 8;
+    if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES)
       copy_async(&stage.values[p][d], from_values + p * C::HEAD_DIM + d, start + p >= low && start + p < high);
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -192,15 +202,11 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
   __syncwarp();
 
   // A lane has parts of rows `lane / 4` and 8 more of each 16; of products it has columns `8 j + 2 (lane % 4)` and the next.
-  int tokens[ROW_TILES][2], to[ROW_TILES][2];
   float sums[ROW_TILES][C::HEAD_DIM / 8][4], most[ROW_TILES][2], total[ROW_TILES][2];
 #pragma unroll
   for (int m = 0; m < ROW_TILES; ++m) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      tokens[m][h] = min(first + m * 16 + h * 8 + lane / 4, rows - 1) / GROUP;
-      most[m][h] = minus_infinity(), total[m][h] = 0.f;
-    }
+    for (int h = 0; h < 2; ++h) most[m][h] = minus_infinity(), total[m][h] = 0.f;
 #pragma unroll
     for (int n = 0; n < C::HEAD_DIM / 8; ++n) sums[m][n][0] = sums[m][n][1] = sums[m][n][2] = sums[m][n][3] = 0.f;
   }
@@ -210,23 +216,20 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
   for (int token = block_row / GROUP; token <= last_token;) {
     const Run run = run_from(paging, token, last_token);
     // What all rows of the warp see, and what any of them does.
-    int low = 0x7fffffff, high = 0, all_from = 0, all_to = 0x7fffffff;
+    int to[ROW_TILES][2], low = 0x7fffffff, high = 0, all_from = 0, all_to = 0x7fffffff;
 #pragma unroll
     for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        bool mine = first < rows && tokens[m][h] >= token && tokens[m][h] < run.end;
-        int position = mine ? positions[tokens[m][h]] : -1;
+        int own = min(first + m * 16 + h * 8 + lane / 4, rows - 1) / GROUP;
+        bool mine = first < rows && own >= token && own < run.end;
+        int position = mine ? positions[own] : -1;
         to[m][h] = position + 1;
         if (mine) low = min(low, first_seen(position)), high = max(high, position + 1);
         all_from = max(all_from, first_seen(position)), all_to = min(all_to, position + 1);
       }
-#pragma unroll
-    for (int apart = 4; apart < 32; apart *= 2) {
-      low = min(low, __shfl_xor_sync(ALL_LANES, low, apart)), high = max(high, __shfl_xor_sync(ALL_LANES, high, apart));
-      all_from = max(all_from, __shfl_xor_sync(ALL_LANES, all_from, apart));
-      all_to = min(all_to, __shfl_xor_sync(ALL_LANES, all_to, apart));
-    }
+    low = __reduce_min_sync(ALL_LANES, low), high = __reduce_max_sync(ALL_LANES, high);
+    all_from = __reduce_max_sync(ALL_LANES, all_from), all_to = __reduce_min_sync(ALL_LANES, all_to);
     token = run.end;
 
     int start = run.low / POSITIONS * POSITIONS;
@@ -262,13 +265,16 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
         for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
-          for (int j = 0; j < POSITIONS / 8; ++j)
+          for (int h = 0; h < 2; ++h) {
+            const int end = to[m][h] - start - lane % 4 * 2;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              int position = start + j * 8 + lane % 4 * 2 + i % 2, end = to[m][i / 2];
-              bool seen = position < end && (WINDOW == 0 || position >= end - WINDOW);
-              scores[m][j][i] = seen ? scores[m][j][i] : minus_infinity();
-            }
+            for (int j = 0; j < POSITIONS / 8; ++j)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                bool seen = j * 8 + e < end && (WINDOW == 0 || j * 8 + e + WINDOW >= end);
+                scores[m][j][2 * h + e] = seen ? scores[m][j][2 * h + e] : minus_infinity();
+              }
+          }
       }
       float top[ROW_TILES][2];
       bool grown = false;
@@ -326,7 +332,7 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = first + m * 16 + h * 8 + lane / 4, head = kv_head * GROUP + row % GROUP;
-      const float inverse = __fdiv_rn(1.f, quad_sum(total[m][h]));
+      const float inverse = reciprocal(quad_sum(total[m][h]));
       constexpr int WIDTH = HEADS * C::HEAD_DIM;
       if constexpr (INT8) {
         u8 *to_row = (u8 *)out + (size_t)(row / GROUP) * Int8Rows<WIDTH>::STRIDE;

@@ -212,7 +212,8 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
         KernelSpec::Attention { attention, out } => match AttentionTiles::of(attention) {
             Some(tiles) => {
                 c.int("ROW_TILES", tiles.row_tiles).int("POSITIONS", tiles.positions);
-                c.int("SHARED_BYTES", tiles.shared_bytes(attention)).int("MIN_BLOCKS", tiles.blocks());
+                c.int("SHARED_BYTES", tiles.shared_bytes(attention))
+                    .int("MIN_BLOCKS", tiles.blocks(attention));
                 let mut parts = attention_parts(attention, *out, include_str!("attention_mma.cu"))?;
                 parts.insert(0, c.finish());
                 parts
