@@ -30,17 +30,18 @@ __device__ __forceinline__ void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], const void *p) {
+/// Four matrices, of whose rows a lane gives the address of one.
+__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p))
+               : "r"(address)
                : "memory");
 }
 
-__device__ __forceinline__ void load_transposed(u32 (&r)[4], const void *p) {
+__device__ __forceinline__ void load_transposed(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p))
+               : "r"(address)
                : "memory");
 }
 
@@ -210,8 +211,9 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
     for (int n = 0; n < C::HEAD_DIM / 8; ++n) sums[m][n][0] = sums[m][n][1] = sums[m][n][2] = sums[m][n][3] = 0.f;
   }
-  // Where a lane's row of a matrix stands: of queries, keys and values.
-  const u16 *query_row = &queries[lane % 16][lane / 16 * 8];
+  // A lane's place within 16 rows of two matrices of 16 bytes.
+  const u32 wide_place = (lane % 16 * VALUE_STRIDE + lane / 16 * 8) * 2, key_place = (lane % 16 * KEY_STRIDE + lane / 16 * 8) * 2;
+  const u32 query_rows = shared_address(queries) + wide_place;
   int now = 0;
   for (int token = block_row / GROUP; token <= last_token;) {
     const Run run = run_from(paging, token, last_token);
@@ -244,18 +246,19 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
         if (next + POSITIONS < run.high) next_page = paging.page(run.sequence, next + POSITIONS);
       }
       if (start >= high || next <= low) continue;
-      const Stage &stage = shared.stages[now];
+      const u32 key_rows = shared_address(shared.stages[now].keys) + key_place;
+      const u32 value_rows = shared_address(shared.stages[now].values) + wide_place;
 
       float scores[ROW_TILES][POSITIONS / 8][4] = {};
 #pragma unroll
       for (int k = 0; k < KEY_STEPS; ++k) {
         u32 a[ROW_TILES][4];
 #pragma unroll
-        for (int m = 0; m < ROW_TILES; ++m) load_matrices(a[m], query_row + m * 16 * VALUE_STRIDE + k * 16);
+        for (int m = 0; m < ROW_TILES; ++m) load_matrices(a[m], query_rows + (m * 16 * VALUE_STRIDE + k * 16) * 2);
 #pragma unroll
         for (int j = 0; j < POSITIONS / 8; j += 2) {
           u32 b[4];
-          load_transposed(b, &stage.keys[k * 16 + lane % 16][j * 8 + lane / 16 * 8]);
+          load_transposed(b, key_rows + (k * 16 * KEY_STRIDE + j * 8) * 2);
 #pragma unroll
           for (int m = 0; m < ROW_TILES; ++m) multiply(scores[m][j], a[m], b[0], b[1]), multiply(scores[m][j + 1], a[m], b[2], b[3]);
         }
@@ -317,7 +320,7 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
         for (int n = 0; n < C::HEAD_DIM / 8; n += 2) {
           u32 b[4];
-          load_transposed(b, &stage.values[k * 16 + lane % 16][n * 8 + lane / 16 * 8]);
+          load_transposed(b, value_rows + (k * 16 * VALUE_STRIDE + n * 8) * 2);
 #pragma unroll
           for (int m = 0; m < ROW_TILES; ++m) {
             const u32 a[4] = {weights[m][2 * k][0], weights[m][2 * k][1], weights[m][2 * k + 1][0], weights[m][2 * k + 1][1]};
