@@ -22,11 +22,10 @@ pub(crate) struct AttentionTiles {
 }
 
 impl AttentionTiles {
-    /// `None` where attention is left to the kernel that computes in f32: caches of codes and of f32, and heads that are no
-    /// multiples of 16 wide.
+    /// `None` where attention is left to the kernel that computes in f32: f32 caches, and heads that are no multiples of 16 wide.
     pub(crate) fn of(attention: &AttentionSpec) -> Option<AttentionTiles> {
         let AttentionSpec { head_dim, heads, kv, .. } = *attention;
-        if kv != KvType::F16 || !head_dim.is_multiple_of(16) {
+        if kv == KvType::F32 || !head_dim.is_multiple_of(16) {
             return None;
         }
         let row_tiles = if head_dim <= WIDE && heads >= MANY_HEADS { 2 } else { 1 };
@@ -47,12 +46,19 @@ impl AttentionTiles {
         }
     }
 
-    /// Shared memory of a block: queries, and two stages of keys and values, all f16. Rows are eight numbers longer than they
-    /// need be.
+    /// Shared memory of a block, `struct Shared` of the template: tiles of keys and values; queries as f16, and for each row a
+    /// scale and where it ends. Most rows of matrices are eight numbers longer than they need be.
     pub(crate) fn shared_bytes(self, attention: &AttentionSpec) -> usize {
-        let d = attention.head_dim;
-        let stage = d * (self.positions + 8) + self.positions * (d + 8);
-        2 * (2 * stage + self.rows() * (d + 8))
+        let (d, positions) = (attention.head_dim, self.positions);
+        let tiles = if attention.kv.has_scales() {
+            // Two stages of codes and scales, what is unpacked of one, and the largest scale.
+            let codes = positions * d * attention.kv.bits() / 8 + positions * 4;
+            2 * 2 * codes + 2 * (d * (positions + 8) + positions * (d + 8)) + 16
+        } else {
+            // Rows of keys end with their stage.
+            (2 * 2 * (d * positions + positions * (d + 8))).next_multiple_of(128)
+        };
+        tiles + self.rows() * (2 * (d + 8) + 8)
     }
 }
 
@@ -63,14 +69,14 @@ mod tests {
     #[test]
     fn every_gpu_has_the_shared_memory() {
         for head_dim in (16..=256).step_by(16) {
-            for heads in [4, 32] {
+            for (heads, kv) in [(4, KvType::F16), (32, KvType::F16), (4, KvType::Int8), (32, KvType::Int4)] {
                 let attention = AttentionSpec {
                     heads,
                     kv_heads: 4,
                     head_dim,
                     scale: 1.0,
                     window: None,
-                    kv: KvType::F16,
+                    kv,
                     page_len: 32,
                     span: 256,
                 };

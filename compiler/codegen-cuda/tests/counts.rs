@@ -123,17 +123,16 @@ fn a_span_of_attention_reads_its_keys_and_values_once() {
     }
 }
 
-/// Tiles of 128 rows with tensor cores. Positions behind a row's own and rows that are not there are multiplied as well.
+/// Tiles of 128 rows with tensor cores, behind a context, as most tokens of a long prompt are. Some positions behind a row's own
+/// are multiplied as well.
 #[test]
 fn prompts_spend_most_of_attention_on_matrix_products() {
     let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
-    say(
-        "cache  head  matrix MACs/needed  other instructions of warps/matrix instruction  bytes copied/byte of cache and block",
-    );
-    for (heads, kv_heads, head_dim) in [(16, 4, 64), (16, 4, 128)] {
-        let spec = attention_cases::spec((heads, kv_heads, head_dim), None, KvType::F16, 256);
-        // Behind a context, as most tokens of a long prompt are.
-        let (tokens, context) = (64, 992);
+    say("cache  head  matrix MACs/needed  other instructions of warps/matrix instruction");
+    let (heads, kv_heads, tokens, context) = (16, 4, 64, 992);
+    let kinds = [KvType::F16, KvType::Int8, KvType::Int4];
+    for (kv, head_dim) in kinds.into_iter().flat_map(|kv| [(kv, 64), (kv, 128)]) {
+        let spec = attention_cases::spec((heads, kv_heads, head_dim), None, kv, 256);
         let store = Store::new(spec, &[context + tokens], &mut Random(5));
         let batch = attention_cases::runs(&[(0, context, tokens)]);
         let case = store.tiles(&batch, &attention_cases::queries(&spec, &batch), Activation::Int8);
@@ -142,9 +141,14 @@ fn prompts_spend_most_of_attention_on_matrix_products() {
         let seen: usize = batch.iter().map(|(_, position)| position + 1).sum();
         let macs = stats.matrix_macs as f64 / (2 * seen * heads * head_dim) as f64;
         let others = (stats.warp_instructions() as f64 - matrix) / matrix;
-        say(&format!("{:?} {head_dim:>5} {macs:>10.2} {others:>20.2}", spec.kv));
-        assert!(macs < 1.1, "{head_dim}: {macs} of the products that are needed");
-        let conflicts = stats.shared_read.wavefronts as f64 / stats.shared_read.ideal_wavefronts as f64;
-        assert!(conflicts < 1.01, "{head_dim}: {conflicts} passes over the banks");
+        say(&format!("{kv:?} {head_dim:>5} {macs:>10.2} {others:>20.2}"));
+        let at = format!("{kv:?} {head_dim}");
+        assert!(macs < 1.05, "{at}: {macs} of the products that are needed");
+        let most = if head_dim < 128 { 13.0 } else { 8.5 };
+        assert!(others < most, "{at}: {others} other instructions");
+        for traffic in [stats.shared_read, stats.shared_written] {
+            let conflicts = traffic.wavefronts as f64 / traffic.ideal_wavefronts as f64;
+            assert!(conflicts < 1.02, "{at}: {conflicts} passes over the banks");
+        }
     }
 }

@@ -67,13 +67,18 @@ fn attention_of_prompts_agrees_with_the_reference() {
     let r = &mut Random(12);
     let mut cases = Vec::new();
     for (shape, window, out) in shapes {
-        let spec = attention_cases::spec(shape, window, KvType::F16, 256);
-        let store = Store::new(spec, &[150, 70, 33, 1], r);
-        for batch in
-            [vec![(0, 0, 150)], vec![(1, 0, 61), (0, 97, 5), (3, 0, 1), (2, 16, 17), (0, 102, 3), (1, 61, 9)]]
-        {
-            let batch = attention_cases::runs(&batch);
-            cases.push(store.tiles(&batch, &attention_cases::queries(&spec, &batch), out));
+        for kv in [KvType::F16, KvType::Int8, KvType::Int4] {
+            let spec = attention_cases::spec(shape, window, kv, 256);
+            let store = Store::new(spec, &[150, 70, 33, 1], r);
+            let mut batches =
+                vec![vec![(1, 0, 61), (0, 97, 5), (3, 0, 1), (2, 16, 17), (0, 102, 3), (1, 61, 9)]];
+            if kv == KvType::F16 {
+                batches.push(vec![(0, 0, 150)]);
+            }
+            for batch in batches {
+                let batch = attention_cases::runs(&batch);
+                cases.push(store.tiles(&batch, &attention_cases::queries(&spec, &batch), out));
+            }
         }
     }
     agree(&cases);

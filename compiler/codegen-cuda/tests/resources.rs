@@ -77,9 +77,14 @@ fn prompts() -> Vec<CudaSpec> {
     for (heads, kv_heads, head_dim) in
         [(32, 8, 128), (8, 1, 128), (32, 8, 64), (32, 32, 96), (24, 8, 112), (8, 1, 224), (8, 1, 256)]
     {
-        for (window, out) in [(None, Activation::Int8), (Some(4096), Activation::F32)] {
+        for (kv, window, out) in [
+            (KvType::F16, None, Activation::Int8),
+            (KvType::F16, Some(4096), Activation::F32),
+            (KvType::Int8, Some(4096), Activation::Int8),
+            (KvType::Int4, None, Activation::F32),
+        ] {
             let out = if head_dim.is_multiple_of(32) { out } else { Activation::F32 };
-            let (kv, scale) = (KvType::F16, 1.0 / (head_dim as f32).sqrt());
+            let scale = 1.0 / (head_dim as f32).sqrt();
             let attention =
                 AttentionSpec { heads, kv_heads, head_dim, scale, window, kv, page_len: 32, span: 256 };
             all.push(CudaSpec::Plain(KernelSpec::Attention { attention, out }));
@@ -108,10 +113,10 @@ fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
     const ATTENTION: &[&str] = &[
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
         "cp.async.cg.shared.global",
-        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+        "ldmatrix.sync.aligned.m8n8.x4",
     ];
     match spec {
-        CudaSpec::Plain(KernelSpec::Attention { attention, .. }) if attention.kv == KvType::F16 => ATTENTION,
+        CudaSpec::Plain(KernelSpec::Attention { attention, .. }) if attention.kv != KvType::F32 => ATTENTION,
         CudaSpec::Linear(l) => match l.rows {
             RowTile::Many if l.format.code_bits() == 32 => &[],
             RowTile::Many if target.has_wgmma() => WARPGROUPS,

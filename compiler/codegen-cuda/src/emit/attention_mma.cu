@@ -1,92 +1,147 @@
 // Attention of a prompt by tensor cores. Rows are the query heads of one KV head, token by token; a block has BLOCK_ROWS of them,
 // a warp 16 * ROW_TILES, and walks POSITIONS positions of the cache at a time. Constants beside those of attention.cu: ROW_TILES,
-// POSITIONS, SHARED_BYTES.
+// POSITIONS, SHARED_BYTES, MIN_BLOCKS.
 //
-// Queries are scaled in f32 and rounded to f16, so are weights; scores and sums are f32. Scores of a step stay in registers and are
-// the left operand of the second product. Two stages: while one is multiplied, the next is fetched; where it goes was read a step
-// before, which every warp has done before the barrier.
+// Operands are f16: queries, scaled before; weights; keys and values of the cache. Scores and sums are f32. Scores of a step stay in
+// registers and are the left operand of the second product. Two stages: while one is multiplied, the next is fetched; where it goes
+// was read a step before, which every warp has done before the barrier. A value that is no number is multiplied by weights of zero
+// as well: rows of its sequence that do not see it, but others of the same step, are no numbers either.
 
-constexpr int THREADS = WARPS * 32, WARP_ROWS = 16 * ROW_TILES, BLOCK_ROWS = WARPS * WARP_ROWS;
-// Eight numbers more than there are: rows of eight matrices of 16 bytes then lie in different banks.
-constexpr int KEY_STRIDE = POSITIONS + 8, VALUE_STRIDE = C::HEAD_DIM + 8;
-constexpr int KEY_STEPS = C::HEAD_DIM / 16;
-static_assert(C::KIND == KV_F16 && C::HEAD_DIM % 16 == 0 && POSITIONS % 16 == 0 && C::PAGE_LEN % POSITIONS == 0, "whole tiles");
+constexpr int WARP_ROWS = 16 * ROW_TILES, BLOCK_ROWS = WARPS * WARP_ROWS;
+constexpr int QUERY_STRIDE = C::HEAD_DIM + 8;
+static_assert(C::HEAD_DIM % 16 == 0 && POSITIONS % 16 == 0 && C::PAGE_LEN % POSITIONS == 0, "whole tiles");
 
 /// By how much scores may exceed the maximum that weights are taken relative to: weights are 256 at most, and sums are seldom scaled.
 constexpr float SLACK = 8.f;
+/// The smallest normal number.
+constexpr float LEAST = 1.17549435e-38f;
 
-struct Stage { u16 keys[C::HEAD_DIM][KEY_STRIDE]; u16 values[POSITIONS][VALUE_STRIDE]; };
-struct Shared { Stage stages[2]; u16 queries[BLOCK_ROWS][VALUE_STRIDE]; };
+__device__ __forceinline__ float inverse_of_power(float power) { return __uint_as_float((254u << 23) - __float_as_uint(power)); }
+
+struct Shared {
+  Tiles tiles;
+  alignas(16) u16 queries[BLOCK_ROWS][QUERY_STRIDE];
+  /// Scales of queries that are codes.
+  float query_scales[BLOCK_ROWS];
+  /// The position behind the last that a row sees.
+  int ends[BLOCK_ROWS];
+};
 static_assert(sizeof(Shared) == SHARED_BYTES, "as much as the launch gives");
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-
-/// 16 bytes, or zeros instead.
-__device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+/// Rotates heads of which each of `LANES` lanes has `CHUNKS` times four neighbouring elements.
+template <int LANES, int CHUNKS>
+__device__ __forceinline__ void rotate_queries(float (&x)[CHUNKS][4]) {
+  const int lane = threadIdx.x % LANES;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; ++c) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[c][i] *= C::HADAMARD_FACTOR;
+#pragma unroll
+    for (int apart = 1; apart < 4; apart *= 2)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (!(i & apart)) {
+          float a = x[c][i], b = x[c][i + apart];
+          x[c][i] = a + b, x[c][i + apart] = a - b;
+        }
+#pragma unroll
+    for (int apart = 1; apart < LANES && apart * 4 < C::HADAMARD; apart *= 2)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float other = __shfl_xor_sync(ALL_LANES, x[c][i], apart);
+        x[c][i] = lane & apart ? other - x[c][i] : x[c][i] + other;
+      }
+  }
+  if constexpr (C::HADAMARD > 4 * LANES) {
+    static_assert(C::HADAMARD <= 8 * LANES && CHUNKS == 2, "two chunks");
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float a = x[0][i], b = x[1][i];
+      x[0][i] = a + b, x[1][i] = a - b;
+    }
+  }
 }
 
-__device__ __forceinline__ void copy_async(void *to, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+/// Rotates a head of which each of four lanes has elements `8 n + 2 (lane % 4)` and the next.
+__device__ __forceinline__ void rotate_result(float (&x)[C::HEAD_DIM / 4]) {
+  const int lane = threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < C::HEAD_DIM / 4; i += 2) {
+    float a = x[i] * C::HADAMARD_FACTOR, b = x[i + 1] * C::HADAMARD_FACTOR;
+    x[i] = a + b, x[i + 1] = a - b;
+  }
+#pragma unroll
+  for (int apart = 1; apart < 4; apart *= 2)
+#pragma unroll
+    for (int i = 0; i < C::HEAD_DIM / 4; ++i) {
+      float other = __shfl_xor_sync(ALL_LANES, x[i], apart);
+      x[i] = lane & apart ? other - x[i] : x[i] + other;
+    }
+#pragma unroll
+  for (int apart = 2; apart * 4 < C::HADAMARD; apart *= 2)
+#pragma unroll
+    for (int i = 0; i < C::HEAD_DIM / 4; ++i)
+      if (!(i & apart)) {
+        float a = x[i], b = x[i + apart];
+        x[i] = a + b, x[i + apart] = a - b;
+      }
 }
 
-/// Four matrices, of whose rows a lane gives the address of one.
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-__device__ __forceinline__ void load_transposed(u32 (&r)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
-__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/// Two floats to a pair of f16, `low` in the lower half.
-__device__ __forceinline__ u32 half_pair(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
-/// 2^x, 0 where that is no normal number.
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// 1 / x, but for its last bit; x is no smaller than the smallest normal number.
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// Over the four lanes that have parts of the same rows.
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-  return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-
-template <class T>
-__device__ __forceinline__ T quad_sum(T x) {
-  x += __shfl_xor_sync(ALL_LANES, x, 1);
-  return x + __shfl_xor_sync(ALL_LANES, x, 2);
+/// Loads the rows of a warp to shared memory; `from` gives a row's head. Next to a cache of codes they become codes.
+template <class From>
+__device__ __forceinline__ void load_queries(u16 (*queries)[QUERY_STRIDE], float *scales, From from) {
+  constexpr int LANES = C::HEAD_DIM > 64 ? 32 : C::HEAD_DIM > 32 ? 16 : C::HEAD_DIM > 16 ? 8 : 4;
+  constexpr int CHUNKS = (C::HEAD_DIM + 4 * LANES - 1) / (4 * LANES);
+  const int lane = threadIdx.x % 32;
+#pragma unroll 2
+  for (int r = lane / LANES; r < WARP_ROWS; r += 32 / LANES) {
+    const float *head = from(r);
+    float x[CHUNKS][4];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      int d = (lane % LANES + LANES * c) * 4;
+      Four four = {0, 0, 0, 0};
+      if (C::HEAD_DIM % (4 * LANES) == 0 || d < C::HEAD_DIM) four = *(const Four *)(head + d);
+      x[c][0] = bits_to_float(four.x) * QUERY_SCALE, x[c][1] = bits_to_float(four.y) * QUERY_SCALE;
+      x[c][2] = bits_to_float(four.z) * QUERY_SCALE, x[c][3] = bits_to_float(four.w) * QUERY_SCALE;
+    }
+    if constexpr (HAS_CODES) {
+      if constexpr (C::KIND == KV_INT4) rotate_queries<LANES>(x);
+      float most = 0.f, broken = 0.f;
+#pragma unroll
+      for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          most = fmaxf(most, fabsf(x[c][i]));
+          if (!(fabsf(x[c][i]) <= 3.402823466e38f)) broken = 1.f;
+        }
+#pragma unroll
+      for (int apart = 1; apart < LANES; apart *= 2) {
+        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, apart));
+        broken = fmaxf(broken, __shfl_xor_sync(ALL_LANES, broken, apart));
+      }
+      // A row of zeros has any scale but zero, with which scores of minus infinity would be multiplied.
+      const bool any = most >= 1e-35f;
+      const float inverse = any ? quotient(127.f, most) : 0.f;
+      if (lane % LANES == 0) scales[r] = broken > 0.f ? __uint_as_float(0x7fc00000u) : any ? most * (1.f / 127.f) : 1.f;
+#pragma unroll
+      for (int c = 0; c < CHUNKS; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[c][i] = (float)int8_code(x[c][i], inverse);
+    }
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+      int d = (lane % LANES + LANES * c) * 4;
+      Two two = {half_pair(x[c][0], x[c][1]), half_pair(x[c][2], x[c][3])};
+      if (C::HEAD_DIM % (4 * LANES) == 0 || d < C::HEAD_DIM) *(Two *)&queries[r][d] = two;
+    }
+  }
+  __syncwarp();
 }
 
 /// Quantizes 32 numbers of a row of which each of four lanes has eight: `x[i]` is number `8 (i / 2) + 2 (lane % 4) + i % 2`.
 template <int K>
-__device__ __forceinline__ void store_int8_quads(u8 *row, int group, const float (&x)[8], bool there) {
+__device__ __forceinline__ void store_int8_quads(u8 *row, int group, const float *x, bool there) {
   typedef Int8Rows<K> Rows;
   const int quarter = threadIdx.x % 4;
   float most = 0.f;
@@ -94,7 +149,7 @@ __device__ __forceinline__ void store_int8_quads(u8 *row, int group, const float
 #pragma unroll
   for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(x[i])), broken |= !(fabsf(x[i]) <= 3.402823466e38f);
   most = quad_max(most);
-  const float inverse = most >= 1.2e-38f ? 127.f * reciprocal(most) : 0.f;
+  const float inverse = most >= LEAST ? 127.f * reciprocal(most) : 0.f;
   int sum = 0;
   u32 pairs[4];
 #pragma unroll
@@ -151,56 +206,26 @@ __device__ __forceinline__ Run run_from(const Paging &paging, int token, int las
   return run;
 }
 
-/// Copies keys and values of the positions from `start` on, which stand in one page.
-__device__ __forceinline__ void fetch(Stage &stage, const u8 *keys, const u8 *values, size_t block, int start, int low, int high) {
-  const u16 *from_keys = (const u16 *)(keys + block) + start % C::PAGE_LEN;
-  const u16 *from_values = (const u16 *)(values + block) + start % C::PAGE_LEN * C::HEAD_DIM;
-  constexpr int PIECES = C::HEAD_DIM * POSITIONS / 8;
-#pragma unroll
-  for (int i = 0; i < PIECES; i += THREADS) {
-    constexpr int ROW = POSITIONS / 8;
-    static_assert(THREADS % ROW == 0, "whole rows");
-    int d = threadIdx.x / ROW + i / ROW, p = threadIdx.x % ROW * 8;
-    if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES) copy_async(&stage.keys[d][p], from_keys + d * C::PAGE_LEN + p);
-  }
-  // What was never stored may be anything, and has to be zero where weights are.
-#pragma unroll
-  for (int i = 0; i < PIECES; i += THREADS) {
-    constexpr int ROW = C::HEAD_DIM / 8;
-    constexpr bool WHOLE = THREADS % ROW == 0;
-    int p = WHOLE ? threadIdx.x / ROW + i / ROW : (i + threadIdx.x) / ROW;
-    int d = (WHOLE ? threadIdx.x % ROW : (i + threadIdx.x) % ROW) * 8;
-    if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES)
-      copy_async(&stage.values[p][d], from_values + p * C::HEAD_DIM + d, start + p >= low && start + p < high);
-  }
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,
        const u32 *__restrict__ tables, u64 stride, const u8 *__restrict__ keys, const u8 *__restrict__ values, void *out,
        u64 token_count) {
-  extern __shared__ Four given[];
-  Shared &shared = *(Shared *)given;
+  extern __shared__ Shared given[];
+  Shared &shared = given[0];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.x;
   const int rows = (int)token_count * GROUP;
   // Later tokens see most and come first.
   const int block_row = ((int)gridDim.y - 1 - (int)blockIdx.y) * BLOCK_ROWS, first = block_row + warp * WARP_ROWS;
   const int last_token = (min(block_row + BLOCK_ROWS, rows) - 1) / GROUP;
   const Paging paging = {positions, sequences, tables, stride};
-  auto query_of = [&](int row) { return (size_t)(row / GROUP) * HEADS + kv_head * GROUP + row % GROUP; };
-
-  // Rows past the last repeat it; their results are not stored.
-  u16(*queries)[VALUE_STRIDE] = shared.queries + warp * WARP_ROWS;
-#pragma unroll 4
-  for (int i = lane; i < WARP_ROWS * C::HEAD_DIM / 4; i += 32) {
-    int r = i / (C::HEAD_DIM / 4), d = i % (C::HEAD_DIM / 4) * 4;
-    Four four = *(const Four *)(q + query_of(min(first + r, rows - 1)) * C::HEAD_DIM + d);
-    Two two = {half_pair(bits_to_float(four.x) * QUERY_SCALE, bits_to_float(four.y) * QUERY_SCALE),
-               half_pair(bits_to_float(four.z) * QUERY_SCALE, bits_to_float(four.w) * QUERY_SCALE)};
-    *(Two *)&queries[r][d] = two;
-  }
-  __syncwarp();
+  u16(*queries)[QUERY_STRIDE] = shared.queries + warp * WARP_ROWS;
+  float *query_scales = shared.query_scales + warp * WARP_ROWS;
+  int *ends = shared.ends + warp * WARP_ROWS;
+  load_queries(queries, query_scales, [&](int r) {
+    // Rows past the last repeat it; their results are not stored.
+    int row = min(first + r, rows - 1);
+    return q + ((size_t)(row / GROUP) * HEADS + kv_head * GROUP + row % GROUP) * C::HEAD_DIM;
+  });
 
   // A lane has parts of rows `lane / 4` and 8 more of each 16; of products it has columns `8 j + 2 (lane % 4)` and the next.
   float sums[ROW_TILES][C::HEAD_DIM / 8][4], most[ROW_TILES][2], total[ROW_TILES][2];
@@ -211,65 +236,73 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
     for (int n = 0; n < C::HEAD_DIM / 8; ++n) sums[m][n][0] = sums[m][n][1] = sums[m][n][2] = sums[m][n][3] = 0.f;
   }
-  // A lane's place within 16 rows of two matrices of 16 bytes.
-  const u32 wide_place = (lane % 16 * VALUE_STRIDE + lane / 16 * 8) * 2, key_place = (lane % 16 * KEY_STRIDE + lane / 16 * 8) * 2;
-  const u32 query_rows = shared_address(queries) + wide_place;
+  // Weights are multiplied by scales of values, which f16 has no room for but relative to the largest: a power of two not below it.
+  float unit = LEAST;
+  const u32 query_rows = shared_address(&queries[lane % 16][lane / 16 * 8]);
   int now = 0;
   for (int token = block_row / GROUP; token <= last_token;) {
     const Run run = run_from(paging, token, last_token);
-    // What all rows of the warp see, and what any of them does.
-    int to[ROW_TILES][2], low = 0x7fffffff, high = 0, all_from = 0, all_to = 0x7fffffff;
-#pragma unroll
-    for (int m = 0; m < ROW_TILES; ++m)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        int own = min(first + m * 16 + h * 8 + lane / 4, rows - 1) / GROUP;
-        bool mine = first < rows && own >= token && own < run.end;
-        int position = mine ? positions[own] : -1;
-        to[m][h] = position + 1;
-        if (mine) low = min(low, first_seen(position)), high = max(high, position + 1);
-        all_from = max(all_from, first_seen(position)), all_to = min(all_to, position + 1);
+    // Behind what rows see; and what all rows of the warp see, and what any of them does. A lane looks after one row.
+    int low = 0x7fffffff, high = 0, all_from = 0, all_to = 0x7fffffff;
+    __syncwarp();
+    if (lane < WARP_ROWS) {
+      int own = min(first + lane, rows - 1) / GROUP, position = -1;
+      if (first < rows && own >= token && own < run.end) {
+        position = positions[own];
+        low = first_seen(position), high = position + 1;
       }
+      ends[lane] = position + 1, all_from = first_seen(position), all_to = position + 1;
+    }
+    __syncwarp();
     low = __reduce_min_sync(ALL_LANES, low), high = __reduce_max_sync(ALL_LANES, high);
     all_from = __reduce_max_sync(ALL_LANES, all_from), all_to = __reduce_min_sync(ALL_LANES, all_to);
     token = run.end;
 
     int start = run.low / POSITIONS * POSITIONS;
-    fetch(shared.stages[now], keys, values, block_offset(paging.page(run.sequence, start), kv_head), start, run.low, run.high);
+    shared.tiles.fetch(now, keys, values, block_offset(paging.page(run.sequence, start), kv_head), start, run.low, run.high);
     u32 next_page = start + POSITIONS < run.high ? paging.page(run.sequence, start + POSITIONS) : 0;
     for (; start < run.high; start += POSITIONS, now = 1 - now) {
       asm volatile("cp.async.wait_group 0;" ::: "memory");
       __syncthreads();
       const int next = start + POSITIONS;
       if (next < run.high) {
-        fetch(shared.stages[1 - now], keys, values, block_offset(next_page, kv_head), next, run.low, run.high);
+        shared.tiles.fetch(1 - now, keys, values, block_offset(next_page, kv_head), next, run.low, run.high);
         if (next + POSITIONS < run.high) next_page = paging.page(run.sequence, next + POSITIONS);
       }
+      shared.tiles.unpack(now, start, run.low, run.high);
       if (start >= high || next <= low) continue;
-      const u32 key_rows = shared_address(shared.stages[now].keys) + key_place;
-      const u32 value_rows = shared_address(shared.stages[now].values) + wide_place;
+      const Operands operands(shared.tiles, now);
 
       float scores[ROW_TILES][POSITIONS / 8][4] = {};
 #pragma unroll
-      for (int k = 0; k < KEY_STEPS; ++k) {
+      for (int k = 0; k < C::HEAD_DIM / 16; ++k) {
         u32 a[ROW_TILES][4];
 #pragma unroll
-        for (int m = 0; m < ROW_TILES; ++m) load_matrices(a[m], query_rows + (m * 16 * VALUE_STRIDE + k * 16) * 2);
+        for (int m = 0; m < ROW_TILES; ++m) load_matrices(a[m], query_rows + (m * 16 * QUERY_STRIDE + k * 16) * 2);
 #pragma unroll
         for (int j = 0; j < POSITIONS / 8; j += 2) {
           u32 b[4];
-          load_transposed(b, key_rows + (k * 16 * KEY_STRIDE + j * 8) * 2);
+          operands.load_keys(b, k * 16, j * 8);
 #pragma unroll
           for (int m = 0; m < ROW_TILES; ++m) multiply(scores[m][j], a[m], b[0], b[1]), multiply(scores[m][j + 1], a[m], b[2], b[3]);
         }
       }
 
+      if constexpr (HAS_CODES) {
+#pragma unroll
+        for (int j = 0; j < POSITIONS / 8; ++j) {
+          const float x = operands.key_scale(j * 8), y = operands.key_scale(j * 8 + 1);
+#pragma unroll
+          for (int m = 0; m < ROW_TILES; ++m)
+            scores[m][j][0] *= x, scores[m][j][1] *= y, scores[m][j][2] *= x, scores[m][j][3] *= y;
+        }
+      }
       if (next > all_to || start < all_from) {
 #pragma unroll
         for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const int end = to[m][h] - start - lane % 4 * 2;
+            const int end = ends[m * 16 + h * 8 + lane / 4] - start - lane % 4 * 2;
 #pragma unroll
             for (int j = 0; j < POSITIONS / 8; ++j)
 #pragma unroll
@@ -289,6 +322,7 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
           for (int j = 1; j < POSITIONS / 8; ++j) x = fmaxf(x, fmaxf(scores[m][j][2 * h], scores[m][j][2 * h + 1]));
           top[m][h] = quad_max(x);
+          if constexpr (HAS_CODES) top[m][h] *= query_scales[m * 16 + h * 8 + lane / 4];
           grown |= top[m][h] > most[m][h] + SLACK;
         }
       if (__any_sync(ALL_LANES, grown)) {
@@ -302,25 +336,48 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
             for (int n = 0; n < C::HEAD_DIM / 8; ++n) sums[m][n][2 * h] *= before, sums[m][n][2 * h + 1] *= before;
           }
       }
+      float inverse_unit = 1.f;
+      if constexpr (HAS_CODES) {
+        if (shared.tiles.largest_scale() > unit) {
+          const float before = unit;
+          unit = __uint_as_float(__float_as_uint(shared.tiles.largest_scale()) + 0x7fffff & 0xff800000);
+          const float factor = before * inverse_of_power(unit);
+#pragma unroll
+          for (int m = 0; m < ROW_TILES; ++m)
+#pragma unroll
+            for (int n = 0; n < C::HEAD_DIM / 8; ++n)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) sums[m][n][i] *= factor;
+        }
+        inverse_unit = inverse_of_power(unit);
+      }
       u32 weights[ROW_TILES][POSITIONS / 8][2];
 #pragma unroll
-      for (int m = 0; m < ROW_TILES; ++m)
+      for (int j = 0; j < POSITIONS / 8; ++j) {
+        float value_scales[2];
+        if constexpr (HAS_CODES)
+          value_scales[0] = operands.value_scale(j * 8) * inverse_unit, value_scales[1] = operands.value_scale(j * 8 + 1) * inverse_unit;
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float base = finite(most[m][h]);
+        for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
-          for (int j = 0; j < POSITIONS / 8; ++j) {
-            float x = power_of_two(scores[m][j][2 * h] - base), y = power_of_two(scores[m][j][2 * h + 1] - base);
-            total[m][h] += x + y;
-            weights[m][j][h] = half_pair(x, y);
+          for (int h = 0; h < 2; ++h) {
+            float weight[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const float score = scores[m][j][2 * h + e], base = finite(most[m][h]);
+              weight[e] = power_of_two(HAS_CODES ? fmaf(score, query_scales[m * 16 + h * 8 + lane / 4], -base) : score - base);
+            }
+            total[m][h] += weight[0] + weight[1];
+            if constexpr (HAS_CODES) weight[0] *= value_scales[0], weight[1] *= value_scales[1];
+            weights[m][j][h] = half_pair(weight[0], weight[1]);
           }
-        }
+      }
 #pragma unroll
       for (int k = 0; k < POSITIONS / 16; ++k)
 #pragma unroll
         for (int n = 0; n < C::HEAD_DIM / 8; n += 2) {
           u32 b[4];
-          load_transposed(b, value_rows + (k * 16 * VALUE_STRIDE + n * 8) * 2);
+          operands.load_values(b, n * 8, k * 16);
 #pragma unroll
           for (int m = 0; m < ROW_TILES; ++m) {
             const u32 a[4] = {weights[m][2 * k][0], weights[m][2 * k][1], weights[m][2 * k + 1][0], weights[m][2 * k + 1][1]};
@@ -335,22 +392,22 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = first + m * 16 + h * 8 + lane / 4, head = kv_head * GROUP + row % GROUP;
-      const float inverse = reciprocal(quad_sum(total[m][h]));
+      const float factor = reciprocal(quad_sum(total[m][h])) * (HAS_CODES ? unit : 1.f);
+      float y[C::HEAD_DIM / 4];
+#pragma unroll
+      for (int i = 0; i < C::HEAD_DIM / 4; ++i) y[i] = sums[m][i / 2][2 * h + i % 2] * factor;
+      if constexpr (C::KIND == KV_INT4) rotate_result(y);
       constexpr int WIDTH = HEADS * C::HEAD_DIM;
       if constexpr (INT8) {
         u8 *to_row = (u8 *)out + (size_t)(row / GROUP) * Int8Rows<WIDTH>::STRIDE;
 #pragma unroll
-        for (int g = 0; g < C::HEAD_DIM / 32; ++g) {
-          float y[8];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) y[i] = sums[m][4 * g + i / 2][2 * h + i % 2] * inverse;
-          store_int8_quads<WIDTH>(to_row, head * (C::HEAD_DIM / 32) + g, y, row < rows);
-        }
+        for (int g = 0; g < C::HEAD_DIM / 32; ++g)
+          store_int8_quads<WIDTH>(to_row, head * (C::HEAD_DIM / 32) + g, y + g * 8, row < rows);
       } else if (row < rows) {
         float *to_row = (float *)out + (size_t)(row / GROUP) * WIDTH + head * C::HEAD_DIM + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < C::HEAD_DIM / 8; ++n) {
-          Two two = {__float_as_uint(sums[m][n][2 * h] * inverse), __float_as_uint(sums[m][n][2 * h + 1] * inverse)};
+          Two two = {__float_as_uint(y[2 * n]), __float_as_uint(y[2 * n + 1])};
           *(Two *)(to_row + n * 8) = two;
         }
       }

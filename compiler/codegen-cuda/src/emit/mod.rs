@@ -210,14 +210,7 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
             vec![c.finish(), CACHE.to_owned(), include_str!("kv_write.cu").to_owned()]
         }
         KernelSpec::Attention { attention, out } => match AttentionTiles::of(attention) {
-            Some(tiles) => {
-                c.int("ROW_TILES", tiles.row_tiles).int("POSITIONS", tiles.positions);
-                c.int("SHARED_BYTES", tiles.shared_bytes(attention))
-                    .int("MIN_BLOCKS", tiles.blocks(attention));
-                let mut parts = attention_parts(attention, *out, include_str!("attention_mma.cu"))?;
-                parts.insert(0, c.finish());
-                parts
-            }
+            Some(tiles) => prompt_parts(attention, *out, tiles)?,
             None => attention_parts(attention, *out, include_str!("attention_tiles.cu"))?,
         },
         KernelSpec::AttentionSpan(attention) => {
@@ -262,4 +255,23 @@ fn attention_parts(
     c.int("WINDOW", a.window.unwrap_or(0)).float("QUERY_SCALE", a.query_scale());
     c.flag("INT8", out == Activation::Int8);
     Ok(vec![c.finish(), CACHE.to_owned(), ATTENTION.to_owned(), template.to_owned()])
+}
+
+fn prompt_parts(
+    a: &AttentionSpec,
+    out: Activation,
+    tiles: AttentionTiles,
+) -> std::result::Result<Vec<String>, String> {
+    let mut c = Constants::new();
+    c.int("ROW_TILES", tiles.row_tiles).int("POSITIONS", tiles.positions);
+    c.int("SHARED_BYTES", tiles.shared_bytes(a)).int("MIN_BLOCKS", tiles.blocks(a));
+    let mut parts = attention_parts(a, out, include_str!("attention_mma.cu"))?;
+    let at = parts.len() - 1;
+    let cache = if a.kv.has_scales() {
+        include_str!("kv_tiles_codes.cu")
+    } else {
+        include_str!("kv_tiles_halves.cu")
+    };
+    parts.splice(at..at, [c.finish(), include_str!("fragments.cu").to_owned(), cache.to_owned()]);
+    Ok(parts)
 }

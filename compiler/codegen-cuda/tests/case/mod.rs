@@ -77,7 +77,7 @@ impl Case {
                 Some(Rounding::BF16)
             }
             KernelSpec::Attention { attention: a, .. }
-                if a.kv == KvType::F16 && a.head_dim.is_multiple_of(16) =>
+                if a.kv != KvType::F32 && a.head_dim.is_multiple_of(16) =>
             {
                 Some(Rounding::F16)
             }
