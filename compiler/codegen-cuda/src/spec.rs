@@ -7,6 +7,7 @@
 //! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
 
+use crate::attention_tiles::AttentionTiles;
 use crate::emit::{padded, row_threads, small_blocks};
 use crate::error::{Error, Result};
 use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles};
@@ -159,7 +160,8 @@ impl Translation {
             KernelSpec::Attention { attention, out } => {
                 let group = Extent::per_token(attention.group() as u64);
                 let x = Tiles::each(Extent::fixed(attention.kv_heads as u64));
-                let blocks = (x, Tiles { extent: group, per: 16 });
+                let per = AttentionTiles::of(attention).map_or(16, |tiles| tiles.rows() as u32);
+                let blocks = (x, Tiles { extent: group, per });
                 let make = |out| KernelSpec::Attention { attention: *attention, out };
                 self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
             }
