@@ -7,7 +7,7 @@
 //! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
 
-use crate::emit::{padded, small_blocks};
+use crate::emit::{SPAN_WARPS, has_span_products, padded, small_blocks};
 use crate::error::{Error, Result};
 use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, Tiles};
 use attar_format::CHANNELS;
@@ -55,6 +55,7 @@ impl CudaSpec {
             CudaSpec::Argmax => ARGMAX_THREADS,
             CudaSpec::QkvRope(_) => 128,
             CudaSpec::Plain(kernel) => match kernel {
+                KernelSpec::AttentionSpan(a) if has_span_products(a) => SPAN_WARPS as u32 * 32,
                 KernelSpec::Embed { .. }
                 | KernelSpec::KvWrite { .. }
                 | KernelSpec::Attention { .. }
