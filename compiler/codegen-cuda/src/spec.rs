@@ -8,7 +8,7 @@
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
 
 use crate::attention_tiles::AttentionTiles;
-use crate::emit::{padded, row_threads, small_blocks};
+use crate::emit::{SPAN_WARPS, has_span_products, padded, row_threads, small_blocks};
 use crate::error::{Error, Result};
 use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles};
 use attar_format::CHANNELS;
@@ -59,6 +59,7 @@ impl CudaSpec {
             CudaSpec::Argmax => ARGMAX_THREADS,
             CudaSpec::QkvRope(_) => 128,
             CudaSpec::Plain(kernel) => match kernel {
+                KernelSpec::AttentionSpan(a) if has_span_products(a) => SPAN_WARPS as u32 * 32,
                 KernelSpec::Embed { .. }
                 | KernelSpec::KvWrite { .. }
                 | KernelSpec::Attention { .. }

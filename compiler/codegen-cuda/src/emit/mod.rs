@@ -7,6 +7,7 @@ use crate::arch::CudaTarget;
 use crate::attention_tiles::AttentionTiles;
 use crate::error::{Error, Result};
 use crate::spec::CudaSpec;
+use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_kernel::{
     Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
@@ -19,9 +20,12 @@ const PRODUCTS: &str = include_str!("products_of_codes.cu");
 const EPILOGUE: &str = include_str!("epilogue.cu");
 const CACHE: &str = include_str!("cache.cu");
 const ATTENTION: &str = include_str!("attention.cu");
+const ATTENTION_JOIN: &str = include_str!("attention_join.cu");
 
 /// Warps of a block of the kernels for few rows.
 const SMALL_WARPS: usize = 8;
+/// Warps of a block of the kernel for spans of attention that has tensor cores, and of a span as a rule.
+pub(crate) const SPAN_WARPS: usize = 8;
 /// Widest head whose queries and partial sums fit the shared memory that every GPU gives a block.
 const WIDEST_HEAD: usize = 256;
 
@@ -47,6 +51,17 @@ pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
         Epilogue::Swiglu { out: Activation::F32, .. } => 2,
         Epilogue::Swiglu { out: Activation::Int8, .. } => 4,
     }
+}
+
+/// Whether spans of attention are multiplied by tensor cores.
+pub(crate) fn has_span_products(a: &AttentionSpec) -> bool {
+    a.kv == KvType::F16 && a.head_dim.is_multiple_of(16) && a.span <= SPAN_WARPS * 32
+}
+
+/// How spans are launched whose values lie in shared memory: 32 for each warp, an odd number of 16 bytes apart.
+fn span_blocks(a: &AttentionSpec) -> EntryBlocks {
+    let stride = (a.head_dim / 8 | 1) * 16;
+    EntryBlocks { shared_bytes: (SPAN_WARPS * 32 * stride) as u32, ..EntryBlocks::PLAIN }
 }
 
 /// Emits a kernel for a target.
@@ -79,6 +94,11 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
                 && let Some(tiles) = AttentionTiles::of(attention)
             {
                 blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
+            }
+            if let KernelSpec::AttentionSpan(a) = kernel
+                && has_span_products(a)
+            {
+                blocks = span_blocks(a);
             }
             plain_parts(kernel).map_err(fail)?
         }
@@ -214,10 +234,17 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
             None => attention_parts(attention, *out, include_str!("attention_tiles.cu"))?,
         },
         KernelSpec::AttentionSpan(attention) => {
-            attention_parts(attention, Activation::F32, include_str!("attention_span.cu"))?
+            let template = if has_span_products(attention) {
+                include_str!("attention_span_halves.cu")
+            } else {
+                include_str!("attention_span.cu")
+            };
+            attention_parts(attention, Activation::F32, template)?
         }
         KernelSpec::AttentionMerge { attention, out } => {
-            attention_parts(attention, *out, include_str!("attention_merge.cu"))?
+            let mut parts = attention_parts(attention, *out, include_str!("attention_merge.cu"))?;
+            parts.insert(parts.len() - 1, ATTENTION_JOIN.to_owned());
+            parts
         }
         KernelSpec::Linear(_) => return Err("matrix products have specs of their own".to_owned()),
     })
