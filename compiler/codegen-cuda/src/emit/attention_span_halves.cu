@@ -49,12 +49,14 @@ __device__ __forceinline__ void load_keys(Two (&k)[KEYS_AT_ONCE][4], const u8 *f
 __device__ __forceinline__ void load_values(u8 *to, const u8 *from, u32 mask) {
   const int lane = threadIdx.x % 32;
   from += lane * 16;
+  // The bits of what a lane copies stand at places known here, where rows of pieces end with the lanes.
+  if (32 % TILES == 0) mask >>= lane / TILES;
   // Keeps offsets out of the address.
   asm("" : "+l"(from));
 #pragma unroll
   for (int i = 0; i < TILES; ++i) {
     const int piece = i * 32 + lane, value = piece / TILES;
-    const bool seen = mask >> value & 1;
+    const bool seen = mask >> (32 % TILES == 0 ? i * 32 / TILES : value) & 1;
     const int line = value % 8 / 2 * 8 + value / 8 * 2 + value % 2;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      shared_address(to) + line * VALUE_STRIDE + piece % TILES * 16),
