@@ -15,25 +15,17 @@ constexpr int KEYS_AT_ONCE = STEPS % 8 == 0 ? 8 : STEPS;
 constexpr int VALUE_STRIDE = (TILES | 1) * 16;
 static_assert(C::HEAD_DIM % 16 == 0 && SPAN <= SPAN_WARPS * 32 && SPAN % 32 == 0, "a warp has 32 positions");
 
-__device__ __forceinline__ u32 half_pair(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
 /// Two numbers as the sum of two pairs of f16.
 __device__ __forceinline__ void split(float low, float high, u32 &pair, u32 &rest) {
   pair = half_pair(low, high);
   rest = half_pair(low - half_to_float((u16)pair), high - half_to_float((u16)(pair >> 16)));
 }
 
-__device__ __forceinline__ void multiply(float (&sums)[4], const Four &a, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+/// Four numbers of a row as an operand: the first two stand before the others, what is left of them 8 rows below.
+__device__ __forceinline__ void split(const float *x, u32 (&a)[4]) {
+  split(x[0], x[1], a[0], a[1]);
+  split(x[2], x[3], a[2], a[3]);
 }
-
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
 /// Loads the keys of 32 positions, 16 elements in each step. Of a step's elements a lane has `4 t` to `4 t + 3`, of positions
 /// `4 g` to `4 g + 3`.
@@ -42,6 +34,17 @@ __device__ __forceinline__ void load_keys(Two (&k)[KEYS_AT_ONCE][4], const u8 *f
   for (int s = 0; s < KEYS_AT_ONCE; ++s)
 #pragma unroll
     for (int i = 0; i < 4; ++i) k[s][i] = *(const Two *)(from + (16 * s + i) * C::PAGE_LEN * 2);
+}
+
+/// Asks for keys and values of 32 positions, so that they are in the L2 cache when they are read.
+__device__ __forceinline__ void fetch(const u8 *keys, const u8 *values) {
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) fetch_ahead(values, C::HEAD_DIM * 64);
+  if (C::PAGE_LEN == 32) {
+    if (lane == 0) fetch_ahead(keys, C::HEAD_DIM * 64);
+  } else {
+    for (int d = lane; d < C::HEAD_DIM; d += 32) fetch_ahead(keys + d * C::PAGE_LEN * 2, 64);
+  }
 }
 
 /// Has the values of 32 positions copied to shared memory, in the order in which products take them. Those that are
@@ -58,10 +61,7 @@ __device__ __forceinline__ void load_values(u8 *to, const u8 *from, u32 mask) {
     const int piece = i * 32 + lane, value = piece / TILES;
     const bool seen = mask >> (32 % TILES == 0 ? i * 32 / TILES : value) & 1;
     const int line = value % 8 / 2 * 8 + value / 8 * 2 + value % 2;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                     shared_address(to) + line * VALUE_STRIDE + piece % TILES * 16),
-                 "l"(from + i * 512), "r"(seen ? 16 : 0)
-                 : "memory");
+    copy_async(to + line * VALUE_STRIDE + piece % TILES * 16, from + i * 512, seen);
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -72,7 +72,8 @@ __device__ __forceinline__ float *sum_at(u8 *own, int head, int d) {
 }
 
 /// Adds the products of 16 elements of queries and keys: `scores[j]` are of positions `8 t + j` and `8 t + 4 + j`.
-__device__ __forceinline__ void score(float (&scores)[4][4], const Four &a, const Two (&k)[4]) {
+__device__ __forceinline__ void score(float (&scores)[4][4], const Four &q, const Two (&k)[4]) {
+  const u32 a[4] = {q.x, q.y, q.z, q.w};
   multiply(scores[0], a, pick(k[0].x, k[1].x, 0x5410), pick(k[2].x, k[3].x, 0x5410));
   multiply(scores[1], a, pick(k[0].x, k[1].x, 0x7632), pick(k[2].x, k[3].x, 0x7632));
   multiply(scores[2], a, pick(k[0].y, k[1].y, 0x5410), pick(k[2].y, k[3].y, 0x5410));
@@ -90,6 +91,7 @@ KERNEL(const float *q, const int *positions, const int *sequences, const u32 *ta
   const int token = row / C::KV_HEADS, kv_head = row % C::KV_HEADS;
   const int at = span * SPAN + warp * 32, place = at % C::PAGE_LEN;
   u8 *own = (u8 *)landing + warp * 32 * VALUE_STRIDE;
+  let_next_launch_begin();
   // The page is asked for before it is known whether anything of it is seen.
   const int sequence = load_now(sequences + token), position = load_now(positions + token);
   const u32 page = (u32)load_now(tables + (size_t)sequence * stride + min(at / C::PAGE_LEN, (int)stride - 1));
@@ -100,22 +102,37 @@ KERNEL(const float *q, const int *positions, const int *sequences, const u32 *ta
   const u32 mask = warp * 32 < SPAN && begin < end ? ALL_LANES >> (32 - end + begin) << begin : 0;
   const bool busy = mask != 0;
   const size_t block = block_offset(page, kv_head);
+  // Keys and values that no token of this step has stored need not wait for the launch that stores those of this step: a
+  // sequence's tokens of a step follow each other.
+  const int tokens = gridDim.x / (spans * C::KV_HEADS);
+  const bool is_old = at + 32 <= position + 1 - tokens;
   for (int first = 0; first < GROUP; first += PASS) {
     const int heads = min(GROUP - first, PASS);
     const float *rows = q + ((size_t)token * HEADS + kv_head * GROUP + first) * C::HEAD_DIM;
     float scores[4][4] = {};
     Two k[KEYS_AT_ONCE][4];
     const u8 *key = keys + block + (4 * t * C::PAGE_LEN + place + 4 * g) * 2;
-    if (busy) {
-      load_values(own, values + block + place * C::HEAD_DIM * 2, mask);
+    const u8 *value = values + block + place * C::HEAD_DIM * 2;
+    if (busy && (first > 0 || is_old)) {
+      load_values(own, value, mask);
+      load_keys(k, key);
+    }
+    if (first == 0) {
+      if (busy && !is_old) fetch(keys + block + place * 2, value);
+      wait_for_launches();
+    }
+    if (busy && first == 0 && !is_old) {
+      load_values(own, value, mask);
       load_keys(k, key);
     }
     for (int s = warp; s < STEPS; s += SPAN_WARPS) {
-      Four x = {0, 0, 0, 0}, a;
+      Four x = {0, 0, 0, 0};
       if (g < heads) x = *(const Four *)(rows + g * C::HEAD_DIM + 16 * s + 4 * t);
-      split(bits_to_float(x.x) * QUERY_SCALE, bits_to_float(x.y) * QUERY_SCALE, a.x, a.y);
-      split(bits_to_float(x.z) * QUERY_SCALE, bits_to_float(x.w) * QUERY_SCALE, a.z, a.w);
-      queries[s][lane] = a;
+      const float scaled[4] = {bits_to_float(x.x) * QUERY_SCALE, bits_to_float(x.y) * QUERY_SCALE,
+                               bits_to_float(x.z) * QUERY_SCALE, bits_to_float(x.w) * QUERY_SCALE};
+      u32 a[4];
+      split(scaled, a);
+      queries[s][lane] = {a[0], a[1], a[2], a[3]};
     }
     __syncthreads();
     if (busy) {
@@ -132,21 +149,17 @@ KERNEL(const float *q, const int *positions, const int *sequences, const u32 *ta
         weights[i] = mask >> (8 * t) >> i & 1 ? score : minus_infinity();
         most = fmaxf(most, weights[i]);
       }
-      most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+      most = quad_max(most);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         weights[i] = exp2f(weights[i] - finite(most));
         total += weights[i];
       }
-      total += __shfl_xor_sync(ALL_LANES, total, 1);
-      total += __shfl_xor_sync(ALL_LANES, total, 2);
+      total = quad_sum(total);
       if (t == 0) mosts[warp][g] = most, totals[warp][g] = total;
-      Four early, late;
-      split(weights[0], weights[1], early.x, early.y);
-      split(weights[2], weights[3], early.z, early.w);
-      split(weights[4], weights[5], late.x, late.y);
-      split(weights[6], weights[7], late.z, late.w);
+      u32 early[4], late[4];
+      split(weights, early);
+      split(weights + 4, late);
       asm volatile("cp.async.wait_group 0;" ::: "memory");
       __syncwarp();
       const u32 line = shared_address(own) + lane * VALUE_STRIDE;
@@ -157,10 +170,7 @@ KERNEL(const float *q, const int *positions, const int *sequences, const u32 *ta
         for (int n = 0; n < TILES_AT_ONCE; ++n) {
           if (from + n >= TILES) break;
           u32 v[4];
-          asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                       : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                       : "r"(line + (from + n) * 16)
-                       : "memory");
+          load_transposed(v, line + (from + n) * 16);
           float all[4] = {};
           multiply(all, early, v[0], v[1]);
           multiply(all, late, v[2], v[3]);

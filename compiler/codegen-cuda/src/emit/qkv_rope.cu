@@ -8,13 +8,14 @@ KERNEL(const float *y GAIN_PARAMETERS, const float *rope, const int *positions, 
   __shared__ float heads[4][C::HEAD_DIM];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int item = blockIdx.x * 4 + warp, token = blockIdx.y;
+  let_next_launch_begin();
   if (item >= ALL_HEADS) return;
   const bool is_query = item < HEADS, is_value = item >= HEADS + C::KV_HEADS;
   const int kv_head = (item - HEADS) % C::KV_HEADS;
   const float *from = y + ((size_t)token * ALL_HEADS + item) * C::HEAD_DIM;
   const float *angles = rope + (size_t)token * C::HEAD_DIM;
   const float *gain = is_query ? Q_GAIN : K_GAIN;
-  // All that is read is asked for at once.
+  // What no launch of the step has written is asked for at once, and before those have ended.
   int sequence = 0, position = 0;
   if (!is_query) sequence = load_now(sequences + token), position = load_now(positions + token);
   float low[PAIRS], high[PAIRS], cosines[PAIRS], sines[PAIRS], low_gains[PAIRS], high_gains[PAIRS];
@@ -22,7 +23,6 @@ KERNEL(const float *y GAIN_PARAMETERS, const float *rope, const int *positions, 
   for (int p = 0; p < PAIRS; ++p) {
     const int i = lane + 32 * p;
     const bool there = HALF % 32 == 0 || i < HALF;
-    low[p] = there ? from[i] : 0.f, high[p] = there ? from[i + HALF] : 0.f;
     cosines[p] = there ? angles[i] : 0.f, sines[p] = there ? angles[i + HALF] : 0.f;
     if (QK_NORM) low_gains[p] = there ? gain[i] : 0.f, high_gains[p] = there ? gain[i + HALF] : 0.f;
   }
@@ -30,6 +30,13 @@ KERNEL(const float *y GAIN_PARAMETERS, const float *rope, const int *positions, 
   if (!is_query) {
     const Paging paging = {positions, sequences, tables, stride};
     block = block_offset(paging.page(sequence, position), kv_head);
+  }
+  wait_for_launches();
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) {
+    const int i = lane + 32 * p;
+    const bool there = HALF % 32 == 0 || i < HALF;
+    low[p] = there ? from[i] : 0.f, high[p] = there ? from[i + HALF] : 0.f;
   }
   if (!is_value) {
     if constexpr (QK_NORM) {
