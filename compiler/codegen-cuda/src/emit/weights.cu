@@ -31,7 +31,11 @@ struct Table {
   }
 
   /// Bits of `b` where `upper` has ones, else those of `a`.
-  static __device__ __forceinline__ u32 choose(u32 a, u32 b, u32 upper) { return (a & ~upper) | (b & upper); }
+  static __device__ __forceinline__ u32 choose(u32 a, u32 b, u32 upper) {
+    u32 chosen;
+    asm("lop3.b32 %0, %1, %2, %3, 0xd8;" : "=r"(chosen) : "r"(a), "r"(b), "r"(upper));
+    return chosen;
+  }
 };
 
 /// Of eight codes, a nibble each, a byte of ones for those with the highest bit of `nibbles` set: those of the lower half, or
@@ -65,15 +69,18 @@ __device__ __forceinline__ Octet look_up(const Table &table, u32 low, u32 high) 
   } else {
     // `pick` takes three bits of a code; the fourth, and those of the other plane, choose between its results.
     u32 index = low & 0x77777777u;
-    Ones fourth(low), fifth(high << 3), sixth(high << 2);
+    Ones fourths(low), fifths(high << 3), sixths(high << 2);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      auto sixteen = [&](int first) { return table.sixteen(first, index, fourth[half]); };
-      auto more = [&](int first) { return Table::choose(sixteen(first), sixteen(first + 4), fifth[half]); };
-      u32 found;
-      if constexpr (BITS == 4) found = sixteen(0);
-      else if constexpr (BITS == 5) found = more(0);
-      else found = Table::choose(more(0), more(8), sixth[half]);
+      u32 fourth = fourths[half], found = table.sixteen(0, index, fourth);
+      if constexpr (BITS > 4) {
+        u32 fifth = fifths[half];
+        found = Table::choose(found, table.sixteen(4, index, fourth), fifth);
+        if constexpr (BITS > 5) {
+          u32 last = Table::choose(table.sixteen(8, index, fourth), table.sixteen(12, index, fourth), fifth);
+          found = Table::choose(found, last, sixths[half]);
+        }
+      }
       (half == 0 ? out.first : out.second) = found;
       index >>= 16;
     }
