@@ -122,7 +122,10 @@ fn family_of(error: &(dyn std::error::Error + 'static)) -> Family {
             | Run::DriverTooOld { .. }
             | Run::DeviceMemory { .. }
             | Run::DeviceFailed { .. } => Family::Environment,
-            Run::OutOfPages { .. } | Run::NoSequence { .. } | Run::StepTooLarge { .. } => Family::Bug,
+            Run::OutOfPages { .. }
+            | Run::NoSequence { .. }
+            | Run::StepTooLarge { .. }
+            | Run::TooManyRows { .. } => Family::Bug,
             _ => Family::Input,
         };
     }

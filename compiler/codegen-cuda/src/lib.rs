@@ -4,6 +4,7 @@
 //! [`compile`] makes the code section of a target. Nothing here needs a GPU, and without NVRTC all but compiling works.
 
 mod arch;
+mod attention_tiles;
 mod cache;
 mod code;
 mod emit;

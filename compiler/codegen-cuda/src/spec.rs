@@ -7,12 +7,18 @@
 //! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
 
-use crate::emit::{small_blocks, widened_bytes};
+use crate::attention_tiles::AttentionTiles;
+use crate::emit::{row_threads, small_blocks, widened_bytes};
 use crate::error::{Error, Result};
-use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, Tiles};
+use attar_artifact::program::{
+    ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles,
+};
 use attar_format::{CHANNELS, Scale};
 use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use std::collections::BTreeMap;
+
+/// Most tokens of a step of a prompt: enough that products of 4096 channels fill a large GPU twice over.
+const PREFILL_TOKENS: u32 = 2048;
 
 /// One kernel of the GPU, completely described.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,7 +98,13 @@ impl CudaSpec {
                 | KernelSpec::Attention { .. }
                 | KernelSpec::AttentionSpan(_)
                 | KernelSpec::AttentionMerge { .. } => 128,
-                _ => 256,
+                KernelSpec::RmsNorm { dim, .. }
+                | KernelSpec::LayerNorm { dim, .. }
+                | KernelSpec::Softmax { dim }
+                | KernelSpec::Quantize { dim }
+                | KernelSpec::Slice { len: dim, .. }
+                | KernelSpec::Elementwise { dim, .. } => row_threads(*dim),
+                KernelSpec::GatherRows { .. } | KernelSpec::Rope { .. } | KernelSpec::Linear(_) => 256,
             },
         }
     }
@@ -130,7 +142,11 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
             kernels.entry(launch.kernel.clone()).or_insert(spec);
             launch
         });
-        out.push(Program { launches: launches.collect(), arena, ..program.clone() });
+        let max_tokens = match program.kind {
+            ProgramKind::Prefill => program.max_tokens.max(PREFILL_TOKENS),
+            ProgramKind::Decode | ProgramKind::SmallBatch => program.max_tokens,
+        };
+        out.push(Program { launches: launches.collect(), arena, max_tokens, ..program.clone() });
     }
     Ok(CudaPrograms { programs: out, kernels: kernels.into_values().collect() })
 }
@@ -178,7 +194,8 @@ impl Translation {
             KernelSpec::Attention { attention, out } => {
                 let group = Extent::per_token(attention.group() as u64);
                 let x = Tiles::each(Extent::fixed(attention.kv_heads as u64));
-                let blocks = (x, Tiles { extent: group, per: 16 });
+                let per = AttentionTiles::of(attention).map_or(16, |tiles| tiles.rows() as u32);
+                let blocks = (x, Tiles { extent: group, per });
                 let make = |out| KernelSpec::Attention { attention: *attention, out };
                 self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
             }

@@ -8,7 +8,7 @@ mod nvrtc_here;
 use attar_artifact::manifest::KvType;
 use attar_codegen_cuda::CudaTarget;
 use attar_format::{FormatRef, PackedLayout, formats};
-use attar_kernel::{Epilogue, LinearSpec, RowTile};
+use attar_kernel::{Activation, Epilogue, LinearSpec, RowTile};
 use attar_ptx::Stats;
 use case::attention_cases::{self, Store};
 use case::{Case, Random, linear_cases};
@@ -120,5 +120,35 @@ fn a_span_of_attention_reads_its_keys_and_values_once() {
         let read = stats.global_read.bytes as f64 / cache;
         say(&format!("{kv:?}  {instructions:>10.1} {read:>20.2}"));
         assert!(read < 1.35, "{kv:?}: {read} bytes read for each of the cache");
+    }
+}
+
+/// Tiles of 128 rows with tensor cores, behind a context, as most tokens of a long prompt are. Some positions behind a row's own
+/// are multiplied as well.
+#[test]
+fn prompts_spend_most_of_attention_on_matrix_products() {
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
+    say("cache  head  matrix MACs/needed  other instructions of warps/matrix instruction");
+    let (heads, kv_heads, tokens, context) = (16, 4, 64, 992);
+    let kinds = [KvType::F16, KvType::Int8, KvType::Int4];
+    for (kv, head_dim) in kinds.into_iter().flat_map(|kv| [(kv, 64), (kv, 128)]) {
+        let spec = attention_cases::spec((heads, kv_heads, head_dim), None, kv, 256);
+        let store = Store::new(spec, &[context + tokens], &mut Random(5));
+        let batch = attention_cases::runs(&[(0, context, tokens)]);
+        let case = store.tiles(&batch, &attention_cases::queries(&spec, &batch), Activation::Int8);
+        let stats = count(&mut modules, &case);
+        let matrix = stats.count("mma.sync").warps as f64;
+        let seen: usize = batch.iter().map(|(_, position)| position + 1).sum();
+        let macs = stats.matrix_macs as f64 / (2 * seen * heads * head_dim) as f64;
+        let others = (stats.warp_instructions() as f64 - matrix) / matrix;
+        say(&format!("{kv:?} {head_dim:>5} {macs:>10.2} {others:>20.2}"));
+        let at = format!("{kv:?} {head_dim}");
+        assert!(macs < 1.05, "{at}: {macs} of the products that are needed");
+        let most = if head_dim < 128 { 13.0 } else { 8.5 };
+        assert!(others < most, "{at}: {others} other instructions");
+        for traffic in [stats.shared_read, stats.shared_written] {
+            let conflicts = traffic.wavefronts as f64 / traffic.ideal_wavefronts as f64;
+            assert!(conflicts < 1.02, "{at}: {conflicts} passes over the banks");
+        }
     }
 }

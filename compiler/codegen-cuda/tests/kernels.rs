@@ -6,11 +6,13 @@ mod case;
 mod modules;
 mod nvrtc_here;
 
+use attar_artifact::manifest::KvType;
 use attar_codegen_cuda::{CudaPrograms, CudaSpec, CudaTarget};
 use attar_format::formats;
-use attar_kernel::{Epilogue, LinearSpec, RowTile};
+use attar_kernel::{Activation, Epilogue, LinearSpec, RowTile};
 use attar_ptx::{Launch, Memory, Param};
-use case::{Case, Random, attention_cases, bytes_of, linear_cases, row_cases};
+use case::attention_cases::{self, Store};
+use case::{Case, Random, bytes_of, linear_cases, row_cases};
 use modules::Modules;
 
 /// Runs all cases, on kernels that run everywhere; fails with everything that is wrong.
@@ -25,10 +27,9 @@ fn agree_on(target: CudaTarget, cases: &[Case]) {
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let want = case.reference();
             let (got, _) = case.interpreted(&mut |programs, name| modules.module(programs, name));
-            if case.is_rounded() {
-                case.check_rounded("PTX interpreter", &want, &got);
-            } else {
-                case.check("PTX interpreter", &want, &got);
+            match case.rounding() {
+                Some(rounding) => case.check_rounded("PTX interpreter", &want, &got, rounding),
+                None => case.check("PTX interpreter", &want, &got),
             }
         }));
         if let Err(fault) = checked {
@@ -47,6 +48,40 @@ fn kernels_over_rows_agree_with_the_reference() {
 #[test]
 fn attention_agrees_with_the_reference() {
     agree(&attention_cases::all());
+}
+
+/// Prompts in blocks of 64 and of 128 rows: more than one block, several sequences in one, rows and pages that are not full,
+/// windows, steps of 16 positions.
+#[test]
+fn attention_of_prompts_agrees_with_the_reference() {
+    let shapes = [
+        ((16, 4, 128), None, Activation::Int8),
+        ((16, 8, 64), Some(50), Activation::F32),
+        ((16, 2, 48), None, Activation::F32),
+        ((32, 1, 32), Some(3), Activation::Int8),
+        ((3, 1, 64), Some(100), Activation::Int8),
+        ((2, 2, 112), None, Activation::F32),
+        ((1, 1, 240), None, Activation::F32),
+        ((2, 1, 256), Some(70), Activation::Int8),
+    ];
+    let r = &mut Random(12);
+    let mut cases = Vec::new();
+    for (shape, window, out) in shapes {
+        for kv in [KvType::F16, KvType::Int8, KvType::Int4] {
+            let spec = attention_cases::spec(shape, window, kv, 256);
+            let store = Store::new(spec, &[150, 70, 33, 1], r);
+            let mut batches =
+                vec![vec![(1, 0, 61), (0, 97, 5), (3, 0, 1), (2, 16, 17), (0, 102, 3), (1, 61, 9)]];
+            if kv == KvType::F16 {
+                batches.push(vec![(0, 0, 150)]);
+            }
+            for batch in batches {
+                let batch = attention_cases::runs(&batch);
+                cases.push(store.tiles(&batch, &attention_cases::queries(&spec, &batch), out));
+            }
+        }
+    }
+    agree(&cases);
 }
 
 #[test]
@@ -84,7 +119,7 @@ fn products_of_warpgroups_agree_with_the_reference() {
             LinearSpec { format, n: 35, k: 96, rows: RowTile::Many, bias: false, epilogue: Epilogue::Store };
         cases.push(linear_cases::case(d as u64, spec, 20));
     }
-    cases.extend(linear_cases::special_rows().into_iter().filter(Case::is_rounded));
+    cases.extend(linear_cases::special_rows().into_iter().filter(|c| c.rounding().is_some()));
     agree_on(target, &cases);
 }
 

@@ -71,6 +71,28 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     all
 }
 
+/// Attention of prompts at every shape of its tiles: what is unrolled there takes most registers of all.
+fn prompts() -> Vec<CudaSpec> {
+    let mut all = Vec::new();
+    for (heads, kv_heads, head_dim) in
+        [(32, 8, 128usize), (8, 1, 128), (32, 8, 64), (32, 32, 96), (24, 8, 112), (8, 1, 224), (8, 1, 256)]
+    {
+        for (kv, window, out) in [
+            (KvType::F16, None, Activation::Int8),
+            (KvType::F16, Some(4096), Activation::F32),
+            (KvType::Int8, Some(4096), Activation::Int8),
+            (KvType::Int4, None, Activation::F32),
+        ] {
+            let out = if head_dim.is_multiple_of(32) { out } else { Activation::F32 };
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let attention =
+                AttentionSpec { heads, kv_heads, head_dim, scale, window, kv, page_len: 32, span: 256 };
+            all.push(CudaSpec::Plain(KernelSpec::Attention { attention, out }));
+        }
+    }
+    all
+}
+
 /// Instructions of PTX that a kernel must have.
 fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
     const BYTES: &[&str] = &["mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"];
@@ -89,7 +111,13 @@ fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
         "cp.async.cg.shared.global",
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",
     ];
+    const ATTENTION: &[&str] = &[
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+        "cp.async.cg.shared.global",
+        "ldmatrix.sync.aligned.m8n8.x4",
+    ];
     match spec {
+        CudaSpec::Plain(KernelSpec::Attention { attention, .. }) if attention.kv != KvType::F32 => ATTENTION,
         CudaSpec::Linear(l) => match l.rows {
             RowTile::Many if l.format.code_bits() == 32 => &[],
             RowTile::Many if target.has_wgmma() => WARPGROUPS,
@@ -130,9 +158,14 @@ fn kernels_of_real_shapes_keep_within_the_machine() {
     let Some(nvrtc) = nvrtc_here::find() else { return };
     let cache = Cache::new(std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
     let mut faults = Vec::new();
-    for (target, shape) in [("cuda:sm_80", SMOLLM2_135M), ("cuda:sm_90a", LLAMA_3_8B)] {
+    for (target, specs) in [
+        ("cuda:sm_80", kernels(SMOLLM2_135M)),
+        ("cuda:sm_90a", kernels(LLAMA_3_8B)),
+        ("cuda:sm_80", prompts()),
+        ("cuda:sm_90a", prompts()),
+    ] {
         let target = CudaTarget::by_name(target).expect("a target");
-        for spec in kernels(shape) {
+        for spec in specs {
             let kernel =
                 compile_kernel(&nvrtc, Some(&cache), &spec, target).unwrap_or_else(|e| panic!("{e}"));
             let checked = std::panic::catch_unwind(|| check(&spec, &kernel, target));

@@ -7,7 +7,7 @@ use crate::device::threads::{Pool, Task};
 use crate::error::{ErrorKind, Result};
 use crate::kv::{KvCache, Sequence};
 use crate::memory::Region;
-use crate::model::{Inner, Model, Runnable};
+use crate::model::{Inner, MOST_ROWS, Model, Runnable};
 use crate::prefetch::{self, Weighed};
 use crate::sampler::likeliest_token;
 use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
@@ -142,7 +142,7 @@ impl Engine {
             );
         }
         let stride = context.div_ceil(m.kv.page_len as usize);
-        let tokens = model.max_step_tokens() as u64;
+        let (tokens, rows) = (model.max_step_tokens() as u64, model.max_step_rows() as u64);
         let device = inner.device.as_ref();
         // On a GPU activations are the runner's.
         let arena = inner.programs.iter().filter(|_| device.is_none()).map(|p| {
@@ -159,7 +159,7 @@ impl Engine {
             rows: region(tokens * 4, "step inputs")?,
             block_tables: region(stride as u64 * sequences as u64 * 4, "block tables")?,
             rope: m.rope.iter().map(|_| region(rope_bytes, "rotary tables")).collect::<Result<_>>()?,
-            logits: region(tokens * u64::from(m.vocab) * 4, "logits")?,
+            logits: region(rows * u64::from(m.vocab) * 4, "logits")?,
         };
         let kv = KvCache::new(m, context, sequences, device.map(|d| &**d))?;
         let runner = device.map(|device| {
@@ -167,7 +167,7 @@ impl Engine {
             let input_bytes = tokens * 16 + tables + rope_bytes * m.rope.len() as u64;
             let spans = m.kv.spans(context as u64);
             let sizes =
-                RunnerSizes { tokens, vocab: m.vocab.into(), input_bytes, stride: stride as u64, spans };
+                RunnerSizes { rows, vocab: m.vocab.into(), input_bytes, stride: stride as u64, spans };
             Runner::new(device.clone(), &sizes, HINT)
         });
         let runner = runner.transpose()?;
@@ -498,6 +498,10 @@ impl Engine {
         let most = inner.programs.iter().map(|p| p.max_tokens).max().unwrap_or(0);
         if batch.len() > most {
             return Err(ErrorKind::StepTooLarge { tokens: batch.len(), most }.into());
+        }
+        let (rows, most) = (batch.tokens.iter().filter(|t| t.wanted).count(), most.min(MOST_ROWS));
+        if rows > most {
+            return Err(ErrorKind::TooManyRows { rows, most }.into());
         }
         self.pending.fill(0);
         for t in &batch.tokens {

@@ -132,6 +132,9 @@ pub enum ErrorKind {
     /// A step of more tokens than the programs take.
     #[error("a step of {tokens} tokens; the artifact's programs take at most {most}")]
     StepTooLarge { tokens: usize, most: usize },
+    /// A step that asks for the logits of more tokens than there is memory for.
+    #[error("a step that asks for the logits of {rows} tokens; at most {most} are given in one step")]
+    TooManyRows { rows: usize, most: usize },
     /// An id of a sequence that was removed or never made.
     #[error("there is no sequence {id}")]
     NoSequence { id: u32 },

@@ -19,6 +19,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+/// Most rows of logits of a step; vocabularies are large.
+pub(crate) const MOST_ROWS: usize = 512;
+
 /// What a model runs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -419,6 +422,11 @@ impl Model {
     /// Most tokens of one step.
     pub fn max_step_tokens(&self) -> usize {
         self.inner.programs.iter().map(|p| p.max_tokens).max().unwrap_or(0)
+    }
+
+    /// Most rows of logits of one step.
+    pub fn max_step_rows(&self) -> usize {
+        self.max_step_tokens().min(MOST_ROWS)
     }
 
     /// The tokenizer.

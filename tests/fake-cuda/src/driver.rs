@@ -40,6 +40,11 @@ impl Function {
     pub(crate) fn param_sizes(&self) -> Vec<usize> {
         self.info.params.iter().map(|p| p.bytes).collect()
     }
+
+    /// Whether it waits for the launches before it.
+    pub(crate) fn waits(&self) -> bool {
+        self.info.waits
+    }
 }
 
 /// Something a stream does.

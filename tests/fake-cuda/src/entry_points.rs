@@ -287,24 +287,17 @@ entry_points! {
         elapsed(milliseconds, start, end);
 
     // Launches.
-    fn cuLaunchKernel(
+    fn cuLaunchKernelEx(
+        config: *const LaunchConfig,
         function: usize,
-        grid_x: c_uint,
-        grid_y: c_uint,
-        grid_z: c_uint,
-        block_x: c_uint,
-        block_y: c_uint,
-        block_z: c_uint,
-        shared: c_uint,
-        stream: usize,
         params: *const *const c_void,
         extra: *const *const c_void
     ) = {
-        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        if extra.is_null() {
-            launch(function, grid, block, shared as usize, stream, params)
-        } else {
+        if config.is_null() || !extra.is_null() {
             codes::NOT_SUPPORTED
+        } else {
+            // SAFETY: by the driver's contract it is one.
+            launch(function, unsafe { &*config }, params)
         }
     };
     fn cuLaunchHostFunc(stream: usize, function: usize, argument: usize) =
@@ -342,7 +335,7 @@ not_supported! {
     cuExternalMemoryGetMappedBuffer
     cuImportExternalMemory
     cuLaunchCooperativeKernel
-    cuLaunchKernelEx
+    cuLaunchKernel
     cuMemAdvise_v2
     cuMemAllocFromPoolAsync
     cuMemAllocManaged
@@ -447,17 +440,48 @@ fn error_text(found: Option<&'static CStr>, to: *mut *const c_char) -> Code {
     }
 }
 
-fn launch(
-    handle: usize,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: usize,
+/// The driver's `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
     stream: usize,
-    params: *const *const c_void,
-) -> Code {
+    attributes: *const LaunchAttribute,
+    attribute_count: c_uint,
+}
+
+/// The driver's `CUlaunchAttribute`, a value of 64 bytes behind its kind.
+#[repr(C)]
+struct LaunchAttribute {
+    kind: c_uint,
+    _pad: [u8; 4],
+    value: c_int,
+    _rest: [u8; 60],
+}
+
+/// The kind that lets a launch begin before the one before has ended.
+const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
+
+fn launch(handle: usize, config: &LaunchConfig, params: *const *const c_void) -> Code {
+    let LaunchConfig { grid, block, shared, stream, .. } = *config;
+    let shared = shared as usize;
+    let attributes = match config.attribute_count {
+        0 => &[][..],
+        // SAFETY: by the driver's contract there are so many.
+        count => unsafe { std::slice::from_raw_parts(config.attributes, count as usize) },
+    };
+    if attributes.iter().any(|a| a.kind != PROGRAMMATIC_STREAM_SERIALIZATION) {
+        return codes::NOT_SUPPORTED;
+    }
+    let early = attributes.iter().any(|a| a.value != 0);
     on_device(|d, current| {
         d.check_launch(handle, block, shared)?;
         let function = d.function(handle)?;
+        if early && !function.waits() {
+            // A GPU would launch it, and it would read what is not there yet.
+            return Err(codes::INVALID_VALUE);
+        }
         let sizes = function.param_sizes();
         if params.is_null() && !sizes.is_empty() {
             return Err(codes::INVALID_VALUE);

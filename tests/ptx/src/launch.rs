@@ -95,6 +95,8 @@ pub struct KernelInfo {
     pub local_bytes: usize,
     /// Threads per block it was compiled for, at most.
     pub max_threads: Option<u32>,
+    /// Whether it waits for the launches before it (`griddepcontrol.wait`), so that it may begin before they have ended.
+    pub waits: bool,
 }
 
 /// A parameter of a kernel.
@@ -277,6 +279,7 @@ fn info(code: &Code) -> KernelInfo {
         shared_bytes: code.shared_bytes,
         local_bytes: code.local_bytes,
         max_threads: code.max_threads,
+        waits: code.spellings.iter().any(|s| s == "griddepcontrol.wait"),
     }
 }
 

@@ -16,6 +16,7 @@ use attar_codegen_cpu::exec::ExecImage;
 use attar_format::formats;
 use attar_kernel::{KernelSpec, RowTile};
 pub(crate) use launch::{Arg, Case, Check, Random, bytes_of, cache_codes, f32s};
+use rounded::Rounding;
 
 /// Launches of every kernel, for tests that run all of them.
 pub(crate) fn all_cases() -> Vec<Case> {
@@ -43,7 +44,7 @@ impl Case {
     /// As [`Case::check`], with the tolerance of the target's arithmetic.
     pub(crate) fn check_on(&self, target: Target, want: &[Vec<u8>], got: &[Vec<u8>]) {
         if self.by_tiles(target) {
-            self.check_rounded(target.name(), want, got);
+            self.check_rounded(target.name(), want, got, Rounding::BF16);
         } else {
             self.check(target.name(), want, got);
         }

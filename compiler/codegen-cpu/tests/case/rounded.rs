@@ -1,20 +1,33 @@
-//! Comparison of results whose operands were rounded to bf16: what tile products give.
+//! Comparison of results whose operands were rounded to 16 bits: what tile products give.
 
 use super::{Case, Check, cache_codes, f32s};
 use attar_artifact::manifest::KvType;
 use attar_kernel::ActInt8Layout;
 
-/// Either factor of each product is off by 2^-9 at most, evenly spread, so a sum of products with signs at random is off
-/// by 2^-9 * sqrt(2 / 3) of its own size, the root of the mean square over many sums: 0.16 %. Epilogues multiply such
-/// sums with each other; a sixfold leaves room for them.
-const MEAN: f32 = 0.01;
-/// The largest of many thousand errors is some five times their root mean square, and of products of such sums some
-/// thirty times.
-const LARGEST: f32 = 0.06;
+/// What errors are expected of results, relative to their usual size.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding {
+    /// The root of their mean square.
+    mean: f32,
+    largest: f32,
+}
+
+impl Rounding {
+    /// Either factor of each product is off by 2^-9 at most, evenly spread, so a sum of products with signs at random is off
+    /// by 2^-9 * sqrt(2 / 3) of its own size, the root of the mean square over many sums: 0.16 %. Epilogues multiply such
+    /// sums with each other; a sixfold leaves room for them. The largest of many thousand errors is some five times their
+    /// root mean square, and of products of such sums some thirty times.
+    pub(crate) const BF16: Rounding = Rounding { mean: 0.01, largest: 0.06 };
+    /// Attention with queries and weights in f16, which has eleven bits: either is off by 2^-11 at most. A score, of some units,
+    /// is off by as much as a sum of such products, and changes its weight by a factor of 2^error; what comes of both in sums of
+    /// values with signs at random is 2^-12 of their size. A result has few large weights, so the largest error is some ten
+    /// times that.
+    pub(crate) const F16: Rounding = Rounding { mean: 0.0006, largest: 0.004 };
+}
 
 impl Case {
-    /// As [`Case::check`], for operands that were rounded to bf16.
-    pub(crate) fn check_rounded(&self, what: &str, want: &[Vec<u8>], got: &[Vec<u8>]) {
+    /// As [`Case::check`], for operands that were rounded.
+    pub(crate) fn check_rounded(&self, what: &str, want: &[Vec<u8>], got: &[Vec<u8>], rounding: Rounding) {
         let checks = self.args.iter().filter_map(|a| match a {
             super::Arg::Output(_, check) => Some(*check),
             _ => None,
@@ -23,7 +36,7 @@ impl Case {
             let at = format!("{what}: {}: output {o}", self.spec.name());
             assert_eq!(want.len(), got.len(), "{at}");
             for (want, got) in values(check, want).iter().zip(values(check, got)) {
-                near(&at, want, &got);
+                near(&at, want, &got, rounding);
             }
         }
     }
@@ -80,18 +93,18 @@ fn values(check: Check, bytes: &[u8]) -> Vec<Numbers> {
     }
 }
 
-fn near(at: &str, want: &Numbers, got: &Numbers) {
+fn near(at: &str, want: &Numbers, got: &Numbers, rounding: Rounding) {
     let counts = |w: &f32| w.is_finite() && *w != 0.0;
     let size = root_mean_square(want.values.iter().copied().filter(counts));
     let step = root_mean_square(want.steps.iter().copied().filter(counts));
     let pairs = || want.values.iter().zip(&got.values);
     for (i, ((w, g), step)) in pairs().zip(&want.steps).enumerate() {
-        let most = LARGEST * (size + w.abs()) + step;
+        let most = rounding.largest * (size + w.abs()) + step;
         let same = if w.is_finite() { (w - g).abs() <= most } else { !g.is_finite() };
         assert!(same, "{at} element {i}: want {w}, got {g}, usual size {size}");
     }
     let error = root_mean_square(pairs().filter(|(w, _)| counts(w)).map(|(w, g)| w - g));
-    assert!(error <= MEAN * size + step, "{at}: errors of {error} in values of {size}");
+    assert!(error <= rounding.mean * size + step, "{at}: errors of {error} in values of {size}");
 }
 
 fn root_mean_square(values: impl Iterator<Item = f32>) -> f32 {

@@ -2,6 +2,7 @@
 
 extern "C" __global__ void __launch_bounds__(128)
 KERNEL(const int *__restrict__ tokens, const u8 *__restrict__ packed, float *__restrict__ out) {
+  begin_after_launches();
   const int row = tokens[blockIdx.x];
   if (row < 0 || row >= W::N) return;
   const u8 *block = packed + W::HEADER + (size_t)(row / 16) * W::BLOCK;

@@ -3,6 +3,7 @@
 extern "C" __global__ void __launch_bounds__(128)
 KERNEL(const float *__restrict__ k, const float *__restrict__ v, const int *__restrict__ positions,
        const int *__restrict__ sequences, const u32 *__restrict__ tables, u64 stride, u8 *keys, u8 *values) {
+  begin_after_launches();
   __shared__ float heads[4][C::HEAD_DIM];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int item = blockIdx.x * 4 + warp, token = blockIdx.y;

@@ -240,17 +240,22 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
   // A warp brings its own codes and fields of a slab, and one of them x.
   auto fill = [&](int slab) {
     const int slot = slab % R::STAGES;
-    const u32 barrier = full + slot * 8;
     bring<SLAB_CODES, CODES>(base + R::CODES + (slot * WARPS + warp) * SLAB_CODES, block + W::CODES, slab, lane);
     if constexpr (GROUPED)
       bring<SLAB_FIELDS, FIELDS>(base + R::FIELDS + (slot * WARPS + warp) * SLAB_FIELDS, block + W::FIELDS, slab, lane);
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-    if (local == 0 && lane == 0) {
-      expect(barrier, there * SLAB * 2);
-      copy(base + slot * R::X, x + ((size_t)slab * rows + first_row) * SLAB, there * SLAB * 2, barrier);
-    }
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(full + slot * 8) : "memory");
+  };
+  const bool brings_x = local == 0 && lane == 0;
+  auto fill_x = [&](int slab) {
+    const int slot = slab % R::STAGES, bytes = there * SLAB * 2;
+    expect(full + slot * 8, bytes);
+    copy(base + slot * R::X, x + ((size_t)slab * rows + first_row) * SLAB, bytes, full + slot * 8);
   };
   for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill(slab);
+  wait_for_launches();
+  if (brings_x)
+    for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill_x(slab);
+  __syncwarp();
 
   Decoder decoder;
   decoder.load(packed, (u32)(row_count >> 32));
@@ -284,7 +289,10 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
     if (done >= 0 && lane == 0) arrive(empty + done % R::STAGES * 8);
     // The other warpgroup is given one slab's time to be done with what is overwritten.
     if (refilled >= 0 && refilled + R::STAGES < SLABS) {
-      if (local == 0 && lane == 0) wait(empty + refilled % R::STAGES * 8, refilled / R::STAGES % 2);
+      if (brings_x) {
+        wait(empty + refilled % R::STAGES * 8, refilled / R::STAGES % 2);
+        fill_x(refilled + R::STAGES);
+      }
       __syncwarp();
       fill(refilled + R::STAGES);
     }
@@ -326,6 +334,7 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 KERNEL(const u16 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+  let_next_launch_begin();
   extern __shared__ u8 given[];
   u8 *shared = given + (1024 - shared_address(given) % 1024) % 1024;
   // Blocks are launched for tiles of 64 channels by 256 rows; those behind the last tile have nothing to do.

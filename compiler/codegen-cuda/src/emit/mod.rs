@@ -4,6 +4,7 @@
 mod constants;
 
 use crate::arch::CudaTarget;
+use crate::attention_tiles::AttentionTiles;
 use crate::error::{Error, Result};
 use crate::spec::{CudaSpec, Widen};
 use attar_artifact::program::EntryBlocks;
@@ -78,7 +79,14 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             check_head(q.head_dim, q.page_len).map_err(fail)?;
             qkv_parts(q)
         }
-        CudaSpec::Plain(kernel) => plain_parts(kernel).map_err(fail)?,
+        CudaSpec::Plain(kernel) => {
+            if let KernelSpec::Attention { attention, .. } = kernel
+                && let Some(tiles) = AttentionTiles::of(attention)
+            {
+                blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
+            }
+            plain_parts(kernel).map_err(fail)?
+        }
     };
     let source = std::iter::once(PRELUDE.to_owned()).chain(parts).collect::<Vec<_>>().join("\n");
     Ok(Emitted { source: source.replace("KERNEL(", &format!("{name}(")), name, blocks })
@@ -216,8 +224,8 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
         KernelSpec::Softmax { dim } => rows(c, "SOFTMAX", *dim, 1, Activation::F32),
         KernelSpec::Quantize { dim } => rows(c, "QUANTIZE", *dim, 1, Activation::Int8),
         KernelSpec::Slice { dim, start, len } => {
-            c.int("START", *start).int("LENGTH", *len);
-            rows(c, "SLICE", *dim, 1, Activation::F32)
+            c.int("START", *start).int("WHOLE", *dim);
+            rows(c, "SLICE", *len, 1, Activation::F32)
         }
         KernelSpec::Elementwise { op, dim } => {
             let (operation, inputs) = match op {
@@ -241,9 +249,10 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
             c.cache(*kv, *head_dim, *kv_heads, *page_len);
             vec![c.finish(), CACHE.to_owned(), include_str!("kv_write.cu").to_owned()]
         }
-        KernelSpec::Attention { attention, out } => {
-            attention_parts(attention, *out, include_str!("attention_tiles.cu"))?
-        }
+        KernelSpec::Attention { attention, out } => match AttentionTiles::of(attention) {
+            Some(tiles) => prompt_parts(attention, *out, tiles)?,
+            None => attention_parts(attention, *out, include_str!("attention_tiles.cu"))?,
+        },
         KernelSpec::AttentionSpan(attention) => {
             attention_parts(attention, Activation::F32, include_str!("attention_span.cu"))?
         }
@@ -254,11 +263,17 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
     })
 }
 
+/// Threads for a row of so many numbers: four numbers each, as far as a block has threads.
+pub(crate) fn row_threads(dim: usize) -> u32 {
+    let each = if dim.is_multiple_of(4) { dim / 4 } else { dim };
+    each.next_multiple_of(32).clamp(32, 1024) as u32
+}
+
 /// A kernel over rows with so many inputs.
 fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activation) -> Vec<String> {
-    c.int("DIM", dim).flag("INT8", out == Activation::Int8);
+    c.int("DIM", dim).int("THREADS", row_threads(dim) as usize).flag("INT8", out == Activation::Int8);
     // The template mentions all that any of the operations has.
-    c.int("START", 0).int("LENGTH", 0).flag("GAIN", false).float("EPS", 0.0);
+    c.int("START", 0).int("WHOLE", 0).flag("GAIN", false).float("EPS", 0.0);
     let names = ["a", "b", "c"];
     let parameters: Vec<String> =
         names[..inputs].iter().map(|n| format!("const float *__restrict__ {n}, ")).collect();
@@ -286,4 +301,23 @@ fn attention_parts(
     c.int("WINDOW", a.window.unwrap_or(0)).float("QUERY_SCALE", a.query_scale());
     c.flag("INT8", out == Activation::Int8);
     Ok(vec![c.finish(), CACHE.to_owned(), ATTENTION.to_owned(), template.to_owned()])
+}
+
+fn prompt_parts(
+    a: &AttentionSpec,
+    out: Activation,
+    tiles: AttentionTiles,
+) -> std::result::Result<Vec<String>, String> {
+    let mut c = Constants::new();
+    c.int("ROW_TILES", tiles.row_tiles).int("POSITIONS", tiles.positions);
+    c.int("SHARED_BYTES", tiles.shared_bytes(a)).int("MIN_BLOCKS", tiles.blocks(a));
+    let mut parts = attention_parts(a, out, include_str!("attention_mma.cu"))?;
+    let at = parts.len() - 1;
+    let cache = if a.kv.has_scales() {
+        include_str!("kv_tiles_codes.cu")
+    } else {
+        include_str!("kv_tiles_halves.cu")
+    };
+    parts.splice(at..at, [c.finish(), include_str!("fragments.cu").to_owned(), cache.to_owned()]);
+    Ok(parts)
 }

@@ -34,11 +34,41 @@ __device__ __forceinline__ float half_to_float(u16 h) {
   return x;
 }
 
-/// Bytes of `a` (0 to 3) and `b` (4 to 7) that the low four nibbles of `selector` name. With 8 added, a byte's sign in all bits.
+/// Bytes of `a` (0 to 3) and `b` (4 to 7) that the low four nibbles of `selector` name; where a nibble's highest bit is set,
+/// the byte's sign instead, eight times.
 __device__ __forceinline__ u32 pick(u32 a, u32 b, u32 selector) {
   u32 picked;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(a), "r"(b), "r"(selector));
   return picked;
+}
+
+/// Lets the next launch of the stream begin, which waits in turn with [`wait_for_launches`]: its blocks take what room there is,
+/// and do what depends on no launch.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Waits until every launch before has ended and all it wrote can be read. Every kernel calls it, before it reads or writes
+/// anything but weights: a launch has ended only when those before it have.
+__device__ __forceinline__ void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// What a kernel calls that has nothing to do before.
+__device__ __forceinline__ void begin_after_launches() {
+  let_next_launch_begin();
+  wait_for_launches();
+}
+
+/// Asks for `bytes`, a multiple of 16, of weights, so that they are in the L2 cache when they are read.
+__device__ __forceinline__ void fetch_ahead(const u8 *weights, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(weights), "r"(bytes) : "memory");
+#endif
 }
 
 __device__ __forceinline__ float warp_sum(float x) {

@@ -2,6 +2,7 @@
 
 extern "C" __global__ void __launch_bounds__(256)
 KERNEL(const float *__restrict__ x, const float *__restrict__ rope, float *__restrict__ out) {
+  begin_after_launches();
   constexpr int HALF = HEAD_DIM / 2;
   const size_t token = blockIdx.x;
   const float *cosines = rope + token * HEAD_DIM, *sines = cosines + HALF;

@@ -24,6 +24,13 @@ struct Table {
     }
   }
 
+  /// Whether entries are eight below zero, then eight from 0 to 126.
+  __device__ __forceinline__ bool has_split_signs() const {
+    constexpr u32 SIGNS = 0x80808080u, ONES = 0x01010101u;
+    if constexpr (W::BITS != 4) return false;
+    else return (entries[0] & entries[1] & SIGNS) == SIGNS && ((entries[2] | entries[3] | (entries[2] + ONES) | (entries[3] + ONES)) & SIGNS) == 0;
+  }
+
   /// Entries of four codes of 4 bits among the 16 entries that begin with register `first`: `low` has the codes' lower three
   /// bits, a nibble each; `upper` has ones in the bytes of those among the last eight.
   __device__ __forceinline__ u32 sixteen(int first, u32 low, u32 upper) const {

@@ -14,7 +14,9 @@ mod rounded;
 pub(crate) mod row_cases;
 
 pub(crate) use launch::{Arg, Case, Check, Random, bytes_of, cache_codes, f32s};
+pub(crate) use rounded::Rounding;
 
+use attar_artifact::manifest::KvType;
 use attar_artifact::program::{Arg as SlotArg, EntryBlocks, Extent, Launch, Program, ProgramKind, StepSize};
 use attar_codegen_cuda::{CudaPrograms, translate};
 use attar_kernel::{KernelSpec, RowTile};
@@ -68,9 +70,19 @@ impl Case {
         }
     }
 
-    /// Whether a GPU multiplies operands that it rounds to bf16.
-    pub(crate) fn is_rounded(&self) -> bool {
-        matches!(&self.spec, KernelSpec::Linear(l) if l.rows == RowTile::Many && l.format.code_bits() != 32)
+    /// How far results may be off where a GPU multiplies operands that it rounds to 16 bits.
+    pub(crate) fn rounding(&self) -> Option<Rounding> {
+        match &self.spec {
+            KernelSpec::Linear(l) if l.rows == RowTile::Many && l.format.code_bits() != 32 => {
+                Some(Rounding::BF16)
+            }
+            KernelSpec::Attention { attention: a, .. }
+                if a.kv != KvType::F32 && a.head_dim.is_multiple_of(16) =>
+            {
+                Some(Rounding::F16)
+            }
+            _ => None,
+        }
     }
 
     /// What the PTX interpreter makes of it, with every check: its outputs, and what each of its launches did. `module` compiles

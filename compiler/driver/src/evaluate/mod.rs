@@ -192,7 +192,7 @@ type Sink<'a> = dyn FnMut(&[&[f32]], &[u32]) -> Result<()> + 'a;
 /// Reads a window with every engine, in steps that suit them all, and hands on the logits of its second half.
 fn read_window(engines: &mut [Engine], tokens: &[u32], sink: &mut Sink<'_>) -> Result<()> {
     let scored = tokens.len() / 2..tokens.len() - 1;
-    let step = engines.iter().map(|e| e.model().max_step_tokens()).min().unwrap_or(1).max(1);
+    let step = engines.iter().map(|e| e.model().max_step_rows()).min().unwrap_or(1).max(1);
     let mut batch = StepBatch::with_capacity(step);
     let mut sequences = Vec::with_capacity(engines.len());
     for engine in engines.iter_mut() {

@@ -6,10 +6,10 @@ use crate::model::Progress;
 use attar_artifact::manifest::{Section, SectionKind, device_of_target};
 use attar_artifact::program::{EntryBlocks, Program};
 use attar_artifact::{Artifact, CHUNK};
-use cudarc::driver::sys::{CUfunction_attribute, cudaError_enum as Code};
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::sys::{self, CUfunction_attribute, cudaError_enum as Code};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 use std::collections::BTreeMap;
+use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 /// Chunks of weights that are read, and copied to the device, at a time.
@@ -24,6 +24,8 @@ pub(crate) struct Device {
     pub(super) kernels: BTreeMap<String, Kernel>,
     pub(super) weights: Memory,
     pub(crate) programs: Vec<Program>,
+    /// Whether kernels wait for the launches before them, so that the next may begin before one has ended.
+    pub(super) overlaps: bool,
 }
 
 impl std::fmt::Debug for Device {
@@ -37,9 +39,93 @@ impl std::fmt::Debug for Device {
 
 /// A kernel that was loaded.
 pub(super) struct Kernel {
-    /// Keeps its module loaded.
-    pub(super) function: CudaFunction,
+    function: sys::CUfunction,
+    /// Keeps it loaded.
+    _module: Module,
     pub(super) blocks: EntryBlocks,
+}
+
+// SAFETY: a function is a name for the driver, good in any thread that has the context.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+/// Machine code, or PTX, that the driver has taken.
+struct Module {
+    raw: sys::CUmodule,
+    context: Arc<CudaContext>,
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: loaded once, unloaded once; whoever has launches under way holds the device.
+            let _ = unsafe { result::module::unload(self.raw) };
+        }
+    }
+}
+
+impl Kernel {
+    /// `image` ends with a zero if it is PTX.
+    fn load(
+        context: &Arc<CudaContext>,
+        image: &[u8],
+        name: &str,
+        blocks: EntryBlocks,
+    ) -> std::result::Result<Kernel, DriverError> {
+        context.bind_to_thread()?;
+        let name = CString::new(name).map_err(|_| DriverError(Code::CUDA_ERROR_NOT_FOUND))?;
+        // SAFETY: the driver reads an image as far as its own header says, or PTX up to its zero.
+        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
+        let module = Module { raw, context: context.clone() };
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(module.raw, name) }?;
+        if blocks.shared_bytes > 0 {
+            // More than what every block may have must be asked for.
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: as above.
+            unsafe { result::function::set_function_attribute(function, most, blocks.shared_bytes as i32) }?;
+        }
+        Ok(Kernel { function, _module: module, blocks })
+    }
+
+    /// Launches it. `early`: as soon as the launch before lets it, which it waits for itself.
+    ///
+    /// # Safety
+    /// Arguments are what the kernel takes, 8 bytes each, and name memory that is there.
+    pub(super) unsafe fn launch(
+        &self,
+        stream: &CudaStream,
+        grid: [u32; 2],
+        threads: u32,
+        args: &[u64],
+        early: bool,
+    ) -> std::result::Result<(), DriverError> {
+        let mut args: Vec<*mut c_void> =
+            args.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast()).collect();
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.blocks.shared_bytes,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(early),
+        };
+        // SAFETY: everything that is pointed to outlives the call, which copies it; the rest is the caller's word.
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, self.function, args.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
+    }
 }
 
 /// Memory of a device.
@@ -168,7 +254,10 @@ impl Device {
             let problem = format!("the code section {target} has no kernel {}", launch.kernel);
             return Err(ErrorKind::DeviceFailed { device, action: "loading kernels", problem }.into());
         }
-        Ok(Device { index, stream, target, kernels, weights, programs })
+        // What this is compiled to in machine code for compute capability 9.0 and later is not there in other code.
+        let generation = target.strip_prefix("cuda:sm_").map(|name| name.trim_end_matches('a'));
+        let overlaps = generation.and_then(|g| g.parse::<u32>().ok()).is_some_and(|g| g >= 90);
+        Ok(Device { index, stream, target, kernels, weights, programs, overlaps })
     }
 
     /// Zeroed memory on this device.
@@ -262,19 +351,15 @@ fn load(
     for entry in entries {
         // The reader has checked the ranges.
         let image = bytes.get(entry.offset as usize..(entry.offset + entry.len) as usize).unwrap_or_default();
-        let module = if target.starts_with("cuda:compute_") {
-            let text = String::from_utf8_lossy(image);
-            context.load_module(Ptx::from_src(text.trim_end_matches('\0')))
+        let with_zero;
+        let image = if target.starts_with("cuda:compute_") && image.last() != Some(&0) {
+            with_zero = [image, &[0]].concat();
+            &with_zero
         } else {
-            context.load_module(Ptx::from_binary(image.to_vec()))
+            image
         };
-        let function = module.and_then(|m| m.load_function(&entry.kernel)).map_err(Fault::Driver)?;
-        if entry.blocks.shared_bytes > 0 {
-            // More than what every block may have must be asked for.
-            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(most, entry.blocks.shared_bytes as i32).map_err(Fault::Driver)?;
-        }
-        kernels.insert(entry.kernel.clone(), Kernel { function, blocks: entry.blocks });
+        let kernel = Kernel::load(context, image, &entry.kernel, entry.blocks).map_err(Fault::Driver)?;
+        kernels.insert(entry.kernel.clone(), kernel);
     }
     Ok(kernels)
 }

@@ -1,11 +1,11 @@
 //! Steps of one engine on a GPU.
 
-use super::device::{Device, Memory};
+use super::device::{Device, Kernel, Memory};
 use super::failed;
 use crate::error::{ErrorKind, Result};
 use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Program, StepBuffer, StepSize};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaFunction, CudaGraph, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg};
+use cudarc::driver::{CudaGraph, DriverError, PinnedHostSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,8 @@ unsafe impl Sync for Runner {}
 
 /// Sizes that the memory of an engine follows from.
 pub(crate) struct RunnerSizes {
-    /// Most tokens of a step.
-    pub(crate) tokens: u64,
+    /// Most rows of logits of a step.
+    pub(crate) rows: u64,
     pub(crate) vocab: u64,
     /// Bytes of all inputs of the largest step.
     pub(crate) input_bytes: u64,
@@ -85,8 +85,9 @@ pub(crate) struct RunnerSizes {
 
 /// One launch of a step, its arguments resolved.
 struct Call<'a> {
-    kernel: &'a CudaFunction,
-    config: LaunchConfig,
+    kernel: &'a Kernel,
+    grid: [u32; 2],
+    threads: u32,
     args: Vec<u64>,
 }
 
@@ -100,11 +101,11 @@ impl Runner {
         // Every buffer begins at a multiple of the alignment.
         let input_bytes = (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
         let logits = inputs + input_bytes;
-        let choices = logits + sizes.tokens * sizes.vocab * 4;
-        let memory = device.memory(choices + sizes.tokens * 4, "activations", hint)?;
+        let choices = logits + sizes.rows * sizes.vocab * 4;
+        let memory = device.memory(choices + sizes.rows * 4, "activations", hint)?;
         let context = device.stream.context();
         let fail = |e| failed(device.index, "allocating memory", e);
-        let rows = PINNED_ROWS.min(sizes.tokens as usize);
+        let rows = PINNED_ROWS.min(sizes.rows as usize);
         // SAFETY: numbers of any value; they are written before they are read.
         let staging = unsafe { context.alloc_pinned(input_bytes as usize) }.map_err(fail)?;
         // SAFETY: as above. Not write-combined, for the processor reads it.
@@ -112,7 +113,7 @@ impl Runner {
             unsafe { context.alloc_pinned_with_flags(rows * sizes.vocab as usize, 0) }.map_err(fail)?;
         // SAFETY: as above.
         let chosen =
-            unsafe { context.alloc_pinned_with_flags(sizes.tokens.max(1) as usize, 0) }.map_err(fail)?;
+            unsafe { context.alloc_pinned_with_flags(sizes.rows.max(1) as usize, 0) }.map_err(fail)?;
         let (vocab, stride, most_spans) = (sizes.vocab, sizes.stride, sizes.spans);
         let graphs = Vec::new();
         Ok(Runner {
@@ -155,13 +156,11 @@ impl Runner {
             device.stream.synchronize().map_err(fail)?;
             for call in self.calls(program, size, &places, keys, wanted)? {
                 let start = Instant::now();
-                self.launch(&call).and_then(|()| device.stream.synchronize()).map_err(fail)?;
+                self.launch(&call, false).and_then(|()| device.stream.synchronize()).map_err(fail)?;
                 times.push(start.elapsed());
             }
         } else if size.tokens > GRAPH_TOKENS {
-            for call in self.calls(program, size, &places, keys, wanted)? {
-                self.launch(&call).map_err(fail)?;
-            }
+            self.launch_all(&self.calls(program, size, &places, keys, wanted)?).map_err(fail)?;
         } else {
             let key = (index, size, wanted);
             if !self.graphs.iter().any(|(k, _)| *k == key) {
@@ -285,45 +284,38 @@ impl Runner {
             if grid.contains(&0) {
                 continue;
             }
-            let grid = kernel.blocks.grid(grid);
-            let config = LaunchConfig {
-                grid_dim: (grid[0], grid[1], 1),
-                block_dim: (blocks.threads, 1, 1),
-                shared_mem_bytes: kernel.blocks.shared_bytes,
-            };
             calls.push(Call {
-                kernel: &kernel.function,
-                config,
+                kernel,
+                grid: kernel.blocks.grid(grid),
+                threads: blocks.threads,
                 args: launch.args.iter().map(resolve).collect(),
             });
         }
         if wanted == Wanted::Likeliest && size.rows > 0 {
             let kernel = self.device.kernels.get(ARGMAX).ok_or(ErrorKind::NoCudaCode)?;
-            let config = LaunchConfig {
-                grid_dim: (size.rows as u32, 1, 1),
-                block_dim: (ARGMAX_THREADS, 1, 1),
-                shared_mem_bytes: kernel.blocks.shared_bytes,
-            };
             let args = vec![base + self.logits, base + self.choices, self.vocab];
-            calls.push(Call { kernel: &kernel.function, config, args });
+            calls.push(Call { kernel, grid: [size.rows as u32, 1], threads: ARGMAX_THREADS, args });
         }
         Ok(calls)
     }
 
-    fn launch(&self, call: &Call<'_>) -> std::result::Result<(), DriverError> {
-        let mut builder = self.device.stream.launch_builder(call.kernel);
-        for arg in &call.args {
-            builder.arg(arg);
-        }
+    fn launch(&self, call: &Call<'_>, early: bool) -> std::result::Result<(), DriverError> {
         // SAFETY: the reader has checked that every range lies in the memory it is in, for this step; kernels write nothing
         // else, which is the compiler's word, covered by the section's hash. A kernel takes 8 bytes for each argument.
-        unsafe { builder.launch(call.config) }.map(|_| ())
+        unsafe { call.kernel.launch(&self.device.stream, call.grid, call.threads, &call.args, early) }
+    }
+
+    /// Launches a step, each launch as early as it may.
+    fn launch_all(&self, calls: &[Call<'_>]) -> std::result::Result<(), DriverError> {
+        let overlaps = self.device.overlaps;
+        // What comes before the first is no kernel of this step.
+        calls.iter().enumerate().try_for_each(|(at, call)| self.launch(call, overlaps && at > 0))
     }
 
     fn capture(&self, calls: &[Call<'_>]) -> std::result::Result<Option<CudaGraph>, DriverError> {
         let stream = &self.device.stream;
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-        let launched = calls.iter().try_for_each(|call| self.launch(call));
+        let launched = self.launch_all(calls);
         // The capture must be ended, whatever happened in it.
         let graph = stream.end_capture(CUgraphInstantiate_flags(0));
         launched?;
