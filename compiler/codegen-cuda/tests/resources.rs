@@ -106,7 +106,7 @@ fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
         "wgmma.mma_async.sync.aligned.m64n64k16.f32",
         "wgmma.mma_async.sync.aligned.m64n128k16.f32",
         "wgmma.mma_async.sync.aligned.m64n256k16.f32",
-        "wgmma.wait_group.sync.aligned 1;",
+        "wgmma.wait_group.sync.aligned 2;",
         "fence.proxy.async.shared::cta",
         "cp.async.cg.shared.global",
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",

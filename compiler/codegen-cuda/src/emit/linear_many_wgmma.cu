@@ -6,8 +6,8 @@
 // lie in memory, and `widen` writes x in that order.
 //
 // K is cut into slabs of 64 inputs. A ring of slabs lies in shared memory: x as `widen` has swizzled it, codes and fields as they
-// lie in the packed matrix. Asynchronous copies bring them, and mbarriers count what has come and who has done with it. While the products
-// of a slab are under way, the next is decoded.
+// lie in the packed matrix. Asynchronous copies bring them, and mbarriers count what has come and who has done with it. While the
+// products of one group of 32 inputs are under way, another is decoded.
 //
 // A tile has 256 rows, or 128 or 64 where there are fewer, by 128 channels. Where that makes too few tiles of few rows, tiles
 // have 64 channels, and of the two warpgroups one takes the even slabs and the other the odd ones.
@@ -162,52 +162,48 @@ struct Scales {
   }
 };
 
-/// A thread's weights of a slab: operand A of four products. `codes` and `fields` are those of the slab.
-__device__ __forceinline__ void decode(u32 (&a)[4][4], const Decoder &decoder, const u8 *codes, const u8 *fields, int slab, int g,
+/// A thread's weights of a group, half a slab: operand A of two products. `codes` and `fields` are those of the group.
+__device__ __forceinline__ void decode(u32 (&a)[2][4], const Decoder &decoder, const u8 *codes, const u8 *fields, int group, int g,
                                        int t) {
+  if constexpr (!GROUPED) {
 #pragma unroll
-  for (int group = 0; group < 2; ++group) {
-    const u8 *rows = codes + group * (SLAB_CODES / 2) + 8 * g;
-    if constexpr (!GROUPED) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int row = group * 16 + i * 4 + t;
-        Two both = {0, 0};
-        if (CODES % SLAB_CODES == 0 || slab * SLAB_CODES + row * 64 < CODES) both = *(const Two *)(codes + row * 64 + 8 * g);
-        a[group * 2 + i / 2][i % 2 * 2] = both.x, a[group * 2 + i / 2][i % 2 * 2 + 1] = both.y;
-      }
-    } else if (W::GROUPS % 2 == 0 || slab * 2 + group < W::GROUPS) {
-      // Of each channel two words, one for each of two products.
-      u32 words[2][2];
-      if constexpr (W::BITS == 8) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          Two both = *(const Two *)(rows + (4 * j + t) * 64);
-          words[0][j] = both.x ^ 0x80808080u, words[1][j] = both.y ^ 0x80808080u;
-        }
-      } else {
-        Two low = *(const Two *)(rows + (W::PLANE_ROW + plane_row<W::PLANE_WIDTH>(t)) * 64), high = {0, 0};
-        if constexpr (W::HIGH_WIDTH > 0) {
-          high = *(const Two *)(rows + (W::HIGH_ROW + plane_row<W::HIGH_WIDTH>(t)) * 64);
-          high.x = plane_bits<W::HIGH_WIDTH>(high.x, t), high.y = plane_bits<W::HIGH_WIDTH>(high.y, t);
-        }
-        Octet even = look_up<W::BITS>(decoder.table, plane_bits<W::PLANE_WIDTH>(low.x, t), high.x);
-        Octet odd = look_up<W::BITS>(decoder.table, plane_bits<W::PLANE_WIDTH>(low.y, t), high.y);
-        words[0][0] = even.first, words[0][1] = even.second, words[1][0] = odd.first, words[1][1] = odd.second;
-      }
-      Scales scales;
-      scales.load(decoder, fields + group * FIELD_ROW, g);
-      // Neighbouring inputs make a pair: in an octet they are two bytes apart.
-      constexpr int APART = W::BITS == 8 ? 1 : 2, NEXT = W::BITS == 8 ? 2 : 1;
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) 
-          a[group * 2 + j][i] = scales.pair(decoder, words[i % 2][j], i / 2 * NEXT, i / 2 * NEXT + APART, i % 2);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) a[group * 2 + i / 4][i % 4] = 0;
+    for (int i = 0; i < 4; ++i) {
+      int row = i * 4 + t;
+      Two both = {0, 0};
+      if (CODES % SLAB_CODES == 0 || group * (SLAB_CODES / 2) + row * 64 < CODES) both = *(const Two *)(codes + row * 64 + 8 * g);
+      a[i / 2][i % 2 * 2] = both.x, a[i / 2][i % 2 * 2 + 1] = both.y;
     }
+  } else if (W::GROUPS % 2 == 0 || group < W::GROUPS) {
+    const u8 *rows = codes + 8 * g;
+    // Of each channel two words, one for each of two products.
+    u32 words[2][2];
+    if constexpr (W::BITS == 8) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        Two both = *(const Two *)(rows + (4 * j + t) * 64);
+        words[0][j] = both.x ^ 0x80808080u, words[1][j] = both.y ^ 0x80808080u;
+      }
+    } else {
+      Two low = *(const Two *)(rows + (W::PLANE_ROW + plane_row<W::PLANE_WIDTH>(t)) * 64), high = {0, 0};
+      if constexpr (W::HIGH_WIDTH > 0) {
+        high = *(const Two *)(rows + (W::HIGH_ROW + plane_row<W::HIGH_WIDTH>(t)) * 64);
+        high.x = plane_bits<W::HIGH_WIDTH>(high.x, t), high.y = plane_bits<W::HIGH_WIDTH>(high.y, t);
+      }
+      Octet even = look_up<W::BITS>(decoder.table, plane_bits<W::PLANE_WIDTH>(low.x, t), high.x);
+      Octet odd = look_up<W::BITS>(decoder.table, plane_bits<W::PLANE_WIDTH>(low.y, t), high.y);
+      words[0][0] = even.first, words[0][1] = even.second, words[1][0] = odd.first, words[1][1] = odd.second;
+    }
+    Scales scales;
+    scales.load(decoder, fields, g);
+    // Neighbouring inputs make a pair: in an octet they are two bytes apart.
+    constexpr int APART = W::BITS == 8 ? 1 : 2, NEXT = W::BITS == 8 ? 2 : 1;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[j][i] = scales.pair(decoder, words[i % 2][j], i / 2 * NEXT, i / 2 * NEXT + APART, i % 2);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = 0;
   }
 }
 
@@ -271,20 +267,27 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
 
   float sums[ROWS / 2] = {};
   const u64 matrices = descriptor(base);
-  auto decode_slab = [&](u32 (&a)[4][4], int slab) {
-    const int slot = slab % R::STAGES;
-    wait(full + slot * 8, slab / R::STAGES % 2);
-    decode(a, decoder, shared + R::CODES + (slot * WARPS + warp) * SLAB_CODES,
-           shared + R::FIELDS + (slot * WARPS + warp) * SLAB_FIELDS, slab, g, t);
+  auto decode_group = [&](u32 (&a)[2][4], int slab, int half) {
+    const int slot = (slab % R::STAGES * WARPS + warp) * 2 + half;
+    decode(a, decoder, shared + R::CODES + slot * (SLAB_CODES / 2), shared + R::FIELDS + slot * FIELD_ROW, slab * 2 + half, g, t);
   };
-  // Multiplies a slab, and decodes the next.
-  auto turn = [&](const u32 (&now)[4][4], u32 (&next)[4][4], int slab) {
+  auto multiply_group = [&](const u32 (&a)[2][4], int slab, int half) {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < 4; ++i) multiply(sums, now[i], matrices + slab % R::STAGES * (R::X >> 4) + i * 2);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    // The slab before is multiplied then, and its registers are free.
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+    for (int i = 0; i < 2; ++i) multiply(sums, a[i], matrices + slab % R::STAGES * (R::X >> 4) + half * 4 + i * 2);
+    // Besides these products, those of the group before may go on; what was read for the one before that is free.
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 2;" ::: "memory");
+  };
+  auto wait_for = [&](int slab) { wait(full + slab % R::STAGES * 8, slab / R::STAGES % 2); };
+  // Multiplies a slab, and decodes the next into registers of the one before.
+  auto turn = [&](const u32 (&now)[2][2][4], u32 (&next)[2][2][4], int slab) {
+    const bool more = slab + apart < SLABS;
+    multiply_group(now[0], slab, 0);
+    if (more) {
+      wait_for(slab + apart);
+      decode_group(next[0], slab + apart, 0);
+    }
+    multiply_group(now[1], slab, 1);
     const int done = slab - apart, refilled = done - apart;
     if (done >= 0 && lane == 0) arrive(empty + done % R::STAGES * 8);
     // The other warpgroup is given one slab's time to be done with what is overwritten.
@@ -296,10 +299,13 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
       __syncwarp();
       fill(refilled + R::STAGES);
     }
-    if (slab + apart < SLABS) decode_slab(next, slab + apart);
+    if (more) decode_group(next[1], slab + apart, 1);
   };
-  u32 even[4][4], odd[4][4];
-  if (begin < SLABS) decode_slab(even, begin);
+  u32 even[2][2][4], odd[2][2][4];
+  if (begin < SLABS) {
+    wait_for(begin);
+    decode_group(even[0], begin, 0), decode_group(even[1], begin, 1);
+  }
   for (int slab = begin; slab < SLABS; slab += 2 * apart) {
     turn(even, odd, slab);
     if (slab + apart < SLABS) turn(odd, even, slab + apart);
