@@ -32,12 +32,15 @@ pub enum CudaSpec {
     Argmax,
     /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
     QkvRope(QkvEpilogue),
-    /// The same before [`CudaSpec::AttentionJoined`]. Two args more: queries f32 `[T, H, Dh]`, which are written beside q, and
-    /// counters u32 `[T, Hk]`, which are set to zero.
-    QkvRopeAhead(QkvEpilogue),
-    /// [`KernelSpec::AttentionSpan`] and [`KernelSpec::AttentionMerge`] in one. Args: those of the former, out, and counters that
-    /// are zero. The result may not stand where the queries do: some blocks store theirs before others have begun.
+    /// [`KernelSpec::AttentionSpan`] and [`KernelSpec::AttentionMerge`] in one. Args: those of the former, out, and counters u32
+    /// `[T, Hk]` that are zero, before and after. The result may not stand where the queries do: some blocks store theirs before
+    /// others have begun.
     AttentionJoined { attention: AttentionSpec, out: Activation },
+    /// [`CudaSpec::QkvRope`] and [`CudaSpec::AttentionJoined`] of a single token in one. Args: those of the former but q, then
+    /// partials, S, out and counters.
+    AttentionFresh { attention: AttentionSpec, qkv: QkvEpilogue, out: Activation },
+    /// Sets counters to zero. Args: counters u32, their number. One block.
+    Clear,
 }
 
 impl CudaSpec {
@@ -52,11 +55,16 @@ impl CudaSpec {
                 let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
                 merge.name().replacen("attention_merge", "attention_joined", 1)
             }
-            CudaSpec::QkvRope(q) | CudaSpec::QkvRopeAhead(q) => {
-                let ahead = if matches!(self, CudaSpec::QkvRopeAhead(_)) { "_ahead" } else { "" };
+            CudaSpec::AttentionFresh { attention, qkv, out } => {
+                let norm = qkv.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
+                let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
+                merge.name().replacen("attention_merge", "attention_fresh", 1) + &norm
+            }
+            CudaSpec::Clear => "clear".to_owned(),
+            CudaSpec::QkvRope(q) => {
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = format!("{:?}", q.kv).to_lowercase();
-                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}{ahead}", q.heads, q.kv_heads, q.head_dim, q.page_len)
+                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}", q.heads, q.kv_heads, q.head_dim, q.page_len)
             }
         }
     }
@@ -68,8 +76,9 @@ impl CudaSpec {
         match self {
             CudaSpec::Linear(_) | CudaSpec::Widen { .. } => 256,
             CudaSpec::Argmax => ARGMAX_THREADS,
-            CudaSpec::QkvRope(_) | CudaSpec::QkvRopeAhead(_) => 128,
-            CudaSpec::AttentionJoined { .. } => SPAN_WARPS as u32 * 32,
+            CudaSpec::QkvRope(_) => 128,
+            CudaSpec::Clear => 256,
+            CudaSpec::AttentionJoined { .. } | CudaSpec::AttentionFresh { .. } => SPAN_WARPS as u32 * 32,
             CudaSpec::Plain(kernel) => match kernel {
                 KernelSpec::AttentionSpan(a) if has_span_products(a) => SPAN_WARPS as u32 * 32,
                 KernelSpec::Embed { .. }
@@ -106,8 +115,8 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
     let mut kernels = BTreeMap::from([(CudaSpec::Argmax.name(), CudaSpec::Argmax)]);
     let mut out = Vec::new();
     for program in programs {
-        let mut work =
-            Translation { arena: program.arena, spare: [Extent::default(); 4], launches: Vec::new() };
+        let spare = [Extent::default(); 4];
+        let mut work = Translation { kind: program.kind, arena: program.arena, spare, launches: Vec::new() };
         for launch in &program.launches {
             let spec = specs.get(&launch.kernel);
             let bad = || Error::Spec {
@@ -137,8 +146,9 @@ enum Spare {
     Rows,
     /// Sums of q, k and v.
     Sums,
-    /// What [`CudaSpec::AttentionJoined`] is handed.
+    /// Queries of [`CudaSpec::AttentionJoined`].
     Queries,
+    /// Blocks that have finished. Nothing else may stand there: they are cleared once in a step.
     Counters,
 }
 
@@ -160,6 +170,7 @@ struct Step {
 
 /// One program on its way.
 struct Translation {
+    kind: ProgramKind,
     arena: Extent,
     spare: [Extent; 4],
     launches: Vec<Step>,
@@ -181,7 +192,7 @@ impl Translation {
                 let make = |out| KernelSpec::Attention { attention: *attention, out };
                 self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
             }
-            KernelSpec::AttentionMerge { attention, out } if self.join(attention, *out, &all).is_some() => {}
+            KernelSpec::AttentionMerge { attention, out } if self.join(attention, *out, launch).is_some() => {}
             KernelSpec::AttentionMerge { attention, out } => {
                 let x = Tiles { extent: Extent::fixed(attention.heads as u64), per: 4 };
                 let blocks = (x, Tiles::each(Extent::per_token(1)));
@@ -240,27 +251,43 @@ impl Translation {
     }
 
     /// Joins partials where they are made; `None`, and nothing done, when they are not made of queries right before.
-    fn join(&mut self, a: &AttentionSpec, out: Activation, merge: &[Given]) -> Option<()> {
-        let [partials, _, result, _] = merge else { return None };
+    fn join(&mut self, a: &AttentionSpec, out: Activation, merge: &Launch) -> Option<()> {
+        let [partials, _, result, _] = merge.args[..] else { return None };
+        let [partials, result] = [partials, result].map(Given::Arg);
         let [.., rope, span] = &self.launches[..] else { return None };
         let CudaSpec::QkvRope(qkv) = rope.spec.clone() else { return None };
         let same = span.spec == CudaSpec::Plain(KernelSpec::AttentionSpan(*a))
             && rope.args.last() == span.args.first()
-            && span.args.get(7) == Some(partials);
+            && span.args.get(7) == Some(&partials);
         let fits = out == Activation::F32 || a.head_dim.is_multiple_of(32);
         if !same || !fits || !has_span_products(a) {
             return None;
         }
         let tokens = Extent::per_token(1);
-        let queries = self.spare(Spare::Queries, tokens, (a.heads * a.head_dim * 4) as u64)?;
         let counters = self.spare(Spare::Counters, tokens, a.kv_heads as u64 * 4)?;
-        let [.., rope, span] = &mut self.launches[..] else { return None };
-        rope.spec = CudaSpec::QkvRopeAhead(qkv);
-        rope.args.extend([queries, counters]);
-        span.spec = CudaSpec::AttentionJoined { attention: *a, out };
-        *span.args.first_mut()? = queries;
-        span.args.extend([*result, counters]);
+        if self.launches.first().is_none_or(|first| first.spec != CudaSpec::Clear) {
+            let count = Given::Arg(Arg::Count(Extent::per_token(a.kv_heads as u64)));
+            let one = Tiles::one();
+            self.push(CudaSpec::Clear, vec![counters, count], Extent::fixed(1), (one, one), merge);
+            self.launches.rotate_right(1);
+        }
+        let mut span = self.launches.pop()?;
+        let mut rope = self.launches.pop()?;
+        if self.kind == ProgramKind::Decode {
+            // Nothing but attention reads q, which therefore need not be anywhere.
+            rope.args.pop();
+            span.args.splice(..7, rope.args);
+            span.spec = CudaSpec::AttentionFresh { attention: *a, qkv, out };
+        } else {
+            // Elsewhere than where the result may stand.
+            let queries = self.spare(Spare::Queries, tokens, (a.heads * a.head_dim * 4) as u64)?;
+            (*rope.args.last_mut()?, *span.args.first_mut()?) = (queries, queries);
+            span.spec = CudaSpec::AttentionJoined { attention: *a, out };
+            self.launches.push(rope);
+        }
+        span.args.extend([result, counters]);
         span.blocks.threads = span.spec.threads();
+        self.launches.push(span);
         Some(())
     }
 
@@ -338,7 +365,7 @@ impl Translation {
         launch: &Launch,
     ) {
         // What prepares or finishes a product reads no weights.
-        let weighs = !matches!(spec, CudaSpec::Widen { .. } | CudaSpec::QkvRope(_));
+        let weighs = !matches!(spec, CudaSpec::Widen { .. } | CudaSpec::QkvRope(_) | CudaSpec::Clear);
         let weight_bytes = if weighs { launch.weight_bytes } else { 0 };
         let blocks = Blocks { threads: spec.threads(), x, y };
         self.launches.push(Step { spec, args, grid, blocks, weight_bytes, note: launch.note.clone() });

@@ -53,7 +53,11 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
         all.push(CudaSpec::Plain(KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len: 32 }));
         for qk_norm in [None, Some(1e-6)] {
             let qkv = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
-            all.extend([CudaSpec::QkvRope(qkv.clone()), CudaSpec::QkvRopeAhead(qkv)]);
+            all.push(CudaSpec::QkvRope(qkv.clone()));
+            if kv == KvType::F16 {
+                let out = if qk_norm.is_some() { Activation::F32 } else { Activation::Int8 };
+                all.push(CudaSpec::AttentionFresh { attention, qkv, out });
+            }
         }
     }
     for out in [Activation::F32, Activation::Int8] {
@@ -62,7 +66,7 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     for int8 in [false, true] {
         all.push(CudaSpec::Widen { dim, int8 });
     }
-    all.push(CudaSpec::Argmax);
+    all.extend([CudaSpec::Argmax, CudaSpec::Clear]);
     all.push(CudaSpec::Plain(KernelSpec::LayerNorm { dim, eps: 1e-5 }));
     all.push(CudaSpec::Plain(KernelSpec::Softmax { dim }));
     all.push(CudaSpec::Plain(KernelSpec::Quantize { dim }));
