@@ -79,11 +79,11 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     all
 }
 
-/// Attention of prompts at every shape of its tiles: what is unrolled there takes most registers of all.
-fn prompts() -> Vec<CudaSpec> {
+/// Attention at every shape of its tiles: what is unrolled there takes most registers of all.
+fn attention() -> Vec<CudaSpec> {
     let mut all = Vec::new();
     for (heads, kv_heads, head_dim) in
-        [(32, 8, 128), (8, 1, 128), (32, 8, 64), (32, 32, 96), (24, 8, 112), (8, 1, 224), (8, 1, 256)]
+        [(32, 8, 128usize), (8, 1, 128), (32, 8, 64), (32, 32, 96), (24, 8, 112), (8, 1, 224), (8, 1, 256)]
     {
         for (kv, window, out) in [
             (KvType::F16, None, Activation::Int8),
@@ -96,6 +96,12 @@ fn prompts() -> Vec<CudaSpec> {
             let attention =
                 AttentionSpec { heads, kv_heads, head_dim, scale, window, kv, page_len: 32, span: 256 };
             all.push(CudaSpec::Plain(KernelSpec::Attention { attention, out }));
+            if kv == KvType::F16 {
+                all.push(CudaSpec::AttentionJoined { attention, out });
+                let qk_norm = window.map(|_| 1e-6);
+                let qkv = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
+                all.push(CudaSpec::AttentionFresh { attention, qkv, out });
+            }
         }
     }
     all
@@ -168,8 +174,8 @@ fn kernels_of_real_shapes_keep_within_the_machine() {
     for (target, specs) in [
         ("cuda:sm_80", kernels(SMOLLM2_135M)),
         ("cuda:sm_90a", kernels(LLAMA_3_8B)),
-        ("cuda:sm_80", prompts()),
-        ("cuda:sm_90a", prompts()),
+        ("cuda:sm_80", attention()),
+        ("cuda:sm_90a", attention()),
     ] {
         let target = CudaTarget::by_name(target).expect("a target");
         for spec in specs {

@@ -49,6 +49,7 @@ __device__ __forceinline__ void multiply(float (&c)[64], u64 a, u64 b) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 KERNEL(const u16 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+  begin_after_launches();
   extern __shared__ u8 given[];
   Shared &shared = *(Shared *)(given + (SWIZZLE_ALIGN - shared_address(given) % SWIZZLE_ALIGN) % SWIZZLE_ALIGN);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, warpgroup = thread / 128;

@@ -9,14 +9,18 @@ use crate::error::{Error, Result};
 use crate::spec::CudaSpec;
 use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
+use attar_format::Scale;
 use attar_kernel::{
-    Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
+    RowTile,
 };
 use constants::Constants;
 
 const PRELUDE: &str = include_str!("prelude.cu");
 const WEIGHTS: &str = include_str!("weights.cu");
 const PRODUCTS: &str = include_str!("products_of_codes.cu");
+const RING: &str = include_str!("ring.cu");
+const ROW_OF_BLOCK: &str = include_str!("row_of_block.cu");
 const EPILOGUE: &str = include_str!("epilogue.cu");
 const CACHE: &str = include_str!("cache.cu");
 const ATTENTION: &str = include_str!("attention.cu");
@@ -78,7 +82,10 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             if target.has_wgmma() && linear.rows == RowTile::Many && linear.format.code_bits() != 32 {
                 blocks = WGMMA_BLOCKS;
             }
-            linear_parts(linear, blocks)
+            linear_parts(linear, &mut blocks, None)
+        }
+        CudaSpec::NormLinear { linear, eps, gain } => {
+            linear_parts(linear, &mut blocks, Some(NormOfRow { eps: *eps, gain: *gain }))
         }
         CudaSpec::Widen { dim, int8 } => {
             let mut c = Constants::new();
@@ -100,15 +107,15 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             span_parts(attention, Some(*out), Some(qkv)).map_err(fail)?
         }
         CudaSpec::Plain(kernel) => {
-            if let KernelSpec::AttentionSpan(a) = kernel
-                && has_span_products(a)
-            {
-                blocks = span_blocks(a);
-            }
             if let KernelSpec::Attention { attention, .. } = kernel
                 && let Some(tiles) = AttentionTiles::of(attention)
             {
                 blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
+            }
+            if let KernelSpec::AttentionSpan(a) = kernel
+                && has_span_products(a)
+            {
+                blocks = span_blocks(a);
             }
             plain_parts(kernel).map_err(fail)?
         }
@@ -122,7 +129,45 @@ pub(crate) fn padded(k: usize) -> usize {
     k.next_multiple_of(32)
 }
 
-fn linear_parts(linear: &LinearSpec, blocks: EntryBlocks) -> Vec<String> {
+/// The RMS norm that the row of a product is made by.
+#[derive(Clone, Copy)]
+struct NormOfRow {
+    eps: f32,
+    gain: bool,
+}
+
+/// Bytes of weights that a warp has on their way, as far as whole fours of groups come near.
+const RING_BYTES: usize = 4608;
+/// Shared memory that every GPU has for a block.
+const MOST_SHARED: usize = 96 << 10;
+
+/// Fours of groups of a product that a warp has on their way, and bytes of one.
+fn ring(linear: &LinearSpec) -> (usize, usize) {
+    let fields = if linear.format.scale == Scale::Bf16 { 32 } else { 16 };
+    let piece = 4 * (linear.format.group_rows() * 64 + fields);
+    ((RING_BYTES / piece).clamp(2, 8), piece)
+}
+
+/// Shared memory of a product with one row, or with up to 16: `Shared` of its template.
+fn few_rows_shared(linear: &LinearSpec, one: bool) -> usize {
+    let (stages, piece) = ring(linear);
+    let blocks = small_blocks(&linear.epilogue);
+    let splits = SMALL_WARPS / blocks;
+    let (rings, stride) = (SMALL_WARPS * stages * piece, 16 * blocks + 1);
+    let rest = if one {
+        ActInt8Layout::new(linear.k).stride + 4 * (splits * stride + SMALL_WARPS)
+    } else {
+        4 * splits * 16 * stride
+    };
+    (rings + rest).next_multiple_of(16)
+}
+
+/// Whether a row of codes, or of numbers that become codes, finds room in shared memory beside weights.
+pub(crate) fn takes_one_row(linear: &LinearSpec) -> bool {
+    linear.format.wants_int8_activations() && few_rows_shared(linear, true) <= MOST_SHARED
+}
+
+fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<NormOfRow>) -> Vec<String> {
     let mut c = Constants::new();
     c.weights(linear.format, linear.n, linear.k);
     let floats = linear.format.is_uncompressed();
@@ -131,14 +176,19 @@ fn linear_parts(linear: &LinearSpec, blocks: EntryBlocks) -> Vec<String> {
         RowTile::One | RowTile::Small => {
             let rows = if linear.rows == RowTile::One { 1 } else { 16 };
             c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(&linear.epilogue));
-            match (floats, linear.rows) {
+            let one = linear.rows == RowTile::One && takes_one_row(linear);
+            if !floats {
+                blocks.shared_bytes = few_rows_shared(linear, one) as u32;
+                c.int("STAGES", ring(linear).0).int("SHARED_BYTES", blocks.shared_bytes as usize);
+            }
+            match (floats, one) {
                 (true, _) => include_str!("linear_small_floats.cu"),
-                (false, RowTile::One) => include_str!("linear_one_codes.cu"),
-                (false, _) => include_str!("linear_small_codes.cu"),
+                (false, true) => include_str!("linear_one_codes.cu"),
+                (false, false) => include_str!("linear_small_codes.cu"),
             }
         }
         RowTile::Many if exact => include_str!("linear_many_floats.cu"),
-        RowTile::Many if blocks == WGMMA_BLOCKS => {
+        RowTile::Many if *blocks == WGMMA_BLOCKS => {
             c.int("PADDED", padded(linear.k)).int("SHARED_BYTES", blocks.shared_bytes as usize);
             include_str!("linear_many_wgmma.cu")
         }
@@ -155,17 +205,45 @@ fn linear_parts(linear: &LinearSpec, blocks: EntryBlocks) -> Vec<String> {
     };
     c.int("WIDTH", width);
     let residual = linear.epilogue == Epilogue::Residual;
+    let (row_parameters, row_call) = match norm {
+        Some(NormOfRow { gain: true, .. }) => (
+            "const float *__restrict__ x, const float *__restrict__ gains",
+            "take_row(shared.row, x, gains, shared.sums);",
+        ),
+        Some(_) => ("const float *__restrict__ x", "take_row(shared.row, x, nullptr, shared.sums);"),
+        None => ("const u8 *__restrict__ x", "take_row(shared.row, x, shared.sums);"),
+    };
+    if let Some(norm) = norm {
+        c.int("DIM", linear.k)
+            .int("THREADS", 32 * SMALL_WARPS)
+            .flag("GAIN", norm.gain)
+            .float("EPS", norm.eps);
+    }
     let pick = |there: bool, yes: &str, no: &str| if there { yes.to_owned() } else { no.to_owned() };
     let template = template
         .replace(" BIAS_PARAMETER", &pick(linear.bias, ", const float *__restrict__ bias", ""))
         // The result may stand where the residual does.
         .replace(" RESIDUAL_PARAMETER", &pick(residual, ", const float *residual", ""))
+        .replace("X_PARAMETERS", row_parameters)
+        .replace("X_ROW", row_call)
         .replace("BIAS_ARGUMENT", &pick(linear.bias, "bias", "nullptr"))
         .replace("RESIDUAL_ARGUMENT", &pick(residual, "residual", "nullptr"));
     let epilogue =
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
-    let products = if floats || linear.rows == RowTile::Many { "" } else { PRODUCTS };
-    vec![c.finish(), WEIGHTS.to_owned(), products.to_owned(), epilogue, template]
+    let mut parts = vec![c.finish(), WEIGHTS.to_owned()];
+    if !floats && linear.rows != RowTile::Many {
+        parts.extend([PRODUCTS.to_owned(), RING.to_owned()]);
+    }
+    parts.push(epilogue);
+    match norm {
+        Some(_) => parts.extend([ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned)),
+        None if blocks.shared_bytes > 0 && linear.rows == RowTile::One => {
+            parts.push(include_str!("row_quantized.cu").to_owned());
+        }
+        None => {}
+    }
+    parts.push(template);
+    parts
 }
 
 fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {
@@ -278,7 +356,7 @@ fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activ
     let template = include_str!("rows.cu")
         .replace("PARAMETERS", &format!("{}void *__restrict__ out", parameters.concat()))
         .replace("SLICE };", &format!("SLICE }};\nconstexpr int OPERATION = {operation};"));
-    vec![c.finish(), template]
+    vec![c.finish(), ROW_OF_BLOCK.to_owned(), template]
 }
 
 /// A span of attention with tensor cores; with `out` the partials are joined as well, with `fresh` of what is made here.

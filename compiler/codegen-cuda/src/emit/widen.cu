@@ -2,6 +2,7 @@
 // One block per row.
 
 extern "C" __global__ void __launch_bounds__(256) KERNEL(const u8 *__restrict__ x, u32 *__restrict__ out) {
+  begin_after_launches();
   const size_t row = blockIdx.x;
   for (int i = threadIdx.x; i < PADDED / 2; i += 256) {
     float pair[2];

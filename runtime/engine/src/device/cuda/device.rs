@@ -101,7 +101,8 @@ impl Kernel {
         args: &[u64],
         early: bool,
     ) -> std::result::Result<(), DriverError> {
-        let mut args: Vec<*mut c_void> = args.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast()).collect();
+        let mut args: Vec<*mut c_void> =
+            args.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast()).collect();
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -120,8 +121,10 @@ impl Kernel {
             numAttrs: u32::from(early),
         };
         // SAFETY: everything that is pointed to outlives the call, which copies it; the rest is the caller's word.
-        unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, args.as_mut_ptr(), std::ptr::null_mut()) }
-            .result()
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, self.function, args.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
     }
 }
 
