@@ -20,4 +20,4 @@ pub use emit::{Emitted, emit};
 pub use error::{Error, Result};
 pub use nvrtc::Nvrtc;
 pub use resources::Resources;
-pub use spec::{CudaPrograms, CudaSpec, translate};
+pub use spec::{CudaPrograms, CudaSpec, Widen, translate};

@@ -3,17 +3,17 @@
 //! Both machines run the same programs: the same order, arguments and arena. Where a CPU's kernel does two things that
 //! a GPU does better one after the other, a launch becomes several, with their intermediate result behind the arena:
 //!
-//! - a product with many rows is multiplied as bf16, so the rows are widened first;
+//! - a product with many rows is multiplied as bf16 or f16, so the rows are widened first;
 //! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
 
 use crate::attention_tiles::AttentionTiles;
-use crate::emit::{SPAN_WARPS, has_span_products, padded, row_threads, small_blocks, takes_one_row};
+use crate::emit::{SPAN_WARPS, has_span_products, row_threads, small_blocks, takes_one_row, widened_bytes};
 use crate::error::{Error, Result};
 use attar_artifact::program::{
     ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles,
 };
-use attar_format::CHANNELS;
+use attar_format::{CHANNELS, Scale};
 use attar_kernel::{Activation, AttentionSpec, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use std::collections::BTreeMap;
 
@@ -28,14 +28,14 @@ const PREFILL_TOKENS: u32 = 2048;
 pub enum CudaSpec {
     /// A kernel that CPUs have alike, with the same arguments.
     Plain(KernelSpec),
-    /// A product with an epilogue other than [`Epilogue::Qkv`]. Arguments as on CPUs; but with [`RowTile::Many`] x is bf16
-    /// rows, as [`CudaSpec::Widen`] makes them, unless the weights are f32.
+    /// A product with an epilogue other than [`Epilogue::Qkv`]. Arguments as on CPUs; but with [`RowTile::Many`] x is
+    /// what [`CudaSpec::Widen`] makes of it, unless the weights are f32.
     Linear(LinearSpec),
     /// A product with one row of int8 activations that are an RMS norm, which it does itself. Args: x f32, gain f32 (only with
     /// `gain`), then what [`CudaSpec::Linear`] has behind its x.
     NormLinear { linear: LinearSpec, eps: f32, gain: bool },
-    /// Rows as bf16, padded with zeros to a multiple of 32 numbers. Args: x (int8 or f32 rows), out. Grid: rows.
-    Widen { dim: usize, int8: bool },
+    /// Rows as a product's operand. Args: x (int8 or f32 rows), out. Grid: rows.
+    Widen(Widen),
     /// The likeliest token of every row of logits; part of no program. Args: logits f32 `[R, V]`, out u32 `[R]`, V. Grid: R.
     Argmax,
     /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
@@ -51,6 +51,35 @@ pub enum CudaSpec {
     Clear,
 }
 
+/// Activations as tensor cores multiply them with the weights of a format. With `wgmma` they are slabs in shared memory's own
+/// order, see the template; else rows of bf16, padded with zeros to a multiple of 32 numbers, whatever `half` and `run` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widen {
+    pub dim: usize,
+    /// Of int8 rows; else of f32 rows.
+    pub int8: bool,
+    /// Numbers are f16, with a factor for each row; else bf16.
+    pub half: bool,
+    /// Neighbouring inputs of a channel that a thread takes out of the packed weights at a time.
+    pub run: usize,
+}
+
+impl Widen {
+    /// For the product with these weights.
+    pub(crate) fn of(linear: &LinearSpec) -> Widen {
+        let format = linear.format;
+        let bits = format.code_bits();
+        let whole_scales = matches!(format.scale, Scale::RowF32Field8 { .. });
+        Widen {
+            dim: linear.k,
+            int8: format.wants_int8_activations(),
+            // Groups' scales are whole numbers then, and f16 holds their products with codes.
+            half: bits <= 6 && whole_scales,
+            run: if bits <= 6 { 8 } else { 32 / bits },
+        }
+    }
+}
+
 impl CudaSpec {
     /// Name of the function; equal specs have equal names and different specs different ones.
     pub fn name(&self) -> String {
@@ -61,7 +90,10 @@ impl CudaSpec {
                 let gain = if *gain { "g_" } else { "" };
                 format!("norm_e{:08x}_{gain}{}", eps.to_bits(), KernelSpec::Linear(linear.clone()).name())
             }
-            CudaSpec::Widen { dim, int8 } => format!("widen_{}_{dim}", if *int8 { "i8" } else { "f32" }),
+            CudaSpec::Widen(Widen { dim, int8, half, run }) => {
+                let (from, to) = (if *int8 { "i8" } else { "f32" }, if *half { "f16" } else { "bf16" });
+                format!("widen_{from}_{to}_r{run}_{dim}")
+            }
             CudaSpec::Argmax => ARGMAX.to_owned(),
             CudaSpec::AttentionJoined { attention, out } => {
                 let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
@@ -86,7 +118,7 @@ impl CudaSpec {
     /// Threads of a block.
     pub fn threads(&self) -> u32 {
         match self {
-            CudaSpec::Linear(_) | CudaSpec::NormLinear { .. } | CudaSpec::Widen { .. } => 256,
+            CudaSpec::Linear(_) | CudaSpec::NormLinear { .. } | CudaSpec::Widen(_) => 256,
             CudaSpec::Argmax => ARGMAX_THREADS,
             CudaSpec::QkvRope(_) => 128,
             CudaSpec::Clear => 256,
@@ -406,10 +438,9 @@ impl Translation {
         // GPUs hide latencies otherwise.
         args[prefetch] = Given::Arg(Arg::Imm(0));
         if linear.rows == RowTile::Many && linear.format.code_bits() != 32 {
-            let int8 = linear.format.wants_int8_activations();
-            let wide = self.spare(Spare::Rows, rows, padded(linear.k) as u64 * 2)?;
+            let wide = self.spare(Spare::Rows, rows, widened_bytes(linear.k) as u64)?;
             let x = std::mem::replace(args.first_mut()?, wide);
-            let widen = CudaSpec::Widen { dim: linear.k, int8 };
+            let widen = CudaSpec::Widen(Widen::of(linear));
             self.push(widen, vec![x, wide], rows, (Tiles::each(rows), Tiles::one()), launch);
         }
         let blocks = match linear.rows {
@@ -470,7 +501,7 @@ impl Translation {
         launch: &Launch,
     ) {
         // What prepares or finishes a product reads no weights.
-        let weighs = !matches!(spec, CudaSpec::Widen { .. } | CudaSpec::QkvRope(_) | CudaSpec::Clear);
+        let weighs = !matches!(spec, CudaSpec::Widen(_) | CudaSpec::QkvRope(_) | CudaSpec::Clear);
         let weight_bytes = if weighs { launch.weight_bytes } else { 0 };
         let blocks = Blocks { threads: spec.threads(), x, y };
         self.launches.push(Step { spec, args, grid, blocks, weight_bytes, note: launch.note.clone() });

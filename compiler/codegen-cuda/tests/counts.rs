@@ -80,26 +80,26 @@ fn many_rows_spend_most_on_matrix_products() {
     }
 }
 
-/// The same with `wgmma`, one tile of 256 rows by 128 channels; in units of what `mma.sync` multiplies at once.
+/// The same with `wgmma`, in tiles of 256 rows by 128 channels, of which the second is half full; in units of what `mma.sync`
+/// multiplies at once. With fewer channels than that, or a full tile more, tiles would have 128 rows.
 #[test]
 fn warpgroups_spend_less_beside_matrix_products() {
     let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
     let Some(mut modules) = Modules::find(target) else { return };
-    say("format  matrix MACs/(M N K)  wgmma  other instructions of warps/(16 by 8 by 16)");
-    let (m, n, k) = (256, 128, 2048);
+    say("format  wgmma  other instructions of warps/(16 by 8 by 16)");
+    let (m, n, k, tiled) = (256, 192, 2048, 256);
     for format in formats::ALL.iter().copied().filter(|f| f.code_bits() != 32) {
         let spec = LinearSpec { format, n, k, rows: RowTile::Many, bias: false, epilogue: Epilogue::Store };
         let stats = count(&mut modules, &linear_cases::case(3, spec, m));
         let products = stats.count("wgmma.mma_async").warps;
-        let unit = (m * n * k) as f64 / (16 * 8 * 16) as f64;
-        let macs = stats.matrix_macs as f64 / (m * n * k) as f64;
+        let unit = (m * tiled * k) as f64 / (16 * 8 * 16) as f64;
         let others = (stats.warp_instructions() - products) as f64 / unit;
-        say(&format!("{:<6} {macs:>10.2} {products:>10} {others:>20.2}", format.name));
-        assert!((macs - 1.0).abs() < 1e-9, "{}: every product once", format.name);
-        // Sixteen rows of a warp by 128 by 16 each.
-        assert_eq!(products, (m / 16 * k / 16) as u64, "{}", format.name);
+        say(&format!("{:<6} {products:>10} {others:>20.2}", format.name));
+        assert_eq!(stats.matrix_macs, (m * tiled * k) as u64, "{}: every product once", format.name);
+        // Sixteen channels of a warp by 256 rows by 16 inputs each.
+        assert_eq!(products, (tiled / 16 * k / 16) as u64, "{}", format.name);
         // A matrix product of this size takes a cycle at full rate, in which four others are issued.
-        assert!(others < 5.5, "{}: {others} other instructions", format.name);
+        assert!(others < 4.0, "{}: {others} other instructions", format.name);
     }
 }
 

@@ -9,7 +9,7 @@ mod nvrtc_here;
 use attar_artifact::manifest::KvType;
 use attar_codegen_cuda::{CudaPrograms, CudaSpec, CudaTarget};
 use attar_format::formats;
-use attar_kernel::{Activation, LinearSpec, QkvEpilogue, RowTile};
+use attar_kernel::{Activation, Epilogue, LinearSpec, QkvEpilogue, RowTile};
 use attar_ptx::{Launch, Memory, Param};
 use case::attention_cases::{self, Store};
 use case::{Arg, Case, Check, Random, bytes_of, linear_cases, row_cases};
@@ -244,20 +244,29 @@ fn special_rows_agree_with_the_reference() {
     agree(&linear_cases::special_rows());
 }
 
-/// Tiles of 256 rows by 128 channels and steps of 64 inputs, none of them filled exactly: K is 32 times an odd number, N no
-/// multiple of the tile, and rows end within a warpgroup's first half, its second, and a second tile.
+/// Tiles of every height, none filled exactly: K is 32 times an odd number, or all the ring holds and more; N is no multiple of
+/// the tile; rows end in a first tile and a second. Of the epilogues that are launches of their own, the products are stored
+/// like any.
 #[test]
 fn products_of_warpgroups_agree_with_the_reference() {
     let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
     let mut cases = Vec::new();
+    let ends = linear_cases::epilogues().into_iter().filter(|(e, _)| !matches!(e, Epilogue::Qkv(_)));
+    let ends: Vec<_> = ends.chain([(Epilogue::Store, 192)]).collect();
     for (f, format) in formats::ALL.iter().copied().filter(|f| f.code_bits() != 32).enumerate() {
-        for (e, (epilogue, n)) in linear_cases::epilogues().into_iter().enumerate() {
+        for (e, (epilogue, n)) in ends.iter().cloned().enumerate() {
             let ks: &[usize] = if format.group == 1 { &[33, 96, 5, 256] } else { &[96, 32, 352, 256] };
-            let count = [1, 17, 65, 130, 300][(e + f) % 5];
-            let (k, bias) = (ks[(e + f) % ks.len()], (e + f) % 2 == 0);
+            let count = if n == 192 { [257, 40, 100][f % 3] } else { [1, 17, 65, 130, 300][(e + f) % 5] };
+            let k = if n == 192 { 1120 } else { ks[(e + f) % ks.len()] };
+            let bias = (e + f) % 2 == 0;
             let spec = LinearSpec { format, n, k, rows: RowTile::Many, bias, epilogue };
             cases.push(linear_cases::case((100 * f + e) as u64, spec, count));
         }
+    }
+    for (d, format) in linear_cases::every_kind().into_iter().skip(formats::ALL.len()).enumerate() {
+        let spec =
+            LinearSpec { format, n: 35, k: 96, rows: RowTile::Many, bias: false, epilogue: Epilogue::Store };
+        cases.push(linear_cases::case(d as u64, spec, 20));
     }
     cases.extend(linear_cases::special_rows().into_iter().filter(|c| c.rounding().is_some()));
     agree_on(target, &cases);

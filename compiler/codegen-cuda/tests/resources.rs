@@ -4,7 +4,7 @@ mod nvrtc_here;
 
 use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
-use attar_codegen_cuda::{Cache, CompiledKernel, CudaSpec, CudaTarget, compile_kernel};
+use attar_codegen_cuda::{Cache, CompiledKernel, CudaSpec, CudaTarget, Widen, compile_kernel};
 use attar_format::formats;
 use attar_kernel::{
     Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
@@ -63,8 +63,8 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     for out in [Activation::F32, Activation::Int8] {
         all.push(CudaSpec::Plain(KernelSpec::RmsNorm { dim, eps: 1e-5, gain: true, out }));
     }
-    for int8 in [false, true] {
-        all.push(CudaSpec::Widen { dim, int8 });
+    for (int8, half, run) in [(false, false, 2), (true, false, 4), (true, false, 8), (true, true, 8)] {
+        all.push(CudaSpec::Widen(Widen { dim, int8, half, run }));
     }
     all.extend([CudaSpec::Argmax, CudaSpec::Clear]);
     all.push(CudaSpec::Plain(KernelSpec::LayerNorm { dim, eps: 1e-5 }));
@@ -117,12 +117,13 @@ fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
     ];
     const WARPGROUPS: &[&str] = &[
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16",
-        "wgmma.fence.sync.aligned",
-        "wgmma.commit_group.sync.aligned",
-        "wgmma.wait_group.sync.aligned",
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32",
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32",
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32",
+        "wgmma.wait_group.sync.aligned 2;",
         "fence.proxy.async.shared::cta",
         "cp.async.cg.shared.global",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",
     ];
     const ATTENTION: &[&str] = &[
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
@@ -193,7 +194,7 @@ fn kernels_of_real_shapes_keep_within_the_machine() {
 #[test]
 fn the_same_source_gives_the_same_bytes() {
     let Some(nvrtc) = nvrtc_here::find() else { return };
-    let spec = CudaSpec::Widen { dim: 96, int8: true };
+    let spec = CudaSpec::Widen(Widen { dim: 96, int8: true, half: true, run: 8 });
     let target = CudaTarget::by_name("cuda:sm_90a").expect("a target");
     let once = compile_kernel(&nvrtc, None, &spec, target).expect("compiles");
     let again = compile_kernel(&nvrtc, None, &spec, target).expect("compiles");

@@ -131,6 +131,8 @@ pub enum ErrorKind {
     AsyncPending { access: Access, buffer: String, offset: usize, what: &'static str, line: u32 },
     #[error("register {register} is used while the wgmma of line {line} that writes it is not waited for")]
     RegisterPending { register: String, line: u32 },
+    #[error("register {register} is written while the wgmma of line {line} that reads it is not waited for")]
+    RegisterInUse { register: String, line: u32 },
     #[error(
         "shared memory {buffer}, offset {offset}, was written by warp {writer} and is read by {reader} without \
          fence.proxy.async between"

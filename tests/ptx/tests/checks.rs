@@ -429,6 +429,28 @@ fn products_of_warpgroups() {
     assert!(matches!(race, ErrorKind::SharedRace { .. } | ErrorKind::Mbarrier { .. }), "{race}");
 }
 
+/// Operand A in registers may be read while a product is under way, and written when it is waited for.
+#[test]
+fn registers_of_products_under_way() {
+    let body = |now: &str, then: &str| {
+        format!(
+            ".reg .b32 %d<4>; .shared .align 1024 .b8 s[1024];
+             mov.u32 %r1, s; mul.lo.u32 %r2, %r0, 8; add.u32 %r2, %r1, %r2; mov.b64 %rd3, 0; st.shared.u64 [%r2], %rd3;
+             fence.proxy.async; bar.sync 0;
+             shr.u32 %r3, %r1, 4; cvt.u64.u32 %rd4, %r3; mov.u64 %rd5, 0x4000004000010000; or.b64 %rd6, %rd4, %rd5;
+             mov.u32 %r4, 1; mov.u32 %r5, 2; mov.u32 %r6, 3; mov.u32 %r7, 4;
+             mov.b32 %d0, 0; mov.b32 %d1, 0; mov.b32 %d2, 0; mov.b32 %d3, 0;
+             wgmma.fence.sync.aligned;
+             wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {{%d0, %d1, %d2, %d3}}, {{%r4, %r5, %r6, %r7}}, %rd6, 1, 1, 1, 0;
+             wgmma.commit_group.sync.aligned; {now}
+             wgmma.wait_group.sync.aligned 0; {then}"
+        )
+    };
+    sound(&body("add.u32 %r8, %r4, 1;", "mov.u32 %r4, 9;"), 1, 128);
+    let written = fault(&body("mov.u32 %r6, 9;", ""), 1, 128);
+    assert!(matches!(&written, ErrorKind::RegisterInUse { register, .. } if register == "%r6"), "{written}");
+}
+
 #[test]
 fn bulk_copies_are_waited_for() {
     let right = text("wgmma.sm_90a");

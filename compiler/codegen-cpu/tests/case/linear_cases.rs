@@ -141,7 +141,7 @@ pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
 }
 
 /// The built-in formats, and kinds that are only ever described: tables with bf16 scales, other biases and choices.
-fn every_kind() -> Vec<FormatRef> {
+pub(crate) fn every_kind() -> Vec<FormatRef> {
     let mut all = formats::ALL.to_vec();
     for (bits, shift, scale) in [
         (4, 0, Scale::Bf16),

@@ -40,20 +40,14 @@ __device__ __forceinline__ void load_keys(Two (&k)[KEYS_AT_ONCE][4], const u8 *f
     for (int i = 0; i < 4; ++i) k[s][i] = *(const Two *)(from + (16 * s + i) * C::PAGE_LEN * 2);
 }
 
-__device__ __forceinline__ void fetch(const u8 *from, u32 bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 /// Asks for keys and values of 32 positions, so that they are in the L2 cache when they are read.
 __device__ __forceinline__ void fetch_tile(const u8 *keys, const u8 *values) {
   const int lane = threadIdx.x % 32;
-  if (lane == 0) fetch(values, C::HEAD_DIM * 64);
+  if (lane == 0) fetch_ahead(values, C::HEAD_DIM * 64);
   if (C::PAGE_LEN == 32) {
-    if (lane == 0) fetch(keys, C::HEAD_DIM * 64);
+    if (lane == 0) fetch_ahead(keys, C::HEAD_DIM * 64);
   } else {
-    for (int d = lane; d < C::HEAD_DIM; d += 32) fetch(keys + d * C::PAGE_LEN * 2, 64);
+    for (int d = lane; d < C::HEAD_DIM; d += 32) fetch_ahead(keys + d * C::PAGE_LEN * 2, 64);
   }
 }
 

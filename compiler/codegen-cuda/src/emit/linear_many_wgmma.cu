@@ -1,127 +1,365 @@
-// y[m, n] = sum_k x[m, k] w[n, k] for many rows: tiles of 256 rows by 128 channels, multiplied as bf16 by `wgmma`.
+// y[m, n] = sum_k x[m, k] w[n, k] for many rows, multiplied by `wgmma`.
 //
-// Both operands lie in shared memory in rows of 64 numbers, whose pieces of 16 bytes are swizzled as the hardware expects.
-// Activations are bf16 rows of `PADDED` numbers, copied there asynchronously. Weights are decoded there once for all 256 rows,
-// a group of 32 inputs of a channel by a thread, scales folded in before rounding to bf16.
+// The product is transposed: weights are its operand A, from registers, and rows of x its operand B, from shared memory. A warp
+// decodes the 16 channels of a block into the very registers that the product takes, so decoded weights pass through no memory.
+// Channels 2g and 2g + 1 are rows g and g + 8 of the operand. Which inputs a thread has of a group of 32 follows from how codes
+// lie in memory, and `widen` writes x in that order.
 //
-// Three stages: while a step is multiplied, the next is fetched and decoded; where that goes, the step before the last was read,
-// which every warp has waited for before the barrier.
+// K is cut into slabs of 64 inputs. A ring of slabs lies in shared memory: x as `widen` has swizzled it, codes and fields as they
+// lie in the packed matrix. Asynchronous copies bring them, and mbarriers count what has come and who has done with it. While the
+// products of one group of 32 inputs are under way, another is decoded.
+//
+// A tile has 256 rows, or 128 or 64 where there are fewer, by 128 channels. Where that makes too few tiles of few rows, tiles
+// have 64 channels, and of the two warpgroups one takes the even slabs and the other the odd ones.
 
-constexpr int TILE_ROWS = 256, TILE_CHANNELS = 128, STEP = 64, STAGES = 3;
-constexpr int THREADS = 256;  // Two warpgroups; each multiplies 64 rows of either half of the tile.
-constexpr int HALF = TILE_ROWS / 2;
-constexpr int STEPS = (PADDED + STEP - 1) / STEP;
-constexpr int OUT_STRIDE = TILE_CHANNELS + 4;
+constexpr int THREADS = 256, WARPS = 8, SLAB = 64, TILE_CHANNELS = 128, OUT_STRIDE = TILE_CHANNELS + 4;
+constexpr int SLABS = PADDED / SLAB;
+constexpr int CHANNEL_BLOCKS = (W::N + 15) / 16, CHANNEL_TILES = (W::N + TILE_CHANNELS - 1) / TILE_CHANNELS;
+constexpr int MULTIPROCESSORS = 132;
+/// Whether operands are f16, exact to 11 bits, with factors of their own for rows of x; else they are bf16.
+constexpr bool HALF = W::BITS <= 6 && !W::BF16_SCALES;
+/// Bytes of codes and fields: of a slab of a block of channels, and of all its inputs.
+constexpr bool GROUPED = W::GROUPS > 0;
+constexpr int FIELD_ROW = !GROUPED ? 0 : W::BF16_SCALES ? 32 : 16;
+constexpr int SLAB_CODES = GROUPED ? 2 * W::GROUP_ROWS * 64 : SLAB / 2 * 64, SLAB_FIELDS = 2 * FIELD_ROW;
+constexpr int CODES = GROUPED ? W::GROUPS * W::GROUP_ROWS * 64 : (W::K + 1) / 2 * 64, FIELDS = W::GROUPS * FIELD_ROW;
 
-struct Stage { u16 x[TILE_ROWS][STEP]; u16 w[TILE_CHANNELS][STEP]; };
-union Shared { Stage stages[STAGES]; float tile[HALF][OUT_STRIDE]; };
-constexpr int SWIZZLE_ALIGN = 1024;
-static_assert(sizeof(Shared) + SWIZZLE_ALIGN == SHARED_BYTES, "as much as the launch gives");
+/// Shared memory of tiles of `ROWS` rows. Each warp has codes and fields of its own.
+template <int ROWS>
+struct Ring {
+  static constexpr int X = ROWS * SLAB * 2, STAGE = X + WARPS * (SLAB_CODES + SLAB_FIELDS);
+  static constexpr int ROOM = SHARED_BYTES - 1024 - ROWS * 4 - 2 * 16 * 8;
+  static constexpr int STAGES = ROOM / STAGE >= 16 ? 16 : ROOM / STAGE >= 8 ? 8 : 4;
+  static constexpr int CODES = STAGES * X, FIELDS = CODES + STAGES * WARPS * SLAB_CODES;
+  static constexpr int FACTORS = STAGES * STAGE, BARRIERS = FACTORS + ROWS * 4;
+  /// Two slabs of each warpgroup are in use before the first of them is filled again.
+  static constexpr bool MAY_SPLIT = STAGES >= 8;
+  static_assert(STAGES * STAGE <= ROOM, "four stages fit");
+  static_assert(ROWS * OUT_STRIDE * 4 <= FACTORS, "results fit where the ring was");
+};
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
-/// Piece `p`, of eight numbers, of a row.
-__device__ __forceinline__ u16 *piece(u16 (*rows)[STEP], int row, int p) { return &rows[row][(p ^ row % 8) * 8]; }
+__device__ __forceinline__ void expect(u32 barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void wait(u32 barrier, int parity) {
+  asm volatile("{\n.reg .pred passed;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 passed, [%0], %1;\n@!passed bra AGAIN;\n}" ::"r"(
+                   barrier),
+               "r"(parity)
+               : "memory");
+}
+__device__ __forceinline__ void copy(u32 to, const void *from, int bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+}
 
-/// 16 bytes, or zeros instead.
-__device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+/// A slab's `BYTES` of `ALL` in pieces of 16, shared out among the lanes of a warp.
+template <int BYTES, int ALL>
+__device__ __forceinline__ void bring(u32 to, const u8 *from, int slab, int lane) {
+#pragma unroll
+  for (int first = 0; first < BYTES; first += 512) {
+    const int at = first + lane * 16;
+    if ((first + 512 <= BYTES || at < BYTES) && (ALL % BYTES == 0 || slab * BYTES + at < ALL))
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at), "l"(from + slab * BYTES + at) : "memory");
+  }
 }
 
 /// What `wgmma` takes for a matrix of rows of 128 swizzled bytes: eight rows are 1024 bytes apart from the next eight.
-__device__ __forceinline__ u64 descriptor(const u16 *p) {
-  return (u64)(shared_address(p) >> 4 & 0x3fff) | 1ull << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
+__device__ __forceinline__ u64 descriptor(u32 address) { return (u64)(address >> 4) | 1ull << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62; }
+
+__device__ __forceinline__ u32 add_halves(u32 a, u32 b) {
+  u32 sum;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+__device__ __forceinline__ u32 multiply_add_halves(u32 a, u32 b, u32 c) {
+  u32 sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
 }
 
-#define SUMS_8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+__device__ __forceinline__ u32 twice_low(u32 pair) {
+  u32 both;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}" : "=r"(both) : "r"(pair));
+  return both;
+}
+__device__ __forceinline__ u32 twice_high(u32 pair) {
+  u32 both;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}" : "=r"(both) : "r"(pair));
+  return both;
+}
 
-/// c += a b for 64 rows by 128 channels by 16 inputs.
-__device__ __forceinline__ void multiply(float (&c)[64], u64 a, u64 b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,"
-      "%62,%63}, %64, %65, 1, 1, 1, 0, 0;"
-      : SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24), SUMS_8(32), SUMS_8(40), SUMS_8(48), SUMS_8(56)
-      : "l"(a), "l"(b)
-      : "memory");
+/// Whole numbers from 0 to 1023 become halves by these bits, and 1024 too large.
+constexpr u32 HALVES_1024 = 0x64006400u;
+/// -(1024 + n), twice.
+__device__ constexpr u32 less_1024(int n) { return (0xe400u + n) * 0x10001u; }
+/// 2^23, likewise for floats.
+constexpr u32 FLOAT_2_23 = 0x4b000000u;
+
+struct alignas(8) Pair { float x, y; };
+
+/// What decoding needs of the matrix.
+struct Decoder {
+  /// Entries stand 128 too high, and so do codes that are bytes.
+  Table table;
+  /// What a choice adds, twice.
+  u32 shifts;
+  /// [`HALVES_1024`] in a register.
+  u32 halves_1024;
+
+  /// `zero` is one that the compiler does not know: it would fetch the constant anew for each use.
+  __device__ __forceinline__ void load(const u8 *packed, u32 zero) {
+    table.load(packed);
+#pragma unroll
+    for (int i = 0; i < Table::WORDS; ++i) table.entries[i] ^= 0x80808080u;
+    shifts = HALF ? half_of((float)table.shift) * 0x10001u : 0;
+    halves_1024 = HALVES_1024 | zero;
+  }
+};
+
+/// What is added to codes of two neighbouring channels, and by what they are multiplied then: as pairs of halves, or as floats.
+struct Scales {
+  u32 added[2], scale[2];
+
+  __device__ __forceinline__ void load(const Decoder &decoder, const u8 *fields, int g) {
+    if constexpr (HALF) {
+      // Both channels at once.
+      u32 both = pick(*(const u16 *)(fields + 2 * g), 0, 0x4140);
+      constexpr u32 CHOICES = (1u << W::CHOICE_BITS) - 1, SCALES = 0xffu >> W::CHOICE_BITS;
+      u32 scales = add_halves((both >> W::CHOICE_BITS & SCALES * 0x10001u) | decoder.halves_1024, less_1024(W::BIAS));
+      u32 choices = add_halves((both & CHOICES * 0x10001u) | decoder.halves_1024, less_1024(0));
+      u32 sums = W::CHOICE_BITS == 0 ? less_1024(128) : multiply_add_halves(choices, decoder.shifts, less_1024(128));
+      scale[0] = twice_low(scales), scale[1] = twice_high(scales);
+      added[0] = twice_low(sums), added[1] = twice_high(sums);
+    } else {
+      u32 both = *(const u32 *)(fields + 4 * g);
+      scale[0] = both << 16, scale[1] = both & 0xffff0000u;
+    }
+  }
+
+  /// Weights of the bytes `low` and `high` of a word, as the product takes them. Bytes stand 128 too high.
+  __device__ __forceinline__ u32 pair(const Decoder &decoder, u32 word, int low, int high, int channel) const {
+    if constexpr (HALF) {
+      u32 halves = pick(word, decoder.halves_1024, 0x5050 | low | high << 8);
+      return multiply_halves(add_halves(halves, added[channel]), scale[channel]);
+    } else {
+      constexpr float LESS = 8388608.f + 128.f;
+      float by = bits_to_float(scale[channel]);
+      float first = bits_to_float(pick(word, FLOAT_2_23, 0x7440 | low)) - LESS;
+      float second = bits_to_float(pick(word, FLOAT_2_23, 0x7440 | high)) - LESS;
+      return bf16_pair(first * by, second * by);
+    }
+  }
+};
+
+/// A thread's weights of a group, half a slab: operand A of two products. `codes` and `fields` are those of the group.
+__device__ __forceinline__ void decode(u32 (&a)[2][4], const Decoder &decoder, const u8 *codes, const u8 *fields, int group, int g,
+                                       int t) {
+  if constexpr (!GROUPED) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int row = i * 4 + t;
+      Two both = {0, 0};
+      if (CODES % SLAB_CODES == 0 || group * (SLAB_CODES / 2) + row * 64 < CODES) both = *(const Two *)(codes + row * 64 + 8 * g);
+      a[i / 2][i % 2 * 2] = both.x, a[i / 2][i % 2 * 2 + 1] = both.y;
+    }
+  } else if (W::GROUPS % 2 == 0 || group < W::GROUPS) {
+    const u8 *rows = codes + 8 * g;
+    // Of each channel two words, one for each of two products.
+    u32 words[2][2];
+    if constexpr (W::BITS == 8) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        Two both = *(const Two *)(rows + (4 * j + t) * 64);
+        words[0][j] = both.x ^ 0x80808080u, words[1][j] = both.y ^ 0x80808080u;
+      }
+    } else {
+      Two low = *(const Two *)(rows + (W::PLANE_ROW + plane_row<W::PLANE_WIDTH>(t)) * 64), high = {0, 0};
+      if constexpr (W::HIGH_WIDTH > 0) {
+        high = *(const Two *)(rows + (W::HIGH_ROW + plane_row<W::HIGH_WIDTH>(t)) * 64);
+        high.x = plane_bits<W::HIGH_WIDTH>(high.x, t), high.y = plane_bits<W::HIGH_WIDTH>(high.y, t);
+      }
+      Octet even = look_up<W::BITS>(decoder.table, plane_bits<W::PLANE_WIDTH>(low.x, t), high.x);
+      Octet odd = look_up<W::BITS>(decoder.table, plane_bits<W::PLANE_WIDTH>(low.y, t), high.y);
+      words[0][0] = even.first, words[0][1] = even.second, words[1][0] = odd.first, words[1][1] = odd.second;
+    }
+    Scales scales;
+    scales.load(decoder, fields, g);
+    // Neighbouring inputs make a pair: in an octet they are two bytes apart.
+    constexpr int APART = W::BITS == 8 ? 1 : 2, NEXT = W::BITS == 8 ? 2 : 1;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[j][i] = scales.pair(decoder, words[i % 2][j], i / 2 * NEXT, i / 2 * NEXT + APART, i % 2);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = 0;
+  }
+}
+
+/// A tile of results; they lie where the ring was, rows of x with `OUT_STRIDE` numbers each.
+struct Tile { int first_row, rows, first_channel, channels; };
+
+/// Multiplies tile `index` of `ROWS` rows. `shared` is aligned as swizzling wants it.
+template <int ROWS>
+__device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8 *packed, u64 row_count, int index, bool split) {
+  typedef Ring<ROWS> R;
+  const int rows = (int)row_count, channels = split ? TILE_CHANNELS / 2 : TILE_CHANNELS;
+  const int row_tiles = (rows + ROWS - 1) / ROWS;
+  const int first_row = index % row_tiles * ROWS, first = index / row_tiles * channels, there = min(ROWS, rows - first_row);
+  if (first >= W::N) return {0, 0, 0, 0};
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+  const int local = split ? warp % 4 : warp;
+  // Blocks behind the last repeat it; their results are not stored.
+  const u8 *block = packed + W::HEADER + (size_t)min(first / 16 + local, CHANNEL_BLOCKS - 1) * W::BLOCK;
+  const int begin = split ? warp / 4 : 0, apart = split ? 2 : 1;
+  const u32 base = shared_address(shared), full = base + R::BARRIERS, empty = full + R::STAGES * 8;
+  if (thread == 0) {
+    for (int s = 0; s < 2 * R::STAGES; ++s)
+      // Full: all threads, and the one that expects x. Empty: all warps.
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(full + s * 8),
+                   "r"((s < R::STAGES ? THREADS : WARPS) / apart + (s < R::STAGES)) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncthreads();
+
+  // A warp brings its own codes and fields of a slab, and one of them x.
+  auto fill = [&](int slab) {
+    const int slot = slab % R::STAGES;
+    bring<SLAB_CODES, CODES>(base + R::CODES + (slot * WARPS + warp) * SLAB_CODES, block + W::CODES, slab, lane);
+    if constexpr (GROUPED)
+      bring<SLAB_FIELDS, FIELDS>(base + R::FIELDS + (slot * WARPS + warp) * SLAB_FIELDS, block + W::FIELDS, slab, lane);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(full + slot * 8) : "memory");
+  };
+  const bool brings_x = local == 0 && lane == 0;
+  auto fill_x = [&](int slab) {
+    const int slot = slab % R::STAGES, bytes = there * SLAB * 2;
+    expect(full + slot * 8, bytes);
+    copy(base + slot * R::X, x + ((size_t)slab * rows + first_row) * SLAB, bytes, full + slot * 8);
+  };
+  for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill(slab);
+  wait_for_launches();
+  if (brings_x)
+    for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill_x(slab);
+  __syncwarp();
+
+  Decoder decoder;
+  decoder.load(packed, (u32)(row_count >> 32));
+  float channel_scale[2] = {1.f, 1.f};
+  if constexpr (HALF) channel_scale[0] = ((const float *)block)[2 * g], channel_scale[1] = ((const float *)block)[2 * g + 1];
+  float *factors = (float *)(shared + R::FACTORS);
+  if (HALF && thread < ROWS) factors[thread] = thread < there ? ((const float *)(x + (size_t)rows * PADDED))[first_row + thread] : 0.f;
+  // Rows that are not there are multiplied as zeros.
+  for (int i = there * 8 + thread; there < ROWS && i < ROWS * 8 * R::STAGES; i += THREADS)
+    if (i % (ROWS * 8) >= there * 8) *(Four *)(shared + i * 16) = {0, 0, 0, 0};
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+
+  float sums[ROWS / 2] = {};
+  const u64 matrices = descriptor(base);
+  auto decode_group = [&](u32 (&a)[2][4], int slab, int half) {
+    const int slot = (slab % R::STAGES * WARPS + warp) * 2 + half;
+    decode(a, decoder, shared + R::CODES + slot * (SLAB_CODES / 2), shared + R::FIELDS + slot * FIELD_ROW, slab * 2 + half, g, t);
+  };
+  auto multiply_group = [&](const u32 (&a)[2][4], int slab, int half) {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+    for (int i = 0; i < 2; ++i) multiply(sums, a[i], matrices + slab % R::STAGES * (R::X >> 4) + half * 4 + i * 2);
+    // Besides these products, those of the group before may go on; what was read for the one before that is free.
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 2;" ::: "memory");
+  };
+  auto wait_for = [&](int slab) { wait(full + slab % R::STAGES * 8, slab / R::STAGES % 2); };
+  // Multiplies a slab, and decodes the next into registers of the one before.
+  auto turn = [&](const u32 (&now)[2][2][4], u32 (&next)[2][2][4], int slab) {
+    const bool more = slab + apart < SLABS;
+    multiply_group(now[0], slab, 0);
+    if (more) {
+      wait_for(slab + apart);
+      decode_group(next[0], slab + apart, 0);
+    }
+    multiply_group(now[1], slab, 1);
+    const int done = slab - apart, refilled = done - apart;
+    if (done >= 0 && lane == 0) arrive(empty + done % R::STAGES * 8);
+    // The other warpgroup is given one slab's time to be done with what is overwritten.
+    if (refilled >= 0 && refilled + R::STAGES < SLABS) {
+      if (brings_x) {
+        wait(empty + refilled % R::STAGES * 8, refilled / R::STAGES % 2);
+        fill_x(refilled + R::STAGES);
+      }
+      __syncwarp();
+      fill(refilled + R::STAGES);
+    }
+    if (more) decode_group(next[1], slab + apart, 1);
+  };
+  u32 even[2][2][4], odd[2][2][4];
+  if (begin < SLABS) {
+    wait_for(begin);
+    decode_group(even[0], begin, 0), decode_group(even[1], begin, 1);
+  }
+  for (int slab = begin; slab < SLABS; slab += 2 * apart) {
+    turn(even, odd, slab);
+    if (slab + apart < SLABS) turn(odd, even, slab + apart);
+  }
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+
+  __syncthreads();
+  float *tile = (float *)shared, *mine = tile + t * 2 * OUT_STRIDE + local * 16 + 2 * g;
+  // A thread has two neighbouring channels of two rows of every eight.
+  constexpr int PAIRS = ROWS / 4;
+  auto place = [&](int i) -> Pair & { return *(Pair *)(mine + (i / 2 * 8 + i % 2) * OUT_STRIDE); };
+  auto sum = [&](int i) { return Pair{sums[i / 2 * 4 + i % 2], sums[i / 2 * 4 + i % 2 + 2]}; };
+  if (split) {
+    if (warp >= 4) {
+#pragma unroll
+      for (int i = 0; i < PAIRS; ++i) place(i) = sum(i);
+    }
+    __syncthreads();
+  }
+  if (!split || warp < 4) {
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+      Pair pair = sum(i);
+      if (split) pair.x += place(i).x, pair.y += place(i).y;
+      float factor = HALF ? factors[i / 2 * 8 + t * 2 + i % 2] : 1.f;
+      place(i) = {pair.x * channel_scale[0] * factor, pair.y * channel_scale[1] * factor};
+    }
+  }
+  __syncthreads();
+  return {first_row, there, first, channels};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 KERNEL(const u16 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
-  begin_after_launches();
+  let_next_launch_begin();
   extern __shared__ u8 given[];
-  Shared &shared = *(Shared *)(given + (SWIZZLE_ALIGN - shared_address(given) % SWIZZLE_ALIGN) % SWIZZLE_ALIGN);
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, warpgroup = thread / 128;
-  const int rows = (int)row_count, first_row = blockIdx.y * TILE_ROWS, first = blockIdx.x * TILE_CHANNELS;
-  // A warp decodes a block of 16 channels, half of it the first group of a step and half the second.
-  const bool has_block = first + warp * 16 < W::N;
-  const u8 *block = packed + W::HEADER + (size_t)(has_block ? first / 16 + warp : 0) * W::BLOCK;
-  Table table;
-  table.load(packed);
-
-  auto fetch_x = [&](Stage &stage, int step) {
-#pragma unroll
-    for (int i = 0; i < TILE_ROWS * 8 / THREADS; ++i) {
-      int at = thread + i * THREADS, r = at / 8, p = at % 8;
-      bool there = first_row + r < rows;
-      // Of a last step of 32 inputs the second half is not multiplied.
-      if (PADDED % STEP == 0 || step * STEP + p * 8 < PADDED)
-        copy_async(piece(stage.x, r, p), x + (size_t)(there ? first_row + r : 0) * PADDED + step * STEP + p * 8, there);
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+  u8 *shared = given + (1024 - shared_address(given) % 1024) % 1024;
+  // Blocks are launched for tiles of 64 channels by 256 rows; those behind the last tile have nothing to do.
+  const int rows = (int)row_count, index = blockIdx.y * gridDim.x + blockIdx.x;
+  // Time that all tiles of a height take, in units of a row of tiles on all multiprocessors.
+  auto time = [&](int height) {
+    int tiles = CHANNEL_TILES * ((rows + height - 1) / height);
+    return (tiles + MULTIPROCESSORS - 1) / MULTIPROCESSORS * height;
   };
-  auto decode_w = [&](Stage &stage, int step) {
-    const int group = step * 2 + lane / 16;
-    if (PADDED % STEP == 0 || group * 32 < PADDED) {
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        float weights[8];
-        decode_octet(table, block, lane % 16, group * 4 + t, weights);
-        Four four;
-        four.x = bf16_pair(weights[0], weights[1]), four.y = bf16_pair(weights[2], weights[3]);
-        four.z = bf16_pair(weights[4], weights[5]), four.w = bf16_pair(weights[6], weights[7]);
-        *(Four *)piece(stage.w, warp * 16 + lane % 16, lane / 16 * 4 + t) = four;
-      }
-    }
-  };
-
-  float sums[2][64] = {};
-  auto multiply_16 = [&](const Stage &stage, int k) {
-    u64 b = descriptor(&stage.w[0][k]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) multiply(sums[half], descriptor(&stage.x[half * HALF + warpgroup * 64][k]), b);
-  };
-  fetch_x(shared.stages[0], 0);
-  decode_w(shared.stages[0], 0);
-  for (int step = 0; step < STEPS; ++step) {
-    const Stage &now = shared.stages[step % STAGES];
-    // What threads and their copies wrote is for the hardware to read.
-    asm volatile("cp.async.wait_group 0;\nfence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    multiply_16(now, 0), multiply_16(now, 16);
-    if (PADDED % STEP == 0 || step + 1 < STEPS) multiply_16(now, 32), multiply_16(now, 48);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    if (step + 1 < STEPS) {
-      Stage &next = shared.stages[(step + 1) % STAGES];
-      fetch_x(next, step + 1);
-      decode_w(next, step + 1);
-    }
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-  }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    // Before: products have read all there was, and the first half is stored.
-    __syncthreads();
-    if (first_row + half * HALF >= rows) break;
-#pragma unroll
-    for (int i = 0; i < 64; ++i)
-      shared.tile[thread / 32 * 16 + lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2] = sums[half][i];
-    __syncthreads();
-    const int from = first_row + half * HALF;
-    finish_tile<TILE_CHANNELS, OUT_STRIDE, THREADS>(&shared.tile[0][0], min(HALF, rows - from), from, first, BIAS_ARGUMENT,
-                                                     RESIDUAL_ARGUMENT, out);
-  }
+  // A weight that is decoded for 128 rows costs more, for each, than one decoded for 256.
+  const bool low = rows <= 128 || (CHANNEL_TILES * ((rows + 127) / 128) <= gridDim.x * gridDim.y && time(128) * 6 < time(256) * 5);
+  constexpr bool FEW = CHANNEL_TILES < MULTIPROCESSORS;
+  const Tile tile = rows <= 64 ? multiply_tile<64>(shared, x, packed, row_count, index, FEW && Ring<64>::MAY_SPLIT)
+                    : low      ? multiply_tile<128>(shared, x, packed, row_count, index, FEW && Ring<128>::MAY_SPLIT && rows <= 128)
+                               : multiply_tile<256>(shared, x, packed, row_count, index, false);
+  if (tile.channels == TILE_CHANNELS)
+    finish_tile<TILE_CHANNELS, OUT_STRIDE, THREADS>((const float *)shared, tile.rows, tile.first_row, tile.first_channel, BIAS_ARGUMENT,
+                                                    RESIDUAL_ARGUMENT, out);
+  else
+    finish_tile<TILE_CHANNELS / 2, OUT_STRIDE, THREADS>((const float *)shared, tile.rows, tile.first_row, tile.first_channel,
+                                                        BIAS_ARGUMENT, RESIDUAL_ARGUMENT, out);
 }

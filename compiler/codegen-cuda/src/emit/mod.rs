@@ -6,7 +6,7 @@ mod constants;
 use crate::arch::CudaTarget;
 use crate::attention_tiles::AttentionTiles;
 use crate::error::{Error, Result};
-use crate::spec::CudaSpec;
+use crate::spec::{CudaSpec, Widen};
 use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_format::Scale;
@@ -44,10 +44,8 @@ pub struct Emitted {
     pub blocks: EntryBlocks,
 }
 
-/// The kernel for many rows with `wgmma`: three stages of 256 rows of activations and 128 of weights, 64 bf16 each, and what it
-/// takes to align them; a block does the work of two blocks along either side.
-const WGMMA_BLOCKS: EntryBlocks =
-    EntryBlocks { shared_bytes: 3 * (256 + 128) * 64 * 2 + 1024, merged: [2, 2] };
+/// The kernel for many rows with `wgmma`: a block has a multiprocessor to itself, and the work of two blocks along y.
+const WGMMA_BLOCKS: EntryBlocks = EntryBlocks { shared_bytes: EntryBlocks::MOST_SHARED, merged: [1, 2] };
 
 /// Blocks of 16 channels that a block of threads multiplies with few rows.
 pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
@@ -87,10 +85,17 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
         CudaSpec::NormLinear { linear, eps, gain } => {
             linear_parts(linear, &mut blocks, Some(NormOfRow { eps: *eps, gain: *gain }))
         }
-        CudaSpec::Widen { dim, int8 } => {
+        CudaSpec::Widen(widen) => {
             let mut c = Constants::new();
-            c.int("K", *dim).int("PADDED", padded(*dim)).flag("INT8", *int8);
-            vec![c.finish(), include_str!("widen.cu").to_owned()]
+            c.int("K", widen.dim).flag("INT8", widen.int8);
+            let template = if target.has_wgmma() {
+                c.int("PADDED", padded_slabs(widen.dim)).flag("HALF", widen.half).int("RUN", widen.run);
+                include_str!("widen_slabs.cu")
+            } else {
+                c.int("PADDED", padded(widen.dim));
+                include_str!("widen.cu")
+            };
+            vec![c.finish(), template.to_owned()]
         }
         CudaSpec::Argmax => vec![include_str!("argmax.cu").to_owned()],
         CudaSpec::Clear => vec![include_str!("clear.cu").to_owned()],
@@ -107,15 +112,15 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             span_parts(attention, Some(*out), Some(qkv)).map_err(fail)?
         }
         CudaSpec::Plain(kernel) => {
-            if let KernelSpec::Attention { attention, .. } = kernel
-                && let Some(tiles) = AttentionTiles::of(attention)
-            {
-                blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
-            }
             if let KernelSpec::AttentionSpan(a) = kernel
                 && has_span_products(a)
             {
                 blocks = span_blocks(a);
+            }
+            if let KernelSpec::Attention { attention, .. } = kernel
+                && let Some(tiles) = AttentionTiles::of(attention)
+            {
+                blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
             }
             plain_parts(kernel).map_err(fail)?
         }
@@ -125,8 +130,18 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
 }
 
 /// Numbers of a row of bf16 activations.
-pub(crate) fn padded(k: usize) -> usize {
+fn padded(k: usize) -> usize {
     k.next_multiple_of(32)
+}
+
+/// Numbers of a row of activations in slabs.
+fn padded_slabs(k: usize) -> usize {
+    k.next_multiple_of(64)
+}
+
+/// Bytes that any target needs for each row of widened activations: in slabs, with the row's factor behind.
+pub(crate) fn widened_bytes(k: usize) -> usize {
+    padded_slabs(k) * 2 + 4
 }
 
 /// The RMS norm that the row of a product is made by.
@@ -172,6 +187,8 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
     c.weights(linear.format, linear.n, linear.k);
     let floats = linear.format.is_uncompressed();
     let exact = linear.format.code_bits() == 32;
+    let mut products =
+        if floats || linear.rows == RowTile::Many { String::new() } else { [PRODUCTS, RING].join("\n") };
     let template = match linear.rows {
         RowTile::One | RowTile::Small => {
             let rows = if linear.rows == RowTile::One { 1 } else { 16 };
@@ -189,7 +206,8 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         }
         RowTile::Many if exact => include_str!("linear_many_floats.cu"),
         RowTile::Many if *blocks == WGMMA_BLOCKS => {
-            c.int("PADDED", padded(linear.k)).int("SHARED_BYTES", blocks.shared_bytes as usize);
+            c.int("PADDED", padded_slabs(linear.k)).int("SHARED_BYTES", blocks.shared_bytes as usize);
+            products = wgmma(if Widen::of(linear).half { "f16" } else { "bf16" });
             include_str!("linear_many_wgmma.cu")
         }
         RowTile::Many => {
@@ -230,11 +248,7 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         .replace("RESIDUAL_ARGUMENT", &pick(residual, "residual", "nullptr"));
     let epilogue =
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
-    let mut parts = vec![c.finish(), WEIGHTS.to_owned()];
-    if !floats && linear.rows != RowTile::Many {
-        parts.extend([PRODUCTS.to_owned(), RING.to_owned()]);
-    }
-    parts.push(epilogue);
+    let mut parts = vec![c.finish(), WEIGHTS.to_owned(), products, epilogue];
     match norm {
         Some(_) => parts.extend([ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned)),
         None if blocks.shared_bytes > 0 && linear.rows == RowTile::One => {
@@ -244,6 +258,29 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
     }
     parts.push(template);
     parts
+}
+
+/// `multiply` for tiles of every height: the instruction names all registers of its operands.
+fn wgmma(element: &str) -> String {
+    let list = |range: std::ops::Range<usize>, item: &dyn Fn(usize) -> String| {
+        range.map(item).collect::<Vec<_>>().join(", ")
+    };
+    let product = |rows: usize| {
+        let sums = rows / 2;
+        let number = |i| format!("%{i}");
+        format!(
+            "/// c += a b for 64 channels by {rows} rows by 16 inputs.\n\
+             __device__ __forceinline__ void multiply(float (&c)[{sums}], const u32 (&a)[4], u64 b) {{\n  asm volatile(\n      \
+             \"wgmma.mma_async.sync.aligned.m64n{rows}k16.f32.{element}.{element} \"\n      \
+             \"{{{}}}, {{{}}}, %{}, 1, 1, 1, 0;\"\n      : {}\n      : {}, \"l\"(b));\n}}\n",
+            list(0..sums, &number),
+            list(sums..sums + 4, &number),
+            sums + 4,
+            list(0..sums, &|i| format!("\"+f\"(c[{i}])")),
+            list(0..4, &|i| format!("\"r\"(a[{i}])")),
+        )
+    };
+    [64, 128, 256].map(product).join("\n")
 }
 
 fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {

@@ -64,6 +64,13 @@ __device__ __forceinline__ void begin_after_launches() {
   wait_for_launches();
 }
 
+/// Asks for `bytes`, a multiple of 16, so that they are in the L2 cache when they are read.
+__device__ __forceinline__ void fetch_ahead(const u8 *from, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
@@ -145,4 +152,33 @@ __device__ __forceinline__ void store_int8_group(u8 *row, int group, float x) {
     *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : scale;
     *(int *)(row + Rows::SUMS + group * 4) = sum;
   }
+}
+
+/// The same by one thread, which has all 32.
+template <int K>
+__device__ __forceinline__ void store_int8_group_alone(u8 *row, int group, const float (&x)[32]) {
+  typedef Int8Rows<K> Rows;
+  float most = 0.f;
+  bool broken = false;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) most = fmaxf(most, fabsf(x[i])), broken |= !(fabsf(x[i]) <= 3.402823466e38f);
+  float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
+  int sum = 0;
+  u32 words[8];
+#pragma unroll
+  for (int i = 0; i < 32; i += 4) {
+    int codes[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float scaled = x[i + j] * inverse;
+      float low = scaled > -127.f ? scaled : -127.f;
+      codes[j] = __float2int_rn(low < 127.f ? low : 127.f);
+      sum += codes[j];
+    }
+    words[i / 4] = pick(pick(codes[0], codes[1], 0x0040), pick(codes[2], codes[3], 0x0040), 0x5410);
+  }
+  *(Four *)(row + group * 32) = {words[0], words[1], words[2], words[3]};
+  *(Four *)(row + group * 32 + 16) = {words[4], words[5], words[6], words[7]};
+  *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : __fdiv_rn(most, 127.f);
+  *(int *)(row + Rows::SUMS + group * 4) = sum;
 }

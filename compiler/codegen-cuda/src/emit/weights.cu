@@ -32,10 +32,26 @@ struct Table {
   }
 
   /// Entries of four codes of 4 bits among the 16 entries that begin with register `first`: `low` has the codes' lower three
-  /// bits, a nibble each; `blend` names bytes of the first eight entries' result, or of the last eight's.
-  __device__ __forceinline__ u32 sixteen(int first, u32 low, u32 blend) const {
-    return pick(pick(entries[first], entries[first + 1], low), pick(entries[first + 2], entries[first + 3], low), blend);
+  /// bits, a nibble each; `upper` has ones in the bytes of those among the last eight.
+  __device__ __forceinline__ u32 sixteen(int first, u32 low, u32 upper) const {
+    return choose(pick(entries[first], entries[first + 1], low), pick(entries[first + 2], entries[first + 3], low), upper);
   }
+
+  /// Bits of `b` where `upper` has ones, else those of `a`.
+  static __device__ __forceinline__ u32 choose(u32 a, u32 b, u32 upper) {
+    u32 chosen;
+    asm("lop3.b32 %0, %1, %2, %3, 0xd8;" : "=r"(chosen) : "r"(a), "r"(b), "r"(upper));
+    return chosen;
+  }
+};
+
+/// Of eight codes, a nibble each, a byte of ones for those with the highest bit of `nibbles` set: those of the lower half, or
+/// of the upper one.
+struct Ones {
+  u32 odd, even;
+
+  __device__ __forceinline__ explicit Ones(u32 nibbles) : odd(nibbles), even(nibbles << 4) {}
+  __device__ __forceinline__ u32 operator[](int half) const { return pick(even, odd, half == 0 ? 0xd9c8 : 0xfbea); }
 };
 
 /// Eight codes of one channel, as they come out of a register: those of inputs 8t + {0, 4, 1, 5} and 8t + {2, 6, 3, 7}, one
@@ -58,27 +74,22 @@ __device__ __forceinline__ Octet look_up(const Table &table, u32 low, u32 high) 
     out.first = pick(table.entries[0], table.entries[1], code);
     out.second = pick(table.entries[0], table.entries[1], code >> 16);
   } else {
-    // `pick` looks at three bits of a selector; the fourth, and those of the other plane, choose between its results.
+    // `pick` takes three bits of a code; the fourth, and those of the other plane, choose between its results.
     u32 index = low & 0x77777777u;
-    u32 blend = (low >> 1 & 0x44444444u) | 0x32103210u;
-    if constexpr (BITS == 4) {
-      out.first = table.sixteen(0, index, blend);
-      out.second = table.sixteen(0, index >> 16, blend >> 16);
-    } else if constexpr (BITS == 5) {
-      u32 upper = (high << 2 & 0x44444444u) | 0x32103210u;
-      out.first = pick(table.sixteen(0, index, blend), table.sixteen(4, index, blend), upper);
-      index >>= 16, blend >>= 16, upper >>= 16;
-      out.second = pick(table.sixteen(0, index, blend), table.sixteen(4, index, blend), upper);
-    } else {
-      u32 middle = (high << 2 & 0x44444444u) | 0x32103210u;
-      u32 upper = (high << 1 & 0x44444444u) | 0x32103210u;
+    Ones fourths(low), fifths(high << 3), sixths(high << 2);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        u32 a = pick(table.sixteen(0, index, blend), table.sixteen(4, index, blend), middle);
-        u32 b = pick(table.sixteen(8, index, blend), table.sixteen(12, index, blend), middle);
-        (half == 0 ? out.first : out.second) = pick(a, b, upper);
-        index >>= 16, blend >>= 16, middle >>= 16, upper >>= 16;
+    for (int half = 0; half < 2; ++half) {
+      u32 fourth = fourths[half], found = table.sixteen(0, index, fourth);
+      if constexpr (BITS > 4) {
+        u32 fifth = fifths[half];
+        found = Table::choose(found, table.sixteen(4, index, fourth), fifth);
+        if constexpr (BITS > 5) {
+          u32 last = Table::choose(table.sixteen(8, index, fourth), table.sixteen(12, index, fourth), fifth);
+          found = Table::choose(found, last, sixths[half]);
+        }
       }
+      (half == 0 ? out.first : out.second) = found;
+      index >>= 16;
     }
   }
   return out;

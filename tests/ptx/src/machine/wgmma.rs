@@ -1,14 +1,14 @@
 //! `wgmma`: matrix products of four warps, with operands in shared memory.
 //!
 //! Each warp computes its sixteen rows when it issues the instruction. Until it waits for the group, the sums may not be
-//! used and the operands in shared memory not be overwritten.
+//! used and the operands, in shared memory or registers, not be overwritten.
 
 use super::tensor::{a_place, decode_sum, elements, encode_sum};
 use super::warp::Warp;
 use super::{Block, Fault, Fixed};
 use crate::code::{PredSrc, Reg, Src};
 use crate::error::ErrorKind;
-use crate::lanes::WARP;
+use crate::lanes::{Lanes, WARP};
 use crate::shared::{ASYNC_LANE, Who};
 use crate::types::Type;
 use rustc_hash::FxHashMap;
@@ -44,6 +44,8 @@ pub(crate) struct Wgmma {
 #[derive(Debug, Clone)]
 struct InFlight {
     registers: Vec<Reg>,
+    /// Registers it reads, with what they held.
+    left: Vec<(Reg, Lanes)>,
     /// Pieces of shared memory it reads, of sixteen bytes.
     reads: Vec<u64>,
     line: u32,
@@ -160,9 +162,15 @@ impl Block<'_> {
         warp.pipeline.issued = (count + 1, digest.wrapping_mul(0x100_0000_01b3) ^ u64::from(line));
 
         let depth = 256 / op.a_type.bits() as usize;
-        let mut reads = Vec::new();
+        let (mut reads, mut left) = (Vec::new(), Vec::new());
         let rows = match &op.a {
-            Left::Registers(registers) => self.left_registers(warp, op, registers, depth)?,
+            Left::Registers(registers) => {
+                left.extend(registers.iter().filter_map(|src| match src {
+                    Src::Reg(reg) => Some((*reg, warp.regs[*reg as usize])),
+                    _ => None,
+                }));
+                self.left_registers(warp, op, registers, depth)?
+            }
             Left::Shared(descriptor) => {
                 let descriptor = self.uniform(warp, *descriptor, !0, "a matrix descriptor")?;
                 let matrix = Matrix::of(descriptor, op.a_type.bytes(), op.transpose_a)?;
@@ -210,7 +218,7 @@ impl Block<'_> {
             warp.written[*reg as usize] = 0;
             warp.pipeline.busy.insert(*reg, line);
         }
-        warp.pipeline.open.push(InFlight { registers: op.d.clone(), reads, line });
+        warp.pipeline.open.push(InFlight { registers: op.d.clone(), left, reads, line });
         self.stats.matrix_macs += 16 * op.columns as u64 * depth as u64;
         Ok(())
     }
@@ -293,6 +301,11 @@ impl Block<'_> {
         for product in &done {
             for address in &product.reads {
                 self.shared.end_read(who, *address, 16)?;
+            }
+            if let Some((reg, _)) = product.left.iter().find(|(reg, held)| warp.regs[*reg as usize] != *held)
+            {
+                let (register, line) = (self.fixed.register(*reg), product.line);
+                return Err(Fault(ErrorKind::RegisterInUse { register, line }, None));
             }
         }
         // Registers of products that go on stay busy.
