@@ -6,6 +6,9 @@
 //! - a product with many rows is multiplied as bf16 or f16, so the rows are widened first;
 //! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
+//!
+//! And several become one where a GPU would wait between them: spans of attention and their merging, and with a single token what
+//! finishes the heads of q, k and v.
 
 use crate::attention_tiles::AttentionTiles;
 use crate::emit::{SPAN_WARPS, has_span_products, row_threads, small_blocks, takes_one_row, widened_bytes};

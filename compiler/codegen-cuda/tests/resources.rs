@@ -132,6 +132,8 @@ fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
     ];
     match spec {
         CudaSpec::Plain(KernelSpec::Attention { attention, .. }) if attention.kv != KvType::F32 => ATTENTION,
+        CudaSpec::Plain(KernelSpec::AttentionSpan(attention)) if attention.kv == KvType::F16 => ATTENTION,
+        CudaSpec::AttentionJoined { .. } | CudaSpec::AttentionFresh { .. } => ATTENTION,
         CudaSpec::Linear(l) => match l.rows {
             RowTile::Many if l.format.code_bits() == 32 => &[],
             RowTile::Many if target.has_wgmma() => WARPGROUPS,
