@@ -120,6 +120,8 @@ fn a_span_of_attention_reads_its_keys_and_values_once() {
         let read = stats.global_read.bytes as f64 / cache;
         say(&format!("{kv:?}  {instructions:>10.1} {read:>20.2}"));
         assert!(read < 1.35, "{kv:?}: {read} bytes read for each of the cache");
+        let most = if kv == KvType::F16 { 12.0 } else { 45.0 };
+        assert!(instructions < most, "{kv:?}: {instructions} instructions");
     }
 }
 
