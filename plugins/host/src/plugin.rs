@@ -1,13 +1,13 @@
 //! A loaded library and its passes.
 
-use crate::description::{self, DescribedPass, RunFn};
+use crate::description::{self, DescribedPass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::session;
 use crate::table::HOST;
 use attar_format::FormatRef;
 use attar_ir::Graph;
-use attar_pass::plugin::{Facts, GraphHost, declare};
-use attar_pass::{Changed, Options, Pass, PassCx, PassDecl, Value};
+use attar_pass::plugin::GraphHost;
+use attar_pass::{Options, PassCx, PassDecl, Value};
 use attar_plugin::abi::{
     ATTAR_ABI_MAJOR, ATTAR_ABI_MINOR, ATTAR_CANCELLED, ATTAR_OK, ATTAR_OPTION_BOOL, ATTAR_OPTION_CHOICE,
     ATTAR_OPTION_FLOAT, ATTAR_OPTION_INT, AttarHost, AttarOptionValue, AttarPlugin, AttarStr,
@@ -131,64 +131,14 @@ unsafe fn checked(plugin: *const AttarPlugin) -> std::result::Result<&'static At
 }
 
 fn declared(p: DescribedPass, plugin: &str) -> &'static PassDecl {
-    /// What the library wants back, as it is.
-    #[derive(Clone, Copy)]
-    struct Target {
-        context: *const c_void,
-        run: RunFn,
-    }
-    // SAFETY: the interface asks plugins for passes that may run on any thread.
-    unsafe impl Send for Target {}
-    // SAFETY: as above; runs of passes follow each other.
-    unsafe impl Sync for Target {}
-
-    let facts = Facts {
-        name: p.name,
-        summary: p.summary,
-        phase: p.phase,
-        numerics: p.numerics,
-        takes_tensors: p.takes_tensors,
-        options: p.options,
-        file: p.file,
-    };
-    let target = Target { context: p.context, run: p.run };
-    let plugin = plugin.to_owned();
-    declare(facts, move |decl, options| {
-        let target = { target };
-        Box::new(Loaded {
-            decl,
-            plugin: plugin.clone(),
-            context: target.context as usize,
-            run: target.run,
-            options: options.clone(),
-        })
-    })
-}
-
-/// A pass of a loaded library.
-struct Loaded {
-    decl: &'static PassDecl,
-    plugin: String,
-    /// The library's own; a number here, since nobody on this side looks behind it.
-    context: usize,
-    run: RunFn,
-    options: Options,
-}
-
-impl Pass for Loaded {
-    fn decl(&self) -> &'static PassDecl {
-        self.decl
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> attar_pass::Result<Changed> {
+    let (context, target, plugin) = (Context(p.context), p.run, plugin.to_owned());
+    let run = move |options: &Options, graph: &mut Graph, cx: &mut PassCx<'_>| {
         let values: Vec<AttarOptionValue> =
-            self.options.values().iter().map(|(name, value)| option_value(name, value)).collect();
+            options.values().iter().map(|(name, value)| option_value(name, value)).collect();
         let mut host = GraphHost::new(graph, cx);
         let (status, last) = session::run(&mut host, |run| {
             // SAFETY: the function is the library's, for this context; the table and the options live during the call.
-            unsafe {
-                (self.run)(self.context as *const c_void, &raw const HOST, run, values.as_ptr(), values.len())
-            }
+            unsafe { target(context.get(), &raw const HOST, run, values.as_ptr(), values.len()) }
         });
         let result = match status {
             ATTAR_OK => Ok(()),
@@ -199,8 +149,32 @@ impl Pass for Loaded {
                 attar_plugin::Error::new(format!("it failed with status {status} and does not say why"))
             })),
         };
-        host.finish(&self.plugin, result)?;
-        Ok(cx.changed())
+        host.finish(&plugin, result)
+    };
+    Box::leak(Box::new(PassDecl {
+        name: p.name,
+        summary: p.summary,
+        phase: p.phase,
+        numerics: p.numerics,
+        takes_tensors: p.takes_tensors,
+        options: p.options,
+        file: p.file,
+        run: Box::leak(Box::new(run)),
+    }))
+}
+
+/// What a library wants back with each run of a pass, as it is.
+#[derive(Clone, Copy)]
+struct Context(*const c_void);
+
+// SAFETY: the interface asks plugins for passes that may run on any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above; runs of passes follow each other.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn get(self) -> *const c_void {
+        self.0
     }
 }
 
@@ -217,7 +191,7 @@ fn option_value(name: &'static str, value: &Value) -> AttarOptionValue {
         Value::Bool(v) => out.integer = i64::from(*v),
         Value::Int(v) => (out.kind, out.integer) = (ATTAR_OPTION_INT, *v),
         Value::Float(v) => (out.kind, out.number) = (ATTAR_OPTION_FLOAT, *v),
-        Value::Str(v) => (out.kind, out.text) = (ATTAR_OPTION_CHOICE, text(v)),
+        Value::Text(v) => (out.kind, out.text) = (ATTAR_OPTION_CHOICE, text(v)),
     }
     out
 }
