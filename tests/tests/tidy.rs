@@ -25,7 +25,7 @@ const CRATES: [(&str, &str, &[&str]); 23] = [
     ("plugins/examples/format-nf4", "attar-example-format-nf4", &["attar-plugin"]),
     ("plugins/examples/list-outliers", "attar-example-list-outliers", &["attar-plugin"]),
     ("plugins/examples/prune-nm", "attar-example-prune-nm", &["attar-plugin"]),
-    ("tests/plugins/prune-magnitude", "attar-test-prune-magnitude", &["attar-plugin"]),
+    ("tests/plugins/built-in-passes", "attar-test-built-in-passes", &["attar-plugin"]),
     ("compiler/kernel", "attar-kernel", &["attar-artifact", "attar-format"]),
     (
         "compiler/codegen-cpu",

@@ -36,6 +36,8 @@ pub struct GraphHost<'r, 'a> {
     /// Bodies of custom ops, by space; `None` once the op has been added.
     bodies: Vec<Option<Body>>,
     buffers: BTreeMap<u64, Buffer>,
+    /// The tensor read last, at which revision of the weights.
+    last_read: Option<(String, u64, WeightValues)>,
     /// The first thing the pass did that it must not: the call and what was wrong.
     misused: Option<(String, String)>,
     /// What the pass says of its failure.
@@ -76,6 +78,7 @@ impl<'r, 'a> GraphHost<'r, 'a> {
             handles: Handles::new(),
             bodies: Vec::new(),
             buffers: BTreeMap::new(),
+            last_read: None,
             misused: None,
             failed: None,
             family: Family::Input,
@@ -689,7 +692,13 @@ unsafe impl Host for GraphHost<'_, '_> {
         let count = shape.first().copied().unwrap_or(1);
         let first = usize::try_from(first).unwrap_or(usize::MAX).min(count);
         let end = first.saturating_add(usize::try_from(rows).unwrap_or(usize::MAX)).min(count);
-        let view = self.cx.weights.view_f32(tensor).map_err(|e| self.ir(CALL, e))?;
+        // Whoever reads row by row reads the same tensor again, which may have to be decoded.
+        let revision = self.cx.weights.revision();
+        let view = match &self.last_read {
+            Some((name, at, view)) if name == tensor && *at == revision => view.clone(),
+            _ => self.cx.weights.view_f32(tensor).map_err(|e| self.ir(CALL, e))?,
+        };
+        self.last_read = Some((tensor.to_owned(), revision, view.clone()));
         Ok(self.hold(Buffer::View(view), |b| match b {
             Buffer::View(view) => view.get(first * width..end * width).unwrap_or(&[]),
             _ => &[],
