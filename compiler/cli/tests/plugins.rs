@@ -304,6 +304,7 @@ fn the_conformance_kit_tells_good_from_bad() {
     for what in [
         "loads",
         "describes itself",
+        "misuse",
         "runs",
         "is deterministic",
         "comes back",
@@ -326,14 +327,14 @@ fn the_conformance_kit_tells_good_from_bad() {
     if !has("gcc", "--version") {
         return skipped("no gcc");
     }
-    // A pass that changes weights without leave, loses memory, and depends on when it runs.
+    // A pass that hears no errors, changes weights without leave, loses memory, and depends on when it runs.
     let source = folder.path().join("bad.c");
     let bad = "#include \"attar_plugin.h\"\n#include <stdlib.h>\n#include <time.h>\n\
         #define STR(text) {(const uint8_t *)(text), sizeof(text) - 1}\n\
         static AttarStatus run(const void *c, const AttarHost *h, AttarRun r, const AttarOptionValue *o, uintptr_t n) {\n\
         (void)c, (void)o, (void)n;\n\
         AttarStr name; size_t count; AttarEdit edit; struct timespec now;\n\
-        h->tensors(r, 0, &name, 1, &count);\n\
+        if (h->tensors(r, 0, &name, 1, &count) != ATTAR_OK) return ATTAR_OK;\n\
         if (h->tensor_edit(r, name, &edit) != ATTAR_OK) return ATTAR_ERROR;\n\
         char *volatile lost = malloc(1000); lost[0] = 1; lost = NULL;\n\
         clock_gettime(CLOCK_REALTIME, &now);\n\
@@ -354,6 +355,6 @@ fn the_conformance_kit_tells_good_from_bad() {
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     let report = String::from_utf8_lossy(&output.stdout);
     let failed = |what: &str| report.lines().any(|l| l.starts_with("FAILED") && l.contains(what));
-    assert!(failed("is deterministic") && failed("asks for rewrites"), "{report}");
+    assert!(failed("is deterministic") && failed("asks for rewrites") && failed("misuse"), "{report}");
     assert!(failed("memory") || !has("valgrind", "--version"), "{report}");
 }

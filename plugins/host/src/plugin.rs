@@ -7,7 +7,7 @@ use crate::table::HOST;
 use attar_format::FormatRef;
 use attar_ir::Graph;
 use attar_pass::plugin::GraphHost;
-use attar_pass::{Options, PassCx, PassDecl, Value};
+use attar_pass::{OptionDecl, OptionKind, Options, PassCx, PassDecl, Value};
 use attar_plugin::abi::{
     ATTAR_ABI_MAJOR, ATTAR_ABI_MINOR, ATTAR_CANCELLED, ATTAR_OK, ATTAR_OPTION_BOOL, ATTAR_OPTION_CHOICE,
     ATTAR_OPTION_FLOAT, ATTAR_OPTION_INT, AttarHost, AttarOptionValue, AttarPlugin, AttarStr,
@@ -59,19 +59,7 @@ impl Plugin {
         if allowed.is_some_and(|list| !list.iter().any(|h| h.eq_ignore_ascii_case(&hash))) {
             return Err(fail(ErrorKind::NotAllowed { hash }));
         }
-        // SAFETY: loading runs the library's own code. The user has named it, which is to trust it.
-        let library = unsafe { libloading::Library::new(&whole) };
-        let library = library.map_err(|e| fail(ErrorKind::Open { problem: chain(&e) }))?;
-        // Passes and descriptions live for ever, and so must what they point to.
-        let library: &'static libloading::Library = Box::leak(Box::new(library));
-        type Entry = unsafe extern "C" fn(*const AttarHost) -> *const AttarPlugin;
-        // SAFETY: a library that exports a function of this name means this one.
-        let entry = unsafe { library.get::<Entry>(ENTRY.as_bytes()) };
-        let entry = entry.map_err(|_| fail(ErrorKind::NoEntry))?;
-        // SAFETY: the table is what the function asks for.
-        let described = unsafe { entry(&raw const HOST) };
-        // SAFETY: the function gives null or a description that stays.
-        let description = unsafe { checked(described) }.map_err(fail)?;
+        let description = described(&whole).map_err(fail)?;
         let wrong = |(what, problem)| fail(ErrorKind::Description { what, problem });
         // SAFETY: the description is the library's, and stays; so below.
         let (name, version) = unsafe { description::name(description) }.map_err(wrong)?;
@@ -89,6 +77,57 @@ impl Plugin {
         let abi = (description.abi_major, description.abi_minor);
         Ok(Plugin { name, version, path: path.to_owned(), blake3: hash, abi, passes, formats })
     }
+
+    /// Runs the passes of a library while there is no run, so that the host answers every call with an error, and gives
+    /// those that say all the same that they are done. What the conformance kit does in a process of its own.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn run_astray(path: &Path) -> Result<Vec<&'static str>> {
+        let fail = |kind| Error::new(path, kind);
+        let whole = path.canonicalize().map_err(|e| fail(ErrorKind::Io(e)))?;
+        let description = described(&whole).map_err(fail)?;
+        // SAFETY: the description is the library's, and stays.
+        let passes = unsafe { description::passes(description) };
+        let passes = passes.map_err(|(what, problem)| fail(ErrorKind::Description { what, problem }))?;
+        let mut deaf = Vec::new();
+        for pass in passes {
+            let value = |option: &OptionDecl| match (option.default(), option.kind) {
+                (None, OptionKind::Choice { of, .. }) => {
+                    Value::Text(of.first().copied().unwrap_or("").to_owned())
+                }
+                (default, _) => default.unwrap_or(Value::Bool(false)),
+            };
+            let given: Vec<Value> = pass.options.iter().map(value).collect();
+            let values: Vec<AttarOptionValue> = pass
+                .options
+                .iter()
+                .zip(&given)
+                .map(|(option, value)| option_value(option.name, value))
+                .collect();
+            // SAFETY: the function is the library's, for this context; the table and the options live during the call.
+            let status =
+                unsafe { (pass.run)(pass.context, &raw const HOST, 0, values.as_ptr(), values.len()) };
+            if status == ATTAR_OK {
+                deaf.push(pass.name);
+            }
+        }
+        Ok(deaf)
+    }
+}
+
+/// Loads a library and asks it for its description.
+fn described(library: &Path) -> std::result::Result<&'static AttarPlugin, ErrorKind> {
+    // SAFETY: loading runs the library's own code. The user has named it, which is to trust it.
+    let library = unsafe { libloading::Library::new(library) };
+    let library = library.map_err(|e| ErrorKind::Open { problem: chain(&e) })?;
+    // Passes and descriptions live for ever, and so must what they point to.
+    let library: &'static libloading::Library = Box::leak(Box::new(library));
+    type Entry = unsafe extern "C" fn(*const AttarHost) -> *const AttarPlugin;
+    // SAFETY: a library that exports a function of this name means this one.
+    let entry = unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|_| ErrorKind::NoEntry)?;
+    // SAFETY: the table is what the function asks for, and it gives null or a description that stays.
+    unsafe { checked(entry(&raw const HOST)) }
 }
 
 /// An error and what caused it.

@@ -103,11 +103,6 @@ impl<'r, 'a> GraphHost<'r, 'a> {
         attar_plugin::Error::of(attar_plugin::ErrorKind::Misuse, problem).in_call(call)
     }
 
-    /// Buffers that the pass has not given back.
-    pub fn unreleased(&self) -> usize {
-        self.buffers.len()
-    }
-
     /// What a run came to, for a pass that is linked in; `plugin` is what messages call the crate. Its mistakes are the program's
     /// own. The manager verifies what it left behind.
     ///
