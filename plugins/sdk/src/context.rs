@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{
-    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Node, NodeInfo,
+    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Native, Node, NodeInfo,
     TensorInfo, Type, Value,
 };
 use std::cell::RefCell;
@@ -29,14 +29,23 @@ impl<'h> Context<'h> {
     }
 
     /// Asks the host. It never calls back, so it is never asked while it answers.
-    ///
-    /// # Errors
-    /// Those of the question.
-    pub fn ask<T>(&self, question: impl FnOnce(&mut dyn Host) -> Result<T>) -> Result<T> {
+    fn ask<T>(&self, question: impl FnOnce(&mut dyn Host) -> Result<T>) -> Result<T> {
         match self.host.try_borrow_mut() {
             Ok(mut host) => question(&mut **host),
             Err(_) => Err(Error::of(ErrorKind::Misuse, "the host was asked while it answered")),
         }
+    }
+
+    /// Lends the host by its own type to what is linked into the same program; see [`Host::native`].
+    #[doc(hidden)]
+    pub fn native<T>(&self, work: impl FnOnce(Native) -> Result<T>) -> Result<T> {
+        self.ask(|h| match h.native() {
+            Some(native) => work(native),
+            None => {
+                let problem = "the pass works only where it is linked into the compiler";
+                Err(Error::of(ErrorKind::Unavailable, problem))
+            }
+        })
     }
 
     // ---- whoever waits

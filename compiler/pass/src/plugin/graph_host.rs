@@ -109,8 +109,12 @@ impl<'r, 'a> GraphHost<'r, 'a> {
     /// # Errors
     /// That of the work the pass did within the compiler; [`ErrorKind::Plugin`]; [`ErrorKind::Cancelled`].
     pub(super) fn finish_linked(mut self, plugin: &str, result: Result<()>) -> crate::Result<()> {
-        let panicked = matches!(&result, Err(e) if e.kind == attar_plugin::ErrorKind::Panic);
-        let family = if panicked || self.misused.is_some() { Family::Bug } else { self.family };
+        let family = match &result {
+            _ if self.misused.is_some() => Family::Bug,
+            Err(e) if e.kind == attar_plugin::ErrorKind::Panic => Family::Bug,
+            Err(e) if e.call.is_some() => self.family,
+            _ => Family::Input,
+        };
         match (self.own.take(), &result) {
             (Some(own), Err(_)) => Err(own),
             _ => self.outcome(plugin, result, family),

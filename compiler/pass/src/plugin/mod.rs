@@ -88,14 +88,13 @@ pub fn in_compiler<T>(
     cx: &Context<'_>,
     work: impl FnOnce(&mut Graph, &mut PassCx<'_>) -> Result<T>,
 ) -> attar_plugin::Result<T> {
-    cx.ask(|host| {
-        let Some(native) = host.native().filter(|n| n.of == TypeId::of::<GraphHost<'static, 'static>>())
-        else {
-            let problem = "the pass works only where it is linked into the compiler";
+    cx.native(|native| {
+        if native.of != TypeId::of::<GraphHost<'static, 'static>>() {
+            let problem = "the pass was compiled for another compiler than the one it is linked into";
             return Err(attar_plugin::Error::of(attar_plugin::ErrorKind::Unavailable, problem));
-        };
-        // SAFETY: `native` gives the host by its own type, and `host` stays borrowed until the work is done. The work is for
-        // references of any lifetime, so it keeps none.
+        }
+        // SAFETY: the host is what its type says, and stays borrowed until the work is done. The work is for references of any
+        // lifetime, so it keeps none.
         let host = unsafe { &mut *native.at.cast::<GraphHost<'_, '_>>() };
         host.lend(work)
     })
