@@ -64,6 +64,18 @@ passes! {
         let x = cx.inputs()?[0];
         cx.add("linear", &[x], &[]).map(|_| ())
     }
+    ReadsByRows "reads-by-rows" |cx| {
+        let (all, row, rest) = (cx.read("w")?, cx.read_rows("w", 1, 1)?, cx.read_rows("w", 2, 99)?);
+        assert_eq!((all.len(), row.len(), rest.len()), (128, 32, 64));
+        // Nothing is copied: the views lie in one place.
+        assert_eq!((all[32..64].as_ptr(), all[64..].as_ptr()), (row.as_ptr(), rest.as_ptr()));
+        let before = all[0];
+        halve(cx)?;
+        // A view stays what it was, and the next one is of the new values.
+        assert_eq!((all[0], cx.read_rows("w", 0, 1)?[0]), (before, before * 0.5));
+        assert_eq!(cx.read_rows("w", 4, 1)?.len(), 0);
+        Ok(())
+    }
     Rewires "rewires" |cx| {
         // Twice the same rows, and a part of them; what is computed of weights alone becomes one.
         assert!(cx.stack("twice", &["w", "w"])? && cx.rewrite("w")?);
@@ -131,6 +143,11 @@ fn a_failure_within_the_compiler_can_be_survived() {
     let (_, weights, result) = run("recovers-within");
     assert_eq!(result.expect("it runs").passes[0].rewrites, 1);
     assert_eq!(weights.read_f32("w").expect("values")[1], 1.0);
+}
+
+#[test]
+fn tensors_are_read_where_they_are() {
+    run("reads-by-rows").2.expect("it runs");
 }
 
 #[test]
