@@ -10,6 +10,7 @@ use crate::memory::Region;
 use crate::model::{Inner, MOST_ROWS, Model, Runnable};
 use crate::prefetch::{self, Weighed};
 use crate::sampler::likeliest_token;
+use attar_artifact::manifest::RopeTable;
 use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -114,7 +115,21 @@ struct Buffers {
     rows: Region,
     block_tables: Region,
     rope: Vec<Region>,
+    /// Cosines and sines of positions, `[P, Dh]`, of which the first `angle_rows` are there. With a GPU a prompt of
+    /// thousands of tokens takes little longer than to compute them anew; without one nothing is kept.
+    angles: Vec<Region>,
+    angle_rows: usize,
     logits: Region,
+}
+
+/// Cosines, then sines, of a position: a row of a rotary table.
+fn rotations(table: &RopeTable, position: usize, row: &mut [f32]) {
+    let (cosines, sines) = row.split_at_mut(table.inv_freq.len().min(row.len()));
+    for ((f, c), s) in table.inv_freq.iter().zip(cosines).zip(sines) {
+        let (sin, cos) = (position as f64 * f).sin_cos();
+        *c = (table.mscale * cos) as f32;
+        *s = (table.mscale * sin) as f32;
+    }
 }
 
 /// A step of one token, the first of its sequence.
@@ -159,6 +174,13 @@ impl Engine {
             rows: region(tokens * 4, "step inputs")?,
             block_tables: region(stride as u64 * sequences as u64 * 4, "block tables")?,
             rope: m.rope.iter().map(|_| region(rope_bytes, "rotary tables")).collect::<Result<_>>()?,
+            angles: m
+                .rope
+                .iter()
+                .filter(|_| device.is_some())
+                .map(|_| region(context as u64 * u64::from(m.head_dim) * 4, "rotary tables"))
+                .collect::<Result<_>>()?,
+            angle_rows: 0,
             logits: region(rows * u64::from(m.vocab) * 4, "logits")?,
         };
         let kv = KvCache::new(m, context, sequences, device.map(|d| &**d))?;
@@ -547,15 +569,22 @@ impl Engine {
                 put(&mut b.rows, rows, i as i32);
                 rows += 1;
             }
-            for (table, region) in m.rope.iter().zip(&mut b.rope) {
-                let width = m.head_dim as usize;
-                let half = table.inv_freq.len();
-                let row = region.words_mut::<f32>().get_mut(i * width..(i + 1) * width).unwrap_or_default();
-                let (cosines, sines) = row.split_at_mut(half.min(row.len()));
-                for ((f, c), s) in table.inv_freq.iter().zip(cosines).zip(sines) {
-                    let (sin, cos) = (position as f64 * f).sin_cos();
-                    *c = (table.mscale * cos) as f32;
-                    *s = (table.mscale * sin) as f32;
+            let width = m.head_dim as usize;
+            let place = |row: usize| row * width..(row + 1) * width;
+            if !b.angles.is_empty() {
+                for new in b.angle_rows..=position {
+                    for (table, region) in m.rope.iter().zip(&mut b.angles) {
+                        let row = region.words_mut::<f32>().get_mut(place(new)).unwrap_or_default();
+                        rotations(table, new, row);
+                    }
+                }
+                b.angle_rows = b.angle_rows.max(position + 1);
+            }
+            for (at, (table, region)) in m.rope.iter().zip(&mut b.rope).enumerate() {
+                let row = region.words_mut::<f32>().get_mut(place(i)).unwrap_or_default();
+                match b.angles.get_mut(at).and_then(|known| known.words_mut::<f32>().get(place(position))) {
+                    Some(known) if known.len() == row.len() => row.copy_from_slice(known),
+                    _ => rotations(table, position, row),
                 }
             }
         }
