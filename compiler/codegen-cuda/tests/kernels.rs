@@ -233,6 +233,38 @@ fn attention_of_prompts_agrees_with_the_reference() {
     agree(&cases);
 }
 
+/// Values far smaller than f16 has room for once they are multiplied by weights; queries and keys that are no numbers, which
+/// concern those rows alone that see them.
+#[test]
+fn attention_of_prompts_keeps_small_values_and_what_is_no_number() {
+    let r = &mut Random(13);
+    let mut cases = Vec::new();
+    for kv in [KvType::F16, KvType::Int8, KvType::Int4] {
+        let spec = attention_cases::spec((16, 4, 64), None, kv, 256);
+        let mut store = Store::new(spec, &[70, 40], r);
+        if kv.has_scales() {
+            for (position, head) in (0..40).flat_map(|p| (0..spec.kv_heads).map(move |h| (p, h))) {
+                // Growing, so that sums meet larger scales than those before.
+                let size = if position < 35 { 1e-7 } else { 1e-6 };
+                store.put(1, position, head, true, &r.f32s(spec.head_dim, size));
+            }
+        }
+        let batch = attention_cases::runs(&[(1, 20, 20)]);
+        cases.push(store.tiles(&batch, &attention_cases::queries(&spec, &batch), Activation::F32));
+        store.put(0, 69, 1, false, &vec![f32::NAN; spec.head_dim]);
+        let batch = attention_cases::runs(&[(0, 30, 40)]);
+        let mut queries = attention_cases::queries(&spec, &batch);
+        let head = |token: usize, head: usize| (token * spec.heads + head) * spec.head_dim;
+        queries[head(3, 5) + 7] = f32::NAN;
+        queries[head(38, 0)] = f32::INFINITY;
+        queries[head(12, 9)..][..spec.head_dim].fill(0.0);
+        for out in [Activation::F32, Activation::Int8] {
+            cases.push(store.tiles(&batch, &queries, out));
+        }
+    }
+    agree(&cases);
+}
+
 #[test]
 fn products_agree_with_the_reference() {
     agree(&linear_cases::all());

@@ -11,8 +11,7 @@ use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_format::Scale;
 use attar_kernel::{
-    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
-    RowTile,
+    Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
 };
 use constants::Constants;
 
@@ -159,8 +158,8 @@ const MOST_SHARED: usize = 96 << 10;
 /// Fours of groups of a product that a warp has on their way, and bytes of one.
 fn ring(linear: &LinearSpec) -> (usize, usize) {
     let fields = if linear.format.scale == Scale::Bf16 { 32 } else { 16 };
-    let piece = 4 * (linear.format.group_rows() * 64 + fields);
-    ((RING_BYTES / piece).clamp(2, 8), piece)
+    let piece = 4 * (linear.format.group_rows() * 64 + 32 + fields);
+    ((RING_BYTES.div_ceil(piece)).clamp(2, 8), piece)
 }
 
 /// Shared memory of a product with one row, or with up to 16: `Shared` of its template.
@@ -170,7 +169,8 @@ fn few_rows_shared(linear: &LinearSpec, one: bool) -> usize {
     let splits = SMALL_WARPS / blocks;
     let (rings, stride) = (SMALL_WARPS * stages * piece, 16 * blocks + 1);
     let rest = if one {
-        ActInt8Layout::new(linear.k).stride + 4 * (splits * stride + SMALL_WARPS)
+        let fours = (linear.k / 32).div_ceil(4);
+        fours * (128 + 4 * 8) + 32 + 4 * (splits * stride + SMALL_WARPS)
     } else {
         4 * splits * 16 * stride
     };
@@ -250,9 +250,11 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
     let mut parts = vec![c.finish(), WEIGHTS.to_owned(), products, epilogue];
     match norm {
-        Some(_) => parts.extend([ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned)),
-        None if blocks.shared_bytes > 0 && linear.rows == RowTile::One => {
-            parts.push(include_str!("row_quantized.cu").to_owned());
+        Some(_) => parts.extend(
+            [include_str!("row_of_codes.cu"), ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned),
+        ),
+        None if linear.rows == RowTile::One && takes_one_row(linear) => {
+            parts.extend([include_str!("row_of_codes.cu"), include_str!("row_quantized.cu")].map(str::to_owned));
         }
         None => {}
     }
