@@ -13,7 +13,7 @@ struct Likeliest {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-KERNEL(const float *__restrict__ logits, u32 *__restrict__ tokens, u64 vocab) {
+KERNEL(const float *logits, u32 *tokens, u64 vocab) {
   begin_after_launches();
   __shared__ Likeliest warps[THREADS / 32];
   const float *row = logits + blockIdx.x * vocab;

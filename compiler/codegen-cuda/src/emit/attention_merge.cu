@@ -1,7 +1,7 @@
 // Joins the partials of a token: one warp per head, four to a block.
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
-KERNEL(const float *__restrict__ partials, const int *__restrict__ positions, void *out, u64 span_count) {
+KERNEL(const float *partials, const int *positions, void *out, u64 span_count) {
   __shared__ float scratch[WARPS][C::HEAD_DIM];
   begin_after_launches();
   const int warp = threadIdx.x / 32;

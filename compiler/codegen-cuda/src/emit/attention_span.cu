@@ -2,9 +2,9 @@
 // positions, and what they gathered is joined in shared memory.
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
-KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,
-       const u32 *__restrict__ tables, u64 stride, const u8 *__restrict__ keys, const u8 *__restrict__ values,
-       float *__restrict__ partials, u64 span_count) {
+KERNEL(const float *q, const int *positions, const int *sequences,
+       const u32 *tables, u64 stride, const u8 *keys, const u8 *values,
+       float *partials, u64 span_count) {
   begin_after_launches();
   __shared__ Queries queries;
   __shared__ float parts[WARPS][ROWS][C::HEAD_DIM + 2];

@@ -1,7 +1,7 @@
 // out[t, :] = table[tokens[t], :]. One block per token; a thread decodes eight inputs at a time.
 
 extern "C" __global__ void __launch_bounds__(128)
-KERNEL(const int *__restrict__ tokens, const u8 *__restrict__ packed, float *__restrict__ out) {
+KERNEL(const int *tokens, const u8 *__restrict__ packed, float *out) {
   begin_after_launches();
   const int row = tokens[blockIdx.x];
   if (row < 0 || row >= W::N) return;

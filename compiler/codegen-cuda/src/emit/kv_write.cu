@@ -1,8 +1,8 @@
 // Stores keys and values of every token: one warp per head of keys or values, four to a block.
 
 extern "C" __global__ void __launch_bounds__(128)
-KERNEL(const float *__restrict__ k, const float *__restrict__ v, const int *__restrict__ positions,
-       const int *__restrict__ sequences, const u32 *__restrict__ tables, u64 stride, u8 *keys, u8 *values) {
+KERNEL(const float *k, const float *v, const int *positions,
+       const int *sequences, const u32 *tables, u64 stride, u8 *keys, u8 *values) {
   begin_after_launches();
   __shared__ float heads[4][C::HEAD_DIM];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -10,7 +10,7 @@ union Shared {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-KERNEL(const float *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+KERNEL(const float *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   begin_after_launches();
   __shared__ alignas(16) Shared shared;
   const int thread = threadIdx.x, rows = (int)row_count;

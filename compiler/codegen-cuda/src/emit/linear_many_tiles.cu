@@ -33,7 +33,7 @@ __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-KERNEL(const u16 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+KERNEL(const u16 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   begin_after_launches();
   __shared__ alignas(128) Shared shared;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;

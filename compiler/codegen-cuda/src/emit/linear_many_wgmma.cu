@@ -339,7 +339,7 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-KERNEL(const u16 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+KERNEL(const u16 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   let_next_launch_begin();
   extern __shared__ u8 given[];
   u8 *shared = given + (1024 - shared_address(given) % 1024) % 1024;

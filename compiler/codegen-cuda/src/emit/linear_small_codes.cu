@@ -117,7 +117,7 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, const
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
-KERNEL(const u8 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   extern __shared__ Four given[];
   Shared &shared = *(Shared *)given;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -10,7 +10,7 @@ constexpr int PER_ROW = 32 / W::BITS;
 constexpr int CODE_ROWS = (W::K + PER_ROW - 1) / PER_ROW;
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
-KERNEL(const float *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
+KERNEL(const float *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   begin_after_launches();
   __shared__ float parts[SPLITS][ROWS][STRIDE];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

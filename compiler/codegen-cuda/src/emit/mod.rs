@@ -225,11 +225,11 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
     let residual = linear.epilogue == Epilogue::Residual;
     let (row_parameters, row_call) = match norm {
         Some(NormOfRow { gain: true, .. }) => (
-            "const float *__restrict__ x, const float *__restrict__ gains",
+            "const float *x, const float *__restrict__ gains",
             "take_row(shared.row, x, gains, shared.sums);",
         ),
-        Some(_) => ("const float *__restrict__ x", "take_row(shared.row, x, nullptr, shared.sums);"),
-        None => ("const u8 *__restrict__ x", "take_row(shared.row, x, shared.sums);"),
+        Some(_) => ("const float *x", "take_row(shared.row, x, nullptr, shared.sums);"),
+        None => ("const u8 *x", "take_row(shared.row, x, shared.sums);"),
     };
     if let Some(norm) = norm {
         c.int("DIM", linear.k)
@@ -388,12 +388,12 @@ fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activ
     c.int("START", 0).int("WHOLE", 0).flag("GAIN", false).float("EPS", 0.0);
     let names = ["a", "b", "c"];
     let parameters: Vec<String> =
-        names[..inputs].iter().map(|n| format!("const float *__restrict__ {n}, ")).collect();
+        names[..inputs].iter().map(|n| format!("const float *{n}, ")).collect();
     for name in &names[inputs..] {
         c.line(&format!("constexpr const float *{name} = nullptr;"));
     }
     let template = include_str!("rows.cu")
-        .replace("PARAMETERS", &format!("{}void *__restrict__ out", parameters.concat()))
+        .replace("PARAMETERS", &format!("{}void *out", parameters.concat()))
         .replace("SLICE };", &format!("SLICE }};\nconstexpr int OPERATION = {operation};"));
     vec![c.finish(), ROW_OF_BLOCK.to_owned(), template]
 }

@@ -51,7 +51,8 @@ __device__ __forceinline__ void let_next_launch_begin() {
 }
 
 /// Waits until every launch before has ended and all it wrote can be read. Every kernel calls it, before it reads or writes
-/// anything but weights: a launch has ended only when those before it have.
+/// anything but weights: a launch has ended only when those before it have. No pointer but those to weights is `__restrict__`: the
+/// compiler would take it that nothing changes behind it, and read before the wait.
 __device__ __forceinline__ void wait_for_launches() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -1,7 +1,7 @@
 // Rotates heads: one block per token.
 
 extern "C" __global__ void __launch_bounds__(256)
-KERNEL(const float *__restrict__ x, const float *__restrict__ rope, float *__restrict__ out) {
+KERNEL(const float *x, const float *rope, float *out) {
   begin_after_launches();
   constexpr int HALF = HEAD_DIM / 2;
   const size_t token = blockIdx.x;

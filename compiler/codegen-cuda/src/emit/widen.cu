@@ -1,7 +1,7 @@
 // Activations of many rows as bf16, with which tensor cores multiply: rows of `PADDED` numbers, zeros behind the last.
 // One block per row.
 
-extern "C" __global__ void __launch_bounds__(256) KERNEL(const u8 *__restrict__ x, u32 *__restrict__ out) {
+extern "C" __global__ void __launch_bounds__(256) KERNEL(const u8 *x, u32 *out) {
   begin_after_launches();
   const size_t row = blockIdx.x;
   for (int i = threadIdx.x; i < PADDED / 2; i += 256) {

@@ -14,7 +14,7 @@ __device__ __forceinline__ int input_at(int place) {
   else return place;
 }
 
-extern "C" __global__ void __launch_bounds__(256) KERNEL(const u8 *__restrict__ x, u16 *__restrict__ out) {
+extern "C" __global__ void __launch_bounds__(256) KERNEL(const u8 *x, u16 *out) {
   begin_after_launches();
   typedef Int8Rows<K> Rows;
   const size_t row = blockIdx.x, rows = gridDim.x;
