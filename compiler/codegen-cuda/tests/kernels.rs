@@ -7,9 +7,10 @@ mod modules;
 mod nvrtc_here;
 
 use attar_artifact::manifest::KvType;
+use attar_artifact::program::StepSize;
 use attar_codegen_cuda::{CudaPrograms, CudaSpec, CudaTarget};
 use attar_format::formats;
-use attar_kernel::{Activation, Epilogue, LinearSpec, QkvEpilogue, RowTile};
+use attar_kernel::{ActInt8Layout, Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use attar_ptx::{Launch, Memory, Param};
 use case::attention_cases::{self, Store};
 use case::{Arg, Case, Check, Random, bytes_of, linear_cases, row_cases};
@@ -52,7 +53,7 @@ fn attention_agrees_with_the_reference() {
 }
 
 /// Executes one launch and gives what is then in the buffers that it may write: partials, result, counters, and the cache.
-fn launch_attention(modules: &mut Modules, spec: &CudaSpec, grid: u64, args: &[Arg]) -> Vec<Vec<u8>> {
+fn launch_alone(modules: &mut Modules, spec: &CudaSpec, grid: u64, args: &[Arg]) -> Vec<Vec<u8>> {
     let programs = CudaPrograms { programs: Vec::new(), kernels: vec![spec.clone()] };
     let (module, blocks) = modules.module(&programs, &spec.name());
     let mut memory = Memory::new();
@@ -105,7 +106,7 @@ fn attention_joined_agrees_with_the_reference() {
             let counters = Arg::Output(vec![0; merge.grid as usize * 4], Check::Bytes);
             let args = [&case.args[..], &[merge.args[2].clone(), counters.clone()]].concat();
             let spec = CudaSpec::AttentionJoined { attention, out };
-            let got = launch_attention(&mut modules, &spec, case.grid, &args);
+            let got = launch_alone(&mut modules, &spec, case.grid, &args);
             merge.check(&spec.name(), &merge.reference(), &[got[1].clone()]);
             assert!(got[2].iter().all(|byte| *byte == 0), "{}: counters are left at zero", spec.name());
         }
@@ -165,7 +166,7 @@ fn attention_of_a_fresh_token_agrees_with_the_reference() {
                 args.extend_from_slice(&case.args[7..]);
                 let counters = Arg::Output(vec![0; kv_heads * 4], Check::Bytes);
                 args.extend([merge.args[2].clone(), counters]);
-                let got = launch_attention(&mut modules, &spec, case.grid, &args);
+                let got = launch_alone(&mut modules, &spec, case.grid, &args);
                 merge.check(&spec.name(), &merge.reference(), &[got[3].clone()]);
                 assert!(got[4].iter().all(|byte| *byte == 0), "{}: counters are left at zero", spec.name());
                 for (got, want) in got.iter().zip([&want.keys, &want.values]) {
@@ -178,6 +179,40 @@ fn attention_of_a_fresh_token_agrees_with_the_reference() {
                         assert!(near || got.is_nan() && want.is_nan(), "{}: {got} for {want}", spec.name());
                     }
                 }
+            }
+        }
+    }
+}
+
+/// A norm within the product behind it, which two launches of a CPU become.
+#[test]
+fn products_of_normed_rows_agree_with_the_reference() {
+    for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
+        let Some(mut modules) = Modules::find(target) else { return };
+        for (f, format) in formats::ALL.iter().copied().filter(|f| f.wants_int8_activations()).enumerate() {
+            let epilogues = linear_cases::epilogues().into_iter();
+            for (e, (epilogue, n)) in epilogues.filter(|(e, _)| !matches!(e, Epilogue::Qkv(_))).enumerate() {
+                let (k, gain, eps) = ([96, 32, 352, 4128, 512][(e + f) % 5], (e + f) % 3 > 0, 1e-5);
+                let linear =
+                    LinearSpec { format, n, k, rows: RowTile::One, bias: (e + f) % 2 == 0, epilogue };
+                let mut case = linear_cases::case((100 * f + e) as u64, linear.clone(), 1);
+                let r = &mut Random((f + e) as u64);
+                let mut row = vec![Arg::Input(bytes_of(&r.f32s(k, 3.0)))];
+                if gain {
+                    row.push(Arg::Input(bytes_of(&r.f32s(k, 1.0))));
+                }
+                let quantized = Arg::Output(vec![0; ActInt8Layout::new(k).stride], Check::Bytes);
+                let norm = Case {
+                    spec: KernelSpec::RmsNorm { dim: k, eps, gain, out: Activation::Int8 },
+                    args: [&row[..], &[quantized]].concat(),
+                    grid: 1,
+                };
+                case.args[0] = Arg::Input(norm.reference()[0].clone());
+                let blocks = case.on_gpu().programs[0].launches[0].blocks.expect("a launch of a GPU");
+                let grid = blocks.x.at(StepSize { tokens: 1, rows: 1, spans: 1 }).expect("small");
+                let spec = CudaSpec::NormLinear { linear, eps, gain };
+                let got = launch_alone(&mut modules, &spec, grid, &[&row[..], &case.args[1..]].concat());
+                case.check(&spec.name(), &case.reference(), &got);
             }
         }
     }

@@ -101,8 +101,8 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
 #pragma unroll
     for (int s = 1; s < SPLITS; ++s) sum += shared.parts[s][threadIdx.x];
     if constexpr (EPILOGUE == STORE || EPILOGUE == RESIDUAL) {
-      const float *bias = BIAS_ARGUMENT;
-      if (channel < W::N) ((float *)out)[channel] = before + (sum + (bias ? bias[channel] : 0.f));
+      const float *added = BIAS_ARGUMENT;
+      if (channel < W::N) ((float *)out)[channel] = before + (sum + (added ? added[channel] : 0.f));
     } else {
       shared.parts[0][threadIdx.x] = sum;
     }

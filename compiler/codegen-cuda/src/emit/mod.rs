@@ -251,10 +251,13 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
     let mut parts = vec![c.finish(), WEIGHTS.to_owned(), products, epilogue];
     match norm {
         Some(_) => parts.extend(
-            [include_str!("row_of_codes.cu"), ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned),
+            [include_str!("row_of_codes.cu"), ROW_OF_BLOCK, include_str!("row_normalized.cu")]
+                .map(str::to_owned),
         ),
         None if linear.rows == RowTile::One && takes_one_row(linear) => {
-            parts.extend([include_str!("row_of_codes.cu"), include_str!("row_quantized.cu")].map(str::to_owned));
+            parts.extend(
+                [include_str!("row_of_codes.cu"), include_str!("row_quantized.cu")].map(str::to_owned),
+            );
         }
         None => {}
     }
@@ -387,8 +390,7 @@ fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activ
     // The template mentions all that any of the operations has.
     c.int("START", 0).int("WHOLE", 0).flag("GAIN", false).float("EPS", 0.0);
     let names = ["a", "b", "c"];
-    let parameters: Vec<String> =
-        names[..inputs].iter().map(|n| format!("const float *{n}, ")).collect();
+    let parameters: Vec<String> = names[..inputs].iter().map(|n| format!("const float *{n}, ")).collect();
     for name in &names[inputs..] {
         c.line(&format!("constexpr const float *{name} = nullptr;"));
     }
