@@ -8,7 +8,7 @@
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
 
 use crate::attention_tiles::AttentionTiles;
-use crate::emit::{row_threads, small_blocks, widened_bytes};
+use crate::emit::{SPAN_WARPS, has_span_products, row_threads, small_blocks, takes_one_row, widened_bytes};
 use crate::error::{Error, Result};
 use attar_artifact::program::{
     ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles,
@@ -16,6 +16,9 @@ use attar_artifact::program::{
 use attar_format::{CHANNELS, Scale};
 use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use std::collections::BTreeMap;
+
+/// Most blocks of a product that do the same norm each, rather than that it is a launch. They run at the same time, more or less.
+const MOST_NORMS: usize = 1024;
 
 /// Most tokens of a step of a prompt: enough that products of 4096 channels fill a large GPU twice over.
 const PREFILL_TOKENS: u32 = 2048;
@@ -28,6 +31,9 @@ pub enum CudaSpec {
     /// A product with an epilogue other than [`Epilogue::Qkv`]. Arguments as on CPUs; but with [`RowTile::Many`] x is
     /// what [`CudaSpec::Widen`] makes of it, unless the weights are f32.
     Linear(LinearSpec),
+    /// A product with one row of int8 activations that are an RMS norm, which it does itself. Args: x f32, gain f32 (only with
+    /// `gain`), then what [`CudaSpec::Linear`] has behind its x.
+    NormLinear { linear: LinearSpec, eps: f32, gain: bool },
     /// Rows as a product's operand. Args: x (int8 or f32 rows), out. Grid: rows.
     Widen(Widen),
     /// The likeliest token of every row of logits; part of no program. Args: logits f32 `[R, V]`, out u32 `[R]`, V. Grid: R.
@@ -71,6 +77,10 @@ impl CudaSpec {
         match self {
             CudaSpec::Plain(kernel) => kernel.name(),
             CudaSpec::Linear(linear) => KernelSpec::Linear(linear.clone()).name(),
+            CudaSpec::NormLinear { linear, eps, gain } => {
+                let gain = if *gain { "g_" } else { "" };
+                format!("norm_e{:08x}_{gain}{}", eps.to_bits(), KernelSpec::Linear(linear.clone()).name())
+            }
             CudaSpec::Widen(Widen { dim, int8, half, run }) => {
                 let (from, to) = (if *int8 { "i8" } else { "f32" }, if *half { "f16" } else { "bf16" });
                 format!("widen_{from}_{to}_r{run}_{dim}")
@@ -89,10 +99,11 @@ impl CudaSpec {
     /// Threads of a block.
     pub fn threads(&self) -> u32 {
         match self {
-            CudaSpec::Linear(_) | CudaSpec::Widen(_) => 256,
+            CudaSpec::Linear(_) | CudaSpec::NormLinear { .. } | CudaSpec::Widen(_) => 256,
             CudaSpec::Argmax => ARGMAX_THREADS,
             CudaSpec::QkvRope(_) => 128,
             CudaSpec::Plain(kernel) => match kernel {
+                KernelSpec::AttentionSpan(a) if has_span_products(a) => SPAN_WARPS as u32 * 32,
                 KernelSpec::Embed { .. }
                 | KernelSpec::KvWrite { .. }
                 | KernelSpec::Attention { .. }
@@ -129,13 +140,25 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
     for program in programs {
         let mut work =
             Translation { arena: program.arena, spare: [Extent::default(); 2], launches: Vec::new() };
-        for launch in &program.launches {
-            let spec = specs.get(&launch.kernel);
+        let mut launches = program.launches.iter();
+        while let Some(launch) = launches.next() {
             let bad = || Error::Spec {
                 kernel: launch.kernel.clone(),
                 problem: "its launch is not as documented".to_owned(),
             };
-            work.launch(spec.ok_or_else(bad)?, launch).ok_or_else(bad)?;
+            let spec = specs.get(&launch.kernel).ok_or_else(bad)?;
+            if program.kind == ProgramKind::Decode
+                && let Some(norm) = Norm::of(spec, launch)
+                && let [next, later @ ..] = launches.as_slice()
+                && let Some(KernelSpec::Linear(linear)) = specs.get(&next.kernel)
+                && norm.is_for(linear, next)
+                && !is_read(norm.out, later, &specs)
+            {
+                launches.next();
+                work.linear(linear, next, Some(norm)).ok_or_else(bad)?;
+            } else {
+                work.launch(spec, launch).ok_or_else(bad)?;
+            }
         }
         let (arena, steps) = work.finish();
         let launches = steps.into_iter().map(|(spec, launch)| {
@@ -149,6 +172,64 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
         out.push(Program { launches: launches.collect(), arena, max_tokens, ..program.clone() });
     }
     Ok(CudaPrograms { programs: out, kernels: kernels.into_values().collect() })
+}
+
+/// A norm that may become part of the product behind it.
+#[derive(Clone, Copy)]
+struct Norm {
+    eps: f32,
+    dim: usize,
+    x: Arg,
+    gain: Option<Arg>,
+    out: Arg,
+}
+
+impl Norm {
+    fn of(spec: &KernelSpec, launch: &Launch) -> Option<Norm> {
+        let KernelSpec::RmsNorm { dim, eps, gain, out: Activation::Int8 } = *spec else { return None };
+        let (x, gain, out) = match (gain, launch.args.as_slice()) {
+            (true, &[x, gain, out]) => (x, Some(gain), out),
+            (false, &[x, out]) => (x, None, out),
+            _ => return None,
+        };
+        Some(Norm { eps, dim, x, gain, out })
+    }
+
+    /// Whether it is the row of a product with one row.
+    fn is_for(&self, linear: &LinearSpec, launch: &Launch) -> bool {
+        linear.rows == RowTile::One
+            && takes_one_row(linear)
+            && linear.k == self.dim
+            && linear.n.div_ceil(CHANNELS * small_blocks(&linear.epilogue)) <= MOST_NORMS
+            && launch.args.first() == Some(&self.out)
+    }
+}
+
+/// Whether any launch reads what stands at `place` before one writes there.
+fn is_read(place: Arg, launches: &[Launch], specs: &BTreeMap<String, &KernelSpec>) -> bool {
+    for launch in launches {
+        let found = launch.args.iter().position(|arg| match (arg, &place) {
+            (Arg::Arena { offset: a, .. }, Arg::Arena { offset: b, .. }) => a == b,
+            (a, b) => a == b,
+        });
+        if let Some(at) = found {
+            return specs.get(&launch.kernel).and_then(|s| result_slot(s, launch.args.len())) != Some(at);
+        }
+    }
+    false
+}
+
+/// Which of so many arguments is the result of a launch, if there is one result and it is known.
+fn result_slot(spec: &KernelSpec, args: usize) -> Option<usize> {
+    match spec {
+        KernelSpec::Linear(linear) if !matches!(linear.epilogue, Epilogue::Qkv(_)) => args.checked_sub(3),
+        KernelSpec::RmsNorm { .. } | KernelSpec::LayerNorm { .. } | KernelSpec::Quantize { .. } => {
+            args.checked_sub(1)
+        }
+        KernelSpec::Attention { .. } | KernelSpec::AttentionSpan(_) => Some(7),
+        KernelSpec::AttentionMerge { .. } => Some(2),
+        _ => None,
+    }
 }
 
 /// Memory behind the arena for what one launch hands to the next.
@@ -190,7 +271,7 @@ impl Translation {
         let all = given(&launch.args);
         let rows = (Tiles::each(launch.grid), Tiles::one());
         match spec {
-            KernelSpec::Linear(linear) => self.linear(linear, launch)?,
+            KernelSpec::Linear(linear) => self.linear(linear, launch, None)?,
             KernelSpec::Attention { attention, out } => {
                 let group = Extent::per_token(attention.group() as u64);
                 let x = Tiles::each(Extent::fixed(attention.kv_heads as u64));
@@ -256,7 +337,16 @@ impl Translation {
         Some(())
     }
 
-    fn linear(&mut self, linear: &LinearSpec, launch: &Launch) -> Option<()> {
+    /// A product, with the norm that its row is.
+    fn linear(&mut self, linear: &LinearSpec, launch: &Launch, norm: Option<Norm>) -> Option<()> {
+        let product = |linear: LinearSpec, mut args: Vec<Given>| match norm {
+            None => (CudaSpec::Linear(linear), args),
+            Some(norm) => {
+                let row = std::iter::once(norm.x).chain(norm.gain).map(Given::Arg);
+                args.splice(..1, row);
+                (CudaSpec::NormLinear { linear, eps: norm.eps, gain: norm.gain.is_some() }, args)
+            }
+        };
         let mut args: Vec<Given> = launch.args.iter().map(|a| Given::Arg(*a)).collect();
         let (count_slot, prefetch) = (args.len().checked_sub(2)?, args.len() - 1);
         let rows = match launch.args[count_slot] {
@@ -284,15 +374,16 @@ impl Translation {
             }
         };
         let Epilogue::Qkv(q) = &linear.epilogue else {
-            self.push(CudaSpec::Linear(linear.clone()), args, launch.grid, blocks, launch);
+            let (spec, args) = product(linear.clone(), args);
+            self.push(spec, args, launch.grid, blocks, launch);
             return Some(());
         };
         let head = 2 + usize::from(linear.bias);
         let sums = self.spare(Spare::Sums, rows, linear.n as u64 * 4)?;
-        let mut product = args.get(..head)?.to_vec();
-        product.extend([sums, args[count_slot], args[prefetch]]);
-        let stored = LinearSpec { epilogue: Epilogue::Store, ..linear.clone() };
-        self.push(CudaSpec::Linear(stored), product, launch.grid, blocks, launch);
+        let mut inputs = args.get(..head)?.to_vec();
+        inputs.extend([sums, args[count_slot], args[prefetch]]);
+        let (spec, inputs) = product(LinearSpec { epilogue: Epilogue::Store, ..linear.clone() }, inputs);
+        self.push(spec, inputs, launch.grid, blocks, launch);
         let mut rest = vec![sums];
         rest.extend_from_slice(args.get(head..count_slot)?);
         let x = Tiles { extent: Extent::fixed((q.heads + 2 * q.kv_heads) as u64), per: 4 };

@@ -210,6 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,
        const u32 *__restrict__ tables, u64 stride, const u8 *__restrict__ keys, const u8 *__restrict__ values, void *out,
        u64 token_count) {
+  begin_after_launches();
   extern __shared__ Shared given[];
   Shared &shared = given[0];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.x;

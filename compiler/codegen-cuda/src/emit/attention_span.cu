@@ -5,6 +5,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
 KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,
        const u32 *__restrict__ tables, u64 stride, const u8 *__restrict__ keys, const u8 *__restrict__ values,
        float *__restrict__ partials, u64 span_count) {
+  begin_after_launches();
   __shared__ Queries queries;
   __shared__ float parts[WARPS][ROWS][C::HEAD_DIM + 2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -4,6 +4,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
 KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,
        const u32 *__restrict__ tables, u64 stride, const u8 *__restrict__ keys, const u8 *__restrict__ values, void *out,
        u64 token_count) {
+  begin_after_launches();
   __shared__ Queries shared[WARPS];
   const int warp = threadIdx.x / 32, kv_head = blockIdx.x;
   const int tokens = (int)token_count;

@@ -5,31 +5,17 @@
 // every weight. Tensor cores count p from 1.5 * 2^23 on, so that its bits are those of a float, and one multiply-add gives w p
 // exactly. The terms x w c s of four groups are one product of floats, x s in two parts of 11 bits.
 //
-// Warps of a block share out fours of groups of `BLOCKS` blocks of channels. While a four is multiplied, the weights of the next
-// are on their way; the first are asked for before what other launches leave is waited for.
+// Warps of a block share out fours of groups of `BLOCKS` blocks of channels. The first weights are asked for before what other
+// launches leave is waited for. Of a last four the groups that are not there have scales of zero.
 
 constexpr int SPLITS = WARPS / BLOCKS;
 constexpr int CHANNELS = 16 * BLOCKS;
 constexpr int STRIDE = CHANNELS + 1;
-constexpr bool WHOLE = W::GROUPS % 4 == 0;
-/// Bytes of a block of channels that are asked for ahead.
-constexpr int AHEAD = W::BLOCK / 16 * 16 < 32768 ? W::BLOCK / 16 * 16 : 32768;
-
-struct Shared { float parts[SPLITS][ROWS][STRIDE]; };
-
-/// What a warp loads of the weights for a four of groups; thread `t` of four has the scales of group `t`. Past the last group the
-/// last one is multiplied again, by zero.
-struct Piece {
-  Codes codes[4];
-  Fields fields;
-
-  __device__ __forceinline__ void load(const u8 *block, int first, int g, int t) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) codes[i].load(block, WHOLE ? first + i : min(first + i, W::GROUPS - 1), g, t);
-    fields.load(block, WHOLE ? first + t : min(first + t, W::GROUPS - 1), g);
-    if (!WHOLE && first + t >= W::GROUPS) fields.clear();
-  }
+struct Shared {
+  alignas(16) Ring rings[WARPS];
+  float parts[SPLITS][ROWS][STRIDE];
 };
+static_assert(sizeof(Shared) == SHARED_BYTES, "as much as the launch gives");
 
 /// sums += a b for four groups of 16 channels and 8 columns, `b` in two parts.
 __device__ __forceinline__ void multiply_floats(float (&sums)[4], float a0, float a1, float high, float low) {
@@ -60,9 +46,11 @@ __device__ __forceinline__ void load_scales(float (&scales)[4], const u8 *row, i
 
 /// Adds up 16 channels by `TILES` times eight rows, from group `split` * 4 on.
 template <bool SPLIT_SIGNS, int TILES>
-__device__ __forceinline__ void add_up(Shared &shared, const Table &table, Piece next, const u8 *x, int rows, const u8 *block,
-                                       int split, int local) {
+__device__ __forceinline__ void add_up(Shared &shared, const Table &table, const u8 *x, int rows, const u8 *block, int split,
+                                       int local) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  Ring &ring = shared.rings[threadIdx.x / 32];
+  int stage = 0;
   float sums[TILES][4] = {};
   // Rows past the last repeat it; their results are not stored.
   const u8 *mine[TILES], *column[TILES][2];
@@ -74,8 +62,11 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, Piece
   }
 #pragma unroll 1
   for (int first = split * 4; first < W::GROUPS; first += SPLITS * 4) {
-    const Piece piece = next;
-    if (first + SPLITS * 4 < W::GROUPS) next.load(block, first + SPLITS * 4, g, t);
+    ring.wait();
+    const u8 *piece = ring.pieces[stage];
+    Fields fields;
+    fields.load(piece + 4 * GROUP_CODES + t * GROUP_FIELDS, g);
+    if (!WHOLE && first + t >= W::GROUPS) fields.clear();
     float scales[TILES][2][4];
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
@@ -85,14 +76,16 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, Piece
         int group = WHOLE ? first + t : min(first + t, W::GROUPS - 1);
         float added = *(const float *)(mine[tile] + X::SCALES + group * 4) * (float)*(const int *)(mine[tile] + X::SUMS + group * 4);
         float high = shortened(added);
-        multiply_floats(sums[tile], piece.fields.added(table, 0), piece.fields.added(table, 1), high, added - high);
+        multiply_floats(sums[tile], fields.added(table, 0), fields.added(table, 1), high, added - high);
       }
     }
-    const u32 pair = piece.fields.scales();
+    const u32 pair = fields.scales();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      Codes codes;
+      codes.load(piece + i * GROUP_CODES, g, t);
       Weights<SPLIT_SIGNS> weights;
-      weights.decode(table, piece.codes[i], t);
+      weights.decode(table, codes, t);
       u32 both = __shfl_sync(ALL_LANES, pair, lane & 28 | i);
       float scale[2] = {bits_to_float(both << 16), bits_to_float(both & 0xffff0000u)};
       float start[2] = {-FLOAT_COUNT * scale[0], -FLOAT_COUNT * scale[1]};
@@ -109,6 +102,9 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, Piece
         }
       }
     }
+    __syncwarp();
+    ring.ask(stage, block, first + STAGES * SPLITS * 4);
+    stage = stage + 1 == STAGES ? 0 : stage + 1;
   }
   float row_scale[2] = {1.f, 1.f};
   if constexpr (!W::BF16_SCALES) row_scale[0] = ((const float *)block)[2 * g], row_scale[1] = ((const float *)block)[2 * g + 1];
@@ -121,7 +117,8 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, Piece
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
 KERNEL(const u8 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
-  __shared__ Shared shared;
+  extern __shared__ Four given[];
+  Shared &shared = *(Shared *)given;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int split = warp / BLOCKS, local = warp % BLOCKS;
   const int index = blockIdx.x * BLOCKS + local;
@@ -129,18 +126,17 @@ KERNEL(const u8 *__restrict__ x, const u8 *__restrict__ packed BIAS_PARAMETER RE
   let_next_launch_begin();
   if (index * 16 < W::N && split * 4 < W::GROUPS) {
     const u8 *block = packed + W::HEADER + (size_t)index * W::BLOCK;
-    if (split == 0 && lane == 0) fetch_ahead(block, AHEAD);
     Table table;
     table.load(packed);
-    Piece first;
-    first.load(block, split * 4, lane / 4, lane % 4);
+#pragma unroll
+    for (int stage = 0; stage < STAGES; ++stage) shared.rings[warp].ask(stage, block, (split + stage * SPLITS) * 4);
     wait_for_launches();
     if (table.has_split_signs()) {
-      if (rows <= 8) add_up<true, 1>(shared, table, first, x, rows, block, split, local);
-      else add_up<true, 2>(shared, table, first, x, rows, block, split, local);
+      if (rows <= 8) add_up<true, 1>(shared, table, x, rows, block, split, local);
+      else add_up<true, 2>(shared, table, x, rows, block, split, local);
     } else {
-      if (rows <= 8) add_up<false, 1>(shared, table, first, x, rows, block, split, local);
-      else add_up<false, 2>(shared, table, first, x, rows, block, split, local);
+      if (rows <= 8) add_up<false, 1>(shared, table, x, rows, block, split, local);
+      else add_up<false, 2>(shared, table, x, rows, block, split, local);
     }
   } else {
     wait_for_launches();

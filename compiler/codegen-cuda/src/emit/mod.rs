@@ -7,21 +7,29 @@ use crate::arch::CudaTarget;
 use crate::attention_tiles::AttentionTiles;
 use crate::error::{Error, Result};
 use crate::spec::{CudaSpec, Widen};
+use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
+use attar_format::Scale;
 use attar_kernel::{
-    Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
+    RowTile,
 };
 use constants::Constants;
 
 const PRELUDE: &str = include_str!("prelude.cu");
 const WEIGHTS: &str = include_str!("weights.cu");
 const PRODUCTS: &str = include_str!("products_of_codes.cu");
+const RING: &str = include_str!("ring.cu");
+const ROW_OF_BLOCK: &str = include_str!("row_of_block.cu");
 const EPILOGUE: &str = include_str!("epilogue.cu");
 const CACHE: &str = include_str!("cache.cu");
 const ATTENTION: &str = include_str!("attention.cu");
+const ATTENTION_JOIN: &str = include_str!("attention_join.cu");
 
 /// Warps of a block of the kernels for few rows.
 const SMALL_WARPS: usize = 8;
+/// Warps of a block of the kernel for spans of attention that has tensor cores, and of a span as a rule.
+pub(crate) const SPAN_WARPS: usize = 8;
 /// Widest head whose queries and partial sums fit the shared memory that every GPU gives a block.
 const WIDEST_HEAD: usize = 256;
 
@@ -47,6 +55,17 @@ pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
     }
 }
 
+/// Whether spans of attention are multiplied by tensor cores.
+pub(crate) fn has_span_products(a: &AttentionSpec) -> bool {
+    a.kv == KvType::F16 && a.head_dim.is_multiple_of(16) && a.span <= SPAN_WARPS * 32
+}
+
+/// How spans are launched whose values lie in shared memory: 32 for each warp, an odd number of 16 bytes apart.
+fn span_blocks(a: &AttentionSpec) -> EntryBlocks {
+    let stride = (a.head_dim / 8 | 1) * 16;
+    EntryBlocks { shared_bytes: (SPAN_WARPS * 32 * stride) as u32, ..EntryBlocks::PLAIN }
+}
+
 /// Emits a kernel for a target.
 ///
 /// # Errors
@@ -60,7 +79,10 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             if target.has_wgmma() && linear.rows == RowTile::Many && linear.format.code_bits() != 32 {
                 blocks = WGMMA_BLOCKS;
             }
-            linear_parts(linear, blocks)
+            linear_parts(linear, &mut blocks, None)
+        }
+        CudaSpec::NormLinear { linear, eps, gain } => {
+            linear_parts(linear, &mut blocks, Some(NormOfRow { eps: *eps, gain: *gain }))
         }
         CudaSpec::Widen(widen) => {
             let mut c = Constants::new();
@@ -85,6 +107,11 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             {
                 blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
             }
+            if let KernelSpec::AttentionSpan(a) = kernel
+                && has_span_products(a)
+            {
+                blocks = span_blocks(a);
+            }
             plain_parts(kernel).map_err(fail)?
         }
     };
@@ -107,27 +134,69 @@ pub(crate) fn widened_bytes(k: usize) -> usize {
     padded_slabs(k) * 2 + 4
 }
 
-fn linear_parts(linear: &LinearSpec, blocks: EntryBlocks) -> Vec<String> {
+/// The RMS norm that the row of a product is made by.
+#[derive(Clone, Copy)]
+struct NormOfRow {
+    eps: f32,
+    gain: bool,
+}
+
+/// Bytes of weights that a warp has on their way, as far as whole fours of groups come near.
+const RING_BYTES: usize = 4608;
+/// Shared memory that every GPU has for a block.
+const MOST_SHARED: usize = 96 << 10;
+
+/// Fours of groups of a product that a warp has on their way, and bytes of one.
+fn ring(linear: &LinearSpec) -> (usize, usize) {
+    let fields = if linear.format.scale == Scale::Bf16 { 32 } else { 16 };
+    let piece = 4 * (linear.format.group_rows() * 64 + fields);
+    ((RING_BYTES / piece).clamp(2, 8), piece)
+}
+
+/// Shared memory of a product with one row, or with up to 16: `Shared` of its template.
+fn few_rows_shared(linear: &LinearSpec, one: bool) -> usize {
+    let (stages, piece) = ring(linear);
+    let blocks = small_blocks(&linear.epilogue);
+    let splits = SMALL_WARPS / blocks;
+    let (rings, stride) = (SMALL_WARPS * stages * piece, 16 * blocks + 1);
+    let rest = if one {
+        ActInt8Layout::new(linear.k).stride + 4 * (splits * stride + SMALL_WARPS)
+    } else {
+        4 * splits * 16 * stride
+    };
+    (rings + rest).next_multiple_of(16)
+}
+
+/// Whether a row of codes, or of numbers that become codes, finds room in shared memory beside weights.
+pub(crate) fn takes_one_row(linear: &LinearSpec) -> bool {
+    linear.format.wants_int8_activations() && few_rows_shared(linear, true) <= MOST_SHARED
+}
+
+fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<NormOfRow>) -> Vec<String> {
     let mut c = Constants::new();
     c.weights(linear.format, linear.n, linear.k);
     let floats = linear.format.is_uncompressed();
     let exact = linear.format.code_bits() == 32;
-    let mut products =
-        if floats || linear.rows == RowTile::Many { String::new() } else { PRODUCTS.to_owned() };
+    let mut products = None;
     let template = match linear.rows {
         RowTile::One | RowTile::Small => {
             let rows = if linear.rows == RowTile::One { 1 } else { 16 };
             c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(&linear.epilogue));
-            match (floats, linear.rows) {
+            let one = linear.rows == RowTile::One && takes_one_row(linear);
+            if !floats {
+                blocks.shared_bytes = few_rows_shared(linear, one) as u32;
+                c.int("STAGES", ring(linear).0).int("SHARED_BYTES", blocks.shared_bytes as usize);
+            }
+            match (floats, one) {
                 (true, _) => include_str!("linear_small_floats.cu"),
-                (false, RowTile::One) => include_str!("linear_one_codes.cu"),
-                (false, _) => include_str!("linear_small_codes.cu"),
+                (false, true) => include_str!("linear_one_codes.cu"),
+                (false, false) => include_str!("linear_small_codes.cu"),
             }
         }
         RowTile::Many if exact => include_str!("linear_many_floats.cu"),
-        RowTile::Many if blocks == WGMMA_BLOCKS => {
+        RowTile::Many if *blocks == WGMMA_BLOCKS => {
             c.int("PADDED", padded_slabs(linear.k)).int("SHARED_BYTES", blocks.shared_bytes as usize);
-            products = wgmma(if Widen::of(linear).half { "f16" } else { "bf16" });
+            products = Some(wgmma(if Widen::of(linear).half { "f16" } else { "bf16" }));
             include_str!("linear_many_wgmma.cu")
         }
         RowTile::Many => {
@@ -143,16 +212,46 @@ fn linear_parts(linear: &LinearSpec, blocks: EntryBlocks) -> Vec<String> {
     };
     c.int("WIDTH", width);
     let residual = linear.epilogue == Epilogue::Residual;
+    let (row_parameters, row_call) = match norm {
+        Some(NormOfRow { gain: true, .. }) => (
+            "const float *__restrict__ x, const float *__restrict__ gains",
+            "take_row(shared.row, x, gains, shared.sums);",
+        ),
+        Some(_) => ("const float *__restrict__ x", "take_row(shared.row, x, nullptr, shared.sums);"),
+        None => ("const u8 *__restrict__ x", "take_row(shared.row, x, shared.sums);"),
+    };
+    if let Some(norm) = norm {
+        c.int("DIM", linear.k)
+            .int("THREADS", 32 * SMALL_WARPS)
+            .flag("GAIN", norm.gain)
+            .float("EPS", norm.eps);
+    }
     let pick = |there: bool, yes: &str, no: &str| if there { yes.to_owned() } else { no.to_owned() };
     let template = template
         .replace(" BIAS_PARAMETER", &pick(linear.bias, ", const float *__restrict__ bias", ""))
         // The result may stand where the residual does.
         .replace(" RESIDUAL_PARAMETER", &pick(residual, ", const float *residual", ""))
+        .replace("X_PARAMETERS", row_parameters)
+        .replace("X_ROW", row_call)
         .replace("BIAS_ARGUMENT", &pick(linear.bias, "bias", "nullptr"))
         .replace("RESIDUAL_ARGUMENT", &pick(residual, "residual", "nullptr"));
     let epilogue =
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
-    vec![c.finish(), WEIGHTS.to_owned(), products, epilogue, template]
+    let mut parts = vec![c.finish(), WEIGHTS.to_owned()];
+    if !floats && linear.rows != RowTile::Many {
+        parts.extend([PRODUCTS.to_owned(), RING.to_owned()]);
+    }
+    parts.extend(products);
+    parts.push(epilogue);
+    match norm {
+        Some(_) => parts.extend([ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned)),
+        None if blocks.shared_bytes > 0 && linear.rows == RowTile::One => {
+            parts.push(include_str!("row_quantized.cu").to_owned());
+        }
+        None => {}
+    }
+    parts.push(template);
+    parts
 }
 
 /// `multiply` for tiles of every height: the instruction names all registers of its operands.
@@ -254,10 +353,17 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
             None => attention_parts(attention, *out, include_str!("attention_tiles.cu"))?,
         },
         KernelSpec::AttentionSpan(attention) => {
-            attention_parts(attention, Activation::F32, include_str!("attention_span.cu"))?
+            let template = if has_span_products(attention) {
+                include_str!("attention_span_halves.cu")
+            } else {
+                include_str!("attention_span.cu")
+            };
+            attention_parts(attention, Activation::F32, template)?
         }
         KernelSpec::AttentionMerge { attention, out } => {
-            attention_parts(attention, *out, include_str!("attention_merge.cu"))?
+            let mut parts = attention_parts(attention, *out, include_str!("attention_merge.cu"))?;
+            parts.insert(parts.len() - 1, ATTENTION_JOIN.to_owned());
+            parts
         }
         KernelSpec::Linear(_) => return Err("matrix products have specs of their own".to_owned()),
     })
@@ -283,7 +389,7 @@ fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activ
     let template = include_str!("rows.cu")
         .replace("PARAMETERS", &format!("{}void *__restrict__ out", parameters.concat()))
         .replace("SLICE };", &format!("SLICE }};\nconstexpr int OPERATION = {operation};"));
-    vec![c.finish(), template]
+    vec![c.finish(), ROW_OF_BLOCK.to_owned(), template]
 }
 
 fn attention_parts(

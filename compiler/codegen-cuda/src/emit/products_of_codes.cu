@@ -17,8 +17,9 @@ __device__ __forceinline__ void multiply(int (&sums)[4], const u32 (&a)[4], u32 
 struct Codes {
   Two low, high;
 
-  __device__ __forceinline__ void load(const u8 *block, int group, int g, int t) {
-    const u8 *codes = block + W::CODES + group * W::GROUP_ROWS * 64 + 8 * g;
+  /// `codes` are the group's.
+  __device__ __forceinline__ void load(const u8 *codes, int g, int t) {
+    codes += 8 * g;
     if constexpr (W::BITS == 8) {
       low = *(const Two *)(codes + 2 * t * 64), high = *(const Two *)(codes + (2 * t + 1) * 64);
     } else {
@@ -82,9 +83,10 @@ struct Fields {
 
   __device__ __forceinline__ u32 of(int channel) const { return channel == 0 ? both & 0xff : both >> 8; }
 
-  __device__ __forceinline__ void load(const u8 *block, int group, int g) {
-    if constexpr (W::BF16_SCALES) both = *(const u32 *)(block + W::FIELDS + (group * 16 + 2 * g) * 2);
-    else both = *(const u16 *)(block + W::FIELDS + group * 16 + 2 * g);
+  /// `fields` are the group's.
+  __device__ __forceinline__ void load(const u8 *fields, int g) {
+    if constexpr (W::BF16_SCALES) both = *(const u32 *)(fields + 4 * g);
+    else both = *(const u16 *)(fields + 2 * g);
   }
 
   /// Makes the scales zero.

@@ -5,6 +5,7 @@ extern "C" __global__ void __launch_bounds__(128)
 KERNEL(const float *__restrict__ y GAIN_PARAMETERS, const float *__restrict__ rope, const int *__restrict__ positions,
        const int *__restrict__ sequences, const u32 *__restrict__ tables, u64 stride, u8 *keys, u8 *values,
        float *__restrict__ q) {
+  begin_after_launches();
   constexpr int ALL_HEADS = HEADS + 2 * C::KV_HEADS, HALF = C::HEAD_DIM / 2;
   __shared__ float heads[4][C::HEAD_DIM];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
