@@ -14,7 +14,7 @@ use attar_artifact::program::{
     ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles,
 };
 use attar_format::{CHANNELS, Scale};
-use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
+use attar_kernel::{Activation, AttentionSpec, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use std::collections::BTreeMap;
 
 /// Most blocks of a product that do the same norm each, rather than that it is a launch. They run at the same time, more or less.
@@ -40,6 +40,12 @@ pub enum CudaSpec {
     Argmax,
     /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
     QkvRope(QkvEpilogue),
+    /// The same before [`CudaSpec::AttentionJoined`]. Two args more: queries f32 `[T, H, Dh]`, which are written beside q, and
+    /// counters u32 `[T, Hk]`, which are set to zero.
+    QkvRopeAhead(QkvEpilogue),
+    /// [`KernelSpec::AttentionSpan`] and [`KernelSpec::AttentionMerge`] in one. Args: those of the former, out, and counters that
+    /// are zero. The result may not stand where the queries do: some blocks store theirs before others have begun.
+    AttentionJoined { attention: AttentionSpec, out: Activation },
 }
 
 /// Activations as tensor cores multiply them with the weights of a format. With `wgmma` they are slabs in shared memory's own
@@ -86,10 +92,15 @@ impl CudaSpec {
                 format!("widen_{from}_{to}_r{run}_{dim}")
             }
             CudaSpec::Argmax => ARGMAX.to_owned(),
-            CudaSpec::QkvRope(q) => {
+            CudaSpec::AttentionJoined { attention, out } => {
+                let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
+                merge.name().replacen("attention_merge", "attention_joined", 1)
+            }
+            CudaSpec::QkvRope(q) | CudaSpec::QkvRopeAhead(q) => {
+                let ahead = if matches!(self, CudaSpec::QkvRopeAhead(_)) { "_ahead" } else { "" };
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = format!("{:?}", q.kv).to_lowercase();
-                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}", q.heads, q.kv_heads, q.head_dim, q.page_len)
+                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}{ahead}", q.heads, q.kv_heads, q.head_dim, q.page_len)
             }
         }
     }
@@ -101,7 +112,8 @@ impl CudaSpec {
         match self {
             CudaSpec::Linear(_) | CudaSpec::NormLinear { .. } | CudaSpec::Widen(_) => 256,
             CudaSpec::Argmax => ARGMAX_THREADS,
-            CudaSpec::QkvRope(_) => 128,
+            CudaSpec::QkvRope(_) | CudaSpec::QkvRopeAhead(_) => 128,
+            CudaSpec::AttentionJoined { .. } => SPAN_WARPS as u32 * 32,
             CudaSpec::Plain(kernel) => match kernel {
                 KernelSpec::AttentionSpan(a) if has_span_products(a) => SPAN_WARPS as u32 * 32,
                 KernelSpec::Embed { .. }
@@ -139,7 +151,7 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
     let mut out = Vec::new();
     for program in programs {
         let mut work =
-            Translation { arena: program.arena, spare: [Extent::default(); 2], launches: Vec::new() };
+            Translation { arena: program.arena, spare: [Extent::default(); 4], launches: Vec::new() };
         let mut launches = program.launches.iter();
         while let Some(launch) = launches.next() {
             let bad = || Error::Spec {
@@ -239,10 +251,13 @@ enum Spare {
     Rows,
     /// Sums of q, k and v.
     Sums,
+    /// What [`CudaSpec::AttentionJoined`] is handed.
+    Queries,
+    Counters,
 }
 
 /// An argument, possibly in spare memory whose place is not known before all launches are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Given {
     Arg(Arg),
     Spare(Spare, Extent),
@@ -260,7 +275,7 @@ struct Step {
 /// One program on its way.
 struct Translation {
     arena: Extent,
-    spare: [Extent; 2],
+    spare: [Extent; 4],
     launches: Vec<Step>,
 }
 
@@ -280,6 +295,7 @@ impl Translation {
                 let make = |out| KernelSpec::Attention { attention: *attention, out };
                 self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
             }
+            KernelSpec::AttentionMerge { attention, out } if self.join(attention, *out, &all).is_some() => {}
             KernelSpec::AttentionMerge { attention, out } => {
                 let x = Tiles { extent: Extent::fixed(attention.heads as u64), per: 4 };
                 let blocks = (x, Tiles::each(Extent::per_token(1)));
@@ -334,6 +350,31 @@ impl Translation {
         self.push(CudaSpec::Plain(make(Activation::F32)), args, launch.grid, blocks, launch);
         let quantize = CudaSpec::Plain(KernelSpec::Quantize { dim: width });
         self.push(quantize, vec![between, result], tokens, (Tiles::each(tokens), Tiles::one()), launch);
+        Some(())
+    }
+
+    /// Joins partials where they are made; `None`, and nothing done, when they are not made of queries right before.
+    fn join(&mut self, a: &AttentionSpec, out: Activation, merge: &[Given]) -> Option<()> {
+        let [partials, _, result, _] = merge else { return None };
+        let [.., rope, span] = &self.launches[..] else { return None };
+        let CudaSpec::QkvRope(qkv) = rope.spec.clone() else { return None };
+        let same = span.spec == CudaSpec::Plain(KernelSpec::AttentionSpan(*a))
+            && rope.args.last() == span.args.first()
+            && span.args.get(7) == Some(partials);
+        let fits = out == Activation::F32 || a.head_dim.is_multiple_of(32);
+        if !same || !fits || !has_span_products(a) {
+            return None;
+        }
+        let tokens = Extent::per_token(1);
+        let queries = self.spare(Spare::Queries, tokens, (a.heads * a.head_dim * 4) as u64)?;
+        let counters = self.spare(Spare::Counters, tokens, a.kv_heads as u64 * 4)?;
+        let [.., rope, span] = &mut self.launches[..] else { return None };
+        rope.spec = CudaSpec::QkvRopeAhead(qkv);
+        rope.args.extend([queries, counters]);
+        span.spec = CudaSpec::AttentionJoined { attention: *a, out };
+        *span.args.first_mut()? = queries;
+        span.args.extend([*result, counters]);
+        span.blocks.threads = span.spec.threads();
         Some(())
     }
 
@@ -434,8 +475,12 @@ impl Translation {
             per_row: a.per_row + b.per_row,
             per_token_span: a.per_token_span + b.per_token_span,
         };
-        let places = [self.arena, add(self.arena, self.spare[Spare::Rows as usize])];
-        let arena = add(places[1], self.spare[Spare::Sums as usize]);
+        let mut arena = self.arena;
+        let places = self.spare.map(|size| {
+            let place = arena;
+            arena = add(arena, size);
+            place
+        });
         let launches = self.launches.into_iter().map(|step| {
             let resolve = |given: &Given| match *given {
                 Given::Arg(arg) => arg,

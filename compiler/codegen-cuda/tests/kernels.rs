@@ -12,7 +12,7 @@ use attar_format::formats;
 use attar_kernel::{Activation, Epilogue, LinearSpec, RowTile};
 use attar_ptx::{Launch, Memory, Param};
 use case::attention_cases::{self, Store};
-use case::{Case, Random, bytes_of, linear_cases, row_cases};
+use case::{Arg, Case, Random, bytes_of, linear_cases, row_cases};
 use modules::Modules;
 
 /// Runs all cases, on kernels that run everywhere; fails with everything that is wrong.
@@ -48,6 +48,73 @@ fn kernels_over_rows_agree_with_the_reference() {
 #[test]
 fn attention_agrees_with_the_reference() {
     agree(&attention_cases::all());
+}
+
+/// Spans and their merging in one launch, which no single launch of a CPU becomes: contexts of one span and of several, whose
+/// blocks finish in either order.
+#[test]
+fn attention_joined_agrees_with_the_reference() {
+    for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
+        attention_joined_agrees_on(target);
+    }
+}
+
+fn attention_joined_agrees_on(target: CudaTarget) {
+    let Some(mut modules) = Modules::find(target) else { return };
+    let mut faults = Vec::new();
+    let shapes = [
+        ((9, 3, 64), None, 64, Activation::Int8),
+        ((7, 1, 128), None, 256, Activation::Int8),
+        ((8, 1, 32), Some(70), 64, Activation::F32),
+        ((6, 1, 80), Some(40), 64, Activation::F32),
+        ((24, 2, 16), None, 32, Activation::F32),
+        ((2, 1, 256), None, 96, Activation::Int8),
+    ];
+    for (shape, window, span, out) in shapes {
+        let attention = attention_cases::spec(shape, window, KvType::F16, span);
+        let batch = attention_cases::runs(&[(0, 0, 2), (0, 31, 2), (1, 95, 3), (2, 63, 1), (1, 129, 1)]);
+        let store = Store::new(attention, &[36, 130, 64], &mut Random(17));
+        let case = store.spans(&batch, &attention_cases::queries(&attention, &batch), 0.0);
+        let merge = store.merge(&batch, case.reference()[0].clone(), out);
+        let spec = CudaSpec::AttentionJoined { attention, out };
+        let programs = CudaPrograms { programs: Vec::new(), kernels: vec![spec.clone()] };
+        let (module, blocks) = modules.module(&programs, &spec.name());
+        let mut memory = Memory::new();
+        let mut params = Vec::new();
+        for (slot, arg) in case.args.iter().enumerate() {
+            params.push(match arg {
+                Arg::Number(n) => Param::from(*n),
+                Arg::Input(bytes) => {
+                    let buffer = memory.alloc(&format!("argument {slot}"), bytes);
+                    memory.set_read_only(buffer);
+                    Param::from(buffer)
+                }
+                Arg::Output(bytes, _) => Param::from(memory.alloc_uninit("partials", bytes.len())),
+            });
+        }
+        let Arg::Output(blank, _) = &merge.args[2] else { panic!("a result") };
+        let out = memory.alloc("out", blank);
+        let counters = memory.alloc("counters", &vec![0; merge.grid as usize * 4]);
+        params.extend([Param::from(out), Param::from(counters)]);
+        let launch = Launch {
+            kernel: &spec.name(),
+            grid: [case.grid as u32, 1, 1],
+            block: [spec.threads(), 1, 1],
+            dynamic_shared: blocks.shared_bytes as usize,
+            params: &params,
+        };
+        let both = module.launch_both(&mut memory, &launch).unwrap_or_else(|e| panic!("{e}"));
+        assert!(both.differing.is_empty(), "{}: {:?} depend on the order", spec.name(), both.differing);
+        let (want, got) = (merge.reference(), vec![memory.bytes(out).to_vec()]);
+        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            merge.check("PTX interpreter", &want, &got);
+        }));
+        if let Err(fault) = checked {
+            let text = fault.downcast::<String>().map_or_else(|_| "a panic".to_owned(), |s| *s);
+            faults.push(format!("{}: {text}", spec.name()));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 /// Prompts in blocks of 64 and of 128 rows: more than one block, several sequences in one, rows and pages that are not full,

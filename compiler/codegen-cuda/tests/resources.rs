@@ -45,11 +45,15 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
         for out in [Activation::F32, Activation::Int8] {
             all.push(CudaSpec::Plain(KernelSpec::Attention { attention, out }));
             all.push(CudaSpec::Plain(KernelSpec::AttentionMerge { attention, out }));
+            if kv == KvType::F16 {
+                all.push(CudaSpec::AttentionJoined { attention, out });
+            }
         }
         all.push(CudaSpec::Plain(KernelSpec::AttentionSpan(attention)));
         all.push(CudaSpec::Plain(KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len: 32 }));
         for qk_norm in [None, Some(1e-6)] {
-            all.push(CudaSpec::QkvRope(QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 }));
+            let qkv = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
+            all.extend([CudaSpec::QkvRope(qkv.clone()), CudaSpec::QkvRopeAhead(qkv)]);
         }
     }
     for out in [Activation::F32, Activation::Int8] {

@@ -1,10 +1,10 @@
 // Partials of a head, joined.
 
-/// Elements `lane + 32 c` of a head's result: its partials of spans `first` to `last` stand `apart` floats from each other, the
+/// Elements `element + lane + 32 c` of a head's result: its partials of spans `first` to `last` stand `apart` floats from each other, the
 /// first of all spans at `partials`. Eight spans are loaded at once.
 template <int COUNT>
-__device__ __forceinline__ void join_partials(const float *partials, size_t apart, int first, int last, int element,
-                                              float (&y)[COUNT]) {
+__device__ __forceinline__ void join_partials(const float *partials, size_t apart, int first, int last,
+                                              int element, float (&y)[COUNT]) {
   constexpr int AT_ONCE = 8;
   const int lane = threadIdx.x % 32;
   float most = minus_infinity(), total = 0.f;

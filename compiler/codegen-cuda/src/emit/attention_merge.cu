@@ -2,8 +2,8 @@
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
 KERNEL(const float *__restrict__ partials, const int *__restrict__ positions, void *out, u64 span_count) {
-  begin_after_launches();
   __shared__ float scratch[WARPS][C::HEAD_DIM];
+  begin_after_launches();
   const int warp = threadIdx.x / 32;
   const int head = blockIdx.x * WARPS + warp, token = blockIdx.y, spans = (int)span_count;
   if (head >= HEADS) return;

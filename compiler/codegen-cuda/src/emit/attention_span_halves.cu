@@ -8,18 +8,12 @@
 
 constexpr int SPAN_WARPS = 8, PASS = 8;
 constexpr int STEPS = C::HEAD_DIM / 16, TILES = C::HEAD_DIM / 8;
+/// Eights of values whose sums, and sixteens of keys that are in registers at a time.
+constexpr int TILES_AT_ONCE = TILES < 8 ? TILES : 8;
+constexpr int KEYS_AT_ONCE = STEPS % 8 == 0 ? 8 : STEPS;
 /// Bytes between values in shared memory: an odd number of 16, so that eight of them lie in different banks.
 constexpr int VALUE_STRIDE = (TILES | 1) * 16;
-/// Floats between the sums of heads, which take the place of values.
-constexpr int SUMS_STRIDE = C::HEAD_DIM + 8;
 static_assert(C::HEAD_DIM % 16 == 0 && SPAN <= SPAN_WARPS * 32 && SPAN % 32 == 0, "a warp has 32 positions");
-static_assert(PASS * SUMS_STRIDE * 4 <= 32 * VALUE_STRIDE, "sums fit where values were");
-
-__device__ __forceinline__ u32 half_pair(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
 
 /// Two numbers as the sum of two pairs of f16.
 __device__ __forceinline__ void split(float low, float high, u32 &pair, u32 &rest) {
@@ -27,133 +21,177 @@ __device__ __forceinline__ void split(float low, float high, u32 &pair, u32 &res
   rest = half_pair(low - half_to_float((u16)pair), high - half_to_float((u16)(pair >> 16)));
 }
 
-__device__ __forceinline__ void multiply(float (&sums)[4], const Four &a, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+/// Four numbers of a row as an operand: the first two stand before the others, what is left of them 8 rows below.
+__device__ __forceinline__ void split(const float *x, u32 (&a)[4]) {
+  split(x[0], x[1], a[0], a[1]);
+  split(x[2], x[3], a[2], a[3]);
 }
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+/// Loads the keys of 32 positions, 16 elements in each step. Of a step's elements a lane has `4 t` to `4 t + 3`, of positions
+/// `4 g` to `4 g + 3`.
+__device__ __forceinline__ void load_keys(Two (&k)[KEYS_AT_ONCE][4], const u8 *from) {
+#pragma unroll
+  for (int s = 0; s < KEYS_AT_ONCE; ++s)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) k[s][i] = *(const Two *)(from + (16 * s + i) * C::PAGE_LEN * 2);
+}
+
+/// Asks for keys and values of 32 positions, so that they are in the L2 cache when they are read.
+__device__ __forceinline__ void fetch(const u8 *keys, const u8 *values) {
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) fetch_ahead(values, C::HEAD_DIM * 64);
+  if (C::PAGE_LEN == 32) {
+    if (lane == 0) fetch_ahead(keys, C::HEAD_DIM * 64);
+  } else {
+    for (int d = lane; d < C::HEAD_DIM; d += 32) fetch_ahead(keys + d * C::PAGE_LEN * 2, 64);
+  }
+}
+
+/// Has the values of 32 positions copied to shared memory, in the order in which products take them. Those that are
+/// not in `mask` are not seen; they may be anything and count as 0.
+__device__ __forceinline__ void load_values(u8 *to, const u8 *from, u32 mask) {
+  const int lane = threadIdx.x % 32;
+  from += lane * 16;
+  // The bits of what a lane copies stand at places known here, where rows of pieces end with the lanes.
+  if (32 % TILES == 0) mask >>= lane / TILES;
+  // Keeps offsets out of the address.
+  asm("" : "+l"(from));
+#pragma unroll
+  for (int i = 0; i < TILES; ++i) {
+    const int piece = i * 32 + lane, value = piece / TILES;
+    const bool seen = mask >> (32 % TILES == 0 ? i * 32 / TILES : value) & 1;
+    const int line = value % 8 / 2 * 8 + value / 8 * 2 + value % 2;
+    copy_async(to + line * VALUE_STRIDE + piece % TILES * 16, from + i * 512, seen);
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/// Where a sum stands: it takes the place of values of the same elements.
+__device__ __forceinline__ float *sum_at(u8 *own, int head, int d) {
+  return (float *)(own + (2 * head + d % 8 / 4) * VALUE_STRIDE + d / 8 * 16) + d % 4;
+}
+
+/// Adds the products of 16 elements of queries and keys: `scores[j]` are of positions `8 t + j` and `8 t + 4 + j`.
+__device__ __forceinline__ void score(float (&scores)[4][4], const Four &q, const Two (&k)[4]) {
+  const u32 a[4] = {q.x, q.y, q.z, q.w};
+  multiply(scores[0], a, pick(k[0].x, k[1].x, 0x5410), pick(k[2].x, k[3].x, 0x5410));
+  multiply(scores[1], a, pick(k[0].x, k[1].x, 0x7632), pick(k[2].x, k[3].x, 0x7632));
+  multiply(scores[2], a, pick(k[0].y, k[1].y, 0x5410), pick(k[2].y, k[3].y, 0x5410));
+  multiply(scores[3], a, pick(k[0].y, k[1].y, 0x7632), pick(k[2].y, k[3].y, 0x7632));
+}
 
 extern "C" __global__ void __launch_bounds__(SPAN_WARPS * 32, C::HEAD_DIM <= 128 ? 2 : 1)
-KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,
-       const u32 *__restrict__ tables, u64 stride, const u8 *__restrict__ keys, const u8 *__restrict__ values,
-       float *__restrict__ partials, u64 span_count) {
-  begin_after_launches();
+KERNEL(const float *q, const int *positions, const int *sequences, const u32 *tables, u64 stride, const u8 *keys,
+       const u8 *values, float *partials, u64 span_count RESULT_PARAMETERS) {
   extern __shared__ Four landing[];
   __shared__ Four queries[STEPS][32];
   __shared__ float mosts[SPAN_WARPS][PASS], totals[SPAN_WARPS][PASS];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int spans = (int)span_count, span = blockIdx.x % spans, row = blockIdx.x / spans;
   const int token = row / C::KV_HEADS, kv_head = row % C::KV_HEADS;
-  const int at = span * SPAN + warp * 32;
-  const int position = positions[token], sequence = sequences[token];
-  // Read before it is known whether anything of it is seen.
-  const u32 page = tables[(size_t)sequence * stride + min(at / C::PAGE_LEN, (int)stride - 1)];
+  const int at = span * SPAN + warp * 32, place = at % C::PAGE_LEN;
+  u8 *own = (u8 *)landing + warp * 32 * VALUE_STRIDE;
+  let_next_launch_begin();
+  // The page is asked for before it is known whether anything of it is seen.
+  const int sequence = load_now(sequences + token), position = load_now(positions + token);
+  const u32 page = (u32)load_now(tables + (size_t)sequence * stride + min(at / C::PAGE_LEN, (int)stride - 1));
   const int low = max(first_seen(position), span * SPAN), high = min(position + 1, (span + 1) * SPAN);
   if (low >= high) return;
-  const bool busy = warp * 32 < SPAN && at < high && at + 32 > low;
+  // Of the warp's own positions those that are seen.
+  const int begin = max(low - at, 0), end = min(high - at, 32);
+  const u32 mask = warp * 32 < SPAN && begin < end ? ALL_LANES >> (32 - end + begin) << begin : 0;
+  const bool busy = mask != 0;
   const size_t block = block_offset(page, kv_head);
-  const int place = at % C::PAGE_LEN;
-  u8 *own = (u8 *)landing + warp * 32 * VALUE_STRIDE;
+  // Keys and values that no token of this step has stored need not wait for the launch that stores those of this step: a
+  // sequence's tokens of a step follow each other.
+  const int tokens = gridDim.x / (spans * C::KV_HEADS);
+  const bool is_old = at + 32 <= position + 1 - tokens;
   for (int first = 0; first < GROUP; first += PASS) {
     const int heads = min(GROUP - first, PASS);
-    Two k[STEPS][4];
-    if (busy) {
-      const u8 *from = keys + block + (4 * t * C::PAGE_LEN + place + 4 * g) * 2;
-#pragma unroll
-      for (int s = 0; s < STEPS; ++s)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) k[s][i] = *(const Two *)(from + (16 * s + i) * C::PAGE_LEN * 2);
-      from = values + block + place * C::HEAD_DIM * 2;
-#pragma unroll
-      for (int i = 0; i < TILES; ++i) {
-        // Values are put in the order in which products take them. What is not seen may be anything and counts as 0.
-        const int piece = i * 32 + lane, value = piece / TILES;
-        const bool seen = at + value >= low && at + value < high;
-        const int line = value % 8 / 2 * 8 + value / 8 * 2 + value % 2;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(own) + line * VALUE_STRIDE +
-                                                                          piece % TILES * 16),
-                     "l"(from + piece * 16), "r"(seen ? 16 : 0)
-                     : "memory");
-      }
-      asm volatile("cp.async.commit_group;" ::: "memory");
+    const float *rows = q + ((size_t)token * HEADS + kv_head * GROUP + first) * C::HEAD_DIM;
+    float scores[4][4] = {};
+    Two k[KEYS_AT_ONCE][4];
+    const u8 *key = keys + block + (4 * t * C::PAGE_LEN + place + 4 * g) * 2;
+    const u8 *value = values + block + place * C::HEAD_DIM * 2;
+    if (busy && (first > 0 || is_old)) {
+      load_values(own, value, mask);
+      load_keys(k, key);
+    }
+    if (first == 0) {
+      if (busy && !is_old) fetch(keys + block + place * 2, value);
+      wait_for_launches();
+    }
+    if (busy && first == 0 && !is_old) {
+      load_values(own, value, mask);
+      load_keys(k, key);
     }
     for (int s = warp; s < STEPS; s += SPAN_WARPS) {
       Four x = {0, 0, 0, 0};
-      if (g < heads)
-        x = *(const Four *)(q + ((size_t)token * HEADS + kv_head * GROUP + first + g) * C::HEAD_DIM + 16 * s + 4 * t);
-      Four a;
-      split(bits_to_float(x.x) * QUERY_SCALE, bits_to_float(x.y) * QUERY_SCALE, a.x, a.y);
-      split(bits_to_float(x.z) * QUERY_SCALE, bits_to_float(x.w) * QUERY_SCALE, a.z, a.w);
-      queries[s][lane] = a;
+      if (g < heads) x = *(const Four *)(rows + g * C::HEAD_DIM + 16 * s + 4 * t);
+      const float scaled[4] = {bits_to_float(x.x) * QUERY_SCALE, bits_to_float(x.y) * QUERY_SCALE,
+                               bits_to_float(x.z) * QUERY_SCALE, bits_to_float(x.w) * QUERY_SCALE};
+      u32 a[4];
+      split(scaled, a);
+      queries[s][lane] = {a[0], a[1], a[2], a[3]};
     }
     __syncthreads();
     if (busy) {
-      float scores[4][4] = {};
 #pragma unroll
-      for (int s = 0; s < STEPS; ++s) {
-        const Four a = queries[s][lane];
-        const Two(&x)[4] = k[s];
-        multiply(scores[0], a, pick(x[0].x, x[1].x, 0x5410), pick(x[2].x, x[3].x, 0x5410));
-        multiply(scores[1], a, pick(x[0].x, x[1].x, 0x7632), pick(x[2].x, x[3].x, 0x7632));
-        multiply(scores[2], a, pick(x[0].y, x[1].y, 0x5410), pick(x[2].y, x[3].y, 0x5410));
-        multiply(scores[3], a, pick(x[0].y, x[1].y, 0x7632), pick(x[2].y, x[3].y, 0x7632));
+      for (int from = 0; from < STEPS; from += KEYS_AT_ONCE) {
+        if (from > 0) load_keys(k, key + from * 16 * C::PAGE_LEN * 2);
+#pragma unroll
+        for (int s = 0; s < KEYS_AT_ONCE; ++s) score(scores, queries[from + s][lane], k[s]);
       }
       float weights[8], most = minus_infinity(), total = 0.f;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int where = at + 8 * t + i;
         const float score = scores[i % 4][i / 4] + scores[i % 4][i / 4 + 2];
-        weights[i] = where >= low && where < high ? score : minus_infinity();
+        weights[i] = mask >> (8 * t) >> i & 1 ? score : minus_infinity();
         most = fmaxf(most, weights[i]);
       }
-      most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+      most = quad_max(most);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         weights[i] = exp2f(weights[i] - finite(most));
         total += weights[i];
       }
-      total += __shfl_xor_sync(ALL_LANES, total, 1);
-      total += __shfl_xor_sync(ALL_LANES, total, 2);
+      total = quad_sum(total);
       if (t == 0) mosts[warp][g] = most, totals[warp][g] = total;
-      Four early, late;
-      split(weights[0], weights[1], early.x, early.y);
-      split(weights[2], weights[3], early.z, early.w);
-      split(weights[4], weights[5], late.x, late.y);
-      split(weights[6], weights[7], late.z, late.w);
+      u32 early[4], late[4];
+      split(weights, early);
+      split(weights + 4, late);
       asm volatile("cp.async.wait_group 0;" ::: "memory");
       __syncwarp();
-      float sums[TILES][2];
       const u32 line = shared_address(own) + lane * VALUE_STRIDE;
 #pragma unroll
-      for (int n = 0; n < TILES; ++n) {
-        u32 v[4];
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                     : "r"(line + n * 16)
-                     : "memory");
-        float all[4] = {};
-        multiply(all, early, v[0], v[1]);
-        multiply(all, late, v[2], v[3]);
-        sums[n][0] = all[0] + all[2], sums[n][1] = all[1] + all[3];
-      }
-      __syncwarp();
-      if (g < heads) {
-        float *to = (float *)own + g * SUMS_STRIDE + 2 * t;
+      for (int from = 0; from < TILES; from += TILES_AT_ONCE) {
+        float sums[TILES_AT_ONCE][2];
 #pragma unroll
-        for (int n = 0; n < TILES; ++n)
-          *(Two *)(to + 8 * n) = {__float_as_uint(sums[n][0]), __float_as_uint(sums[n][1])};
+        for (int n = 0; n < TILES_AT_ONCE; ++n) {
+          if (from + n >= TILES) break;
+          u32 v[4];
+          load_transposed(v, line + (from + n) * 16);
+          float all[4] = {};
+          multiply(all, early, v[0], v[1]);
+          multiply(all, late, v[2], v[3]);
+          sums[n][0] = all[0] + all[2], sums[n][1] = all[1] + all[3];
+        }
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < TILES_AT_ONCE; ++n)
+          if (from + n < TILES && g < heads)
+            *(Two *)sum_at(own, g, 8 * (from + n) + 2 * t) = {__float_as_uint(sums[n][0]), __float_as_uint(sums[n][1])};
       }
     } else if (lane < PASS) {
       mosts[warp][lane] = minus_infinity(), totals[warp][lane] = 0.f;
     }
     __syncthreads();
-    // A warp joins 32 elements of a head at a time.
-    const int begin = (low - span * SPAN) / 32, end = (high - span * SPAN + 31) / 32;
+    // A warp joins what all have of 32 elements of a head.
+    const Seen seen(position);
+    const int first_warp = max(first_seen(position) - span * SPAN, 0) / 32;
+    const int last_warp = min(position - span * SPAN, SPAN - 1) / 32;
     for (int unit = warp; unit < heads * CHUNKS; unit += SPAN_WARPS) {
-      const int head = unit / CHUNKS, d = unit % CHUNKS * 32 + lane;
+      const int head = unit / CHUNKS, piece = unit % CHUNKS, d = piece * 32 + lane;
       float most = minus_infinity(), total = 0.f, sum = 0.f;
 #pragma unroll
       for (int w = 0; w < SPAN_WARPS; ++w) most = fmaxf(most, mosts[w][head]);
@@ -161,13 +199,23 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
       for (int w = 0; w < SPAN_WARPS; ++w) {
         const float factor = exp2f(mosts[w][head] - finite(most));
         total = fmaf(totals[w][head], factor, total);
-        if (w >= begin && w < end && (C::HEAD_DIM % 32 == 0 || d < C::HEAD_DIM))
-          sum = fmaf(((const float *)((const u8 *)landing + w * 32 * VALUE_STRIDE))[head * SUMS_STRIDE + d], factor, sum);
+        if (w >= first_warp && w <= last_warp && (C::HEAD_DIM % 32 == 0 || d < C::HEAD_DIM)) 
+          sum = fmaf(*sum_at((u8 *)landing + w * 32 * VALUE_STRIDE, head, d), factor, sum);
       }
-      float *to = partials + ((size_t)blockIdx.x * GROUP + first + head) * PARTIAL;
-      if (C::HEAD_DIM % 32 == 0 || d < C::HEAD_DIM) to[d] = sum;
-      if (d == 0) to[C::HEAD_DIM] = most, to[C::HEAD_DIM + 1] = total;
+      float *partial = partials + ((size_t)blockIdx.x * GROUP + first + head) * PARTIAL;
+      hand_on(sum, most, total, seen, token, kv_head * GROUP + first + head, piece, partial, out);
     }
     if (first + PASS < GROUP) __syncthreads();
+  }
+  if constexpr (JOINED) {
+    const Seen seen(position);
+    if (seen.is_one() || !is_last(counters + row, seen)) return;
+    for (int unit = warp; unit < GROUP * CHUNKS; unit += SPAN_WARPS) {
+      const int head = unit / CHUNKS, piece = unit % CHUNKS;
+      const float *from = partials + ((size_t)row * spans * GROUP + head) * PARTIAL;
+      float y[1];
+      join_partials(from, GROUP * PARTIAL, seen.first, seen.last, piece * 32, y);
+      store_piece(out, token, kv_head * GROUP + head, piece, y[0]);
+    }
   }
 }

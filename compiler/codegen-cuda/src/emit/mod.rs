@@ -11,8 +11,7 @@ use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_format::Scale;
 use attar_kernel::{
-    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
-    RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
 };
 use constants::Constants;
 
@@ -25,6 +24,7 @@ const EPILOGUE: &str = include_str!("epilogue.cu");
 const CACHE: &str = include_str!("cache.cu");
 const ATTENTION: &str = include_str!("attention.cu");
 const ATTENTION_JOIN: &str = include_str!("attention_join.cu");
+const ATTENTION_HAND_ON: &str = include_str!("attention_hand_on.cu");
 
 /// Warps of a block of the kernels for few rows.
 const SMALL_WARPS: usize = 8;
@@ -97,20 +97,24 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             vec![c.finish(), template.to_owned()]
         }
         CudaSpec::Argmax => vec![include_str!("argmax.cu").to_owned()],
-        CudaSpec::QkvRope(q) => {
+        CudaSpec::QkvRope(q) | CudaSpec::QkvRopeAhead(q) => {
             check_head(q.head_dim, q.page_len).map_err(fail)?;
-            qkv_parts(q)
+            qkv_parts(q, matches!(spec, CudaSpec::QkvRopeAhead(_)))
+        }
+        CudaSpec::AttentionJoined { attention, out } => {
+            blocks = span_blocks(attention);
+            span_parts(attention, Some(*out)).map_err(fail)?
         }
         CudaSpec::Plain(kernel) => {
-            if let KernelSpec::Attention { attention, .. } = kernel
-                && let Some(tiles) = AttentionTiles::of(attention)
-            {
-                blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
-            }
             if let KernelSpec::AttentionSpan(a) = kernel
                 && has_span_products(a)
             {
                 blocks = span_blocks(a);
+            }
+            if let KernelSpec::Attention { attention, .. } = kernel
+                && let Some(tiles) = AttentionTiles::of(attention)
+            {
+                blocks.shared_bytes = tiles.shared_bytes(attention) as u32;
             }
             plain_parts(kernel).map_err(fail)?
         }
@@ -177,7 +181,8 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
     c.weights(linear.format, linear.n, linear.k);
     let floats = linear.format.is_uncompressed();
     let exact = linear.format.code_bits() == 32;
-    let mut products = None;
+    let mut products =
+        if floats || linear.rows == RowTile::Many { String::new() } else { [PRODUCTS, RING].join("\n") };
     let template = match linear.rows {
         RowTile::One | RowTile::Small => {
             let rows = if linear.rows == RowTile::One { 1 } else { 16 };
@@ -196,7 +201,7 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         RowTile::Many if exact => include_str!("linear_many_floats.cu"),
         RowTile::Many if *blocks == WGMMA_BLOCKS => {
             c.int("PADDED", padded_slabs(linear.k)).int("SHARED_BYTES", blocks.shared_bytes as usize);
-            products = Some(wgmma(if Widen::of(linear).half { "f16" } else { "bf16" }));
+            products = wgmma(if Widen::of(linear).half { "f16" } else { "bf16" });
             include_str!("linear_many_wgmma.cu")
         }
         RowTile::Many => {
@@ -221,10 +226,7 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         None => ("const u8 *__restrict__ x", "take_row(shared.row, x, shared.sums);"),
     };
     if let Some(norm) = norm {
-        c.int("DIM", linear.k)
-            .int("THREADS", 32 * SMALL_WARPS)
-            .flag("GAIN", norm.gain)
-            .float("EPS", norm.eps);
+        c.int("DIM", linear.k).int("THREADS", 32 * SMALL_WARPS).flag("GAIN", norm.gain).float("EPS", norm.eps);
     }
     let pick = |there: bool, yes: &str, no: &str| if there { yes.to_owned() } else { no.to_owned() };
     let template = template
@@ -237,12 +239,7 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         .replace("RESIDUAL_ARGUMENT", &pick(residual, "residual", "nullptr"));
     let epilogue =
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
-    let mut parts = vec![c.finish(), WEIGHTS.to_owned()];
-    if !floats && linear.rows != RowTile::Many {
-        parts.extend([PRODUCTS.to_owned(), RING.to_owned()]);
-    }
-    parts.extend(products);
-    parts.push(epilogue);
+    let mut parts = vec![c.finish(), WEIGHTS.to_owned(), products, epilogue];
     match norm {
         Some(_) => parts.extend([ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned)),
         None if blocks.shared_bytes > 0 && linear.rows == RowTile::One => {
@@ -277,7 +274,8 @@ fn wgmma(element: &str) -> String {
     [64, 128, 256].map(product).join("\n")
 }
 
-fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {
+/// With what attention is ahead of whose launch nothing else stands, see [`CudaSpec::QkvRopeAhead`].
+fn qkv_parts(q: &QkvEpilogue, ahead: bool) -> Vec<String> {
     let mut c = Constants::new();
     c.cache(q.kv, q.head_dim, q.kv_heads, q.page_len).int("HEADS", q.heads);
     c.flag("QK_NORM", q.qk_norm.is_some()).float("EPS", q.qk_norm.unwrap_or(0.0));
@@ -286,11 +284,16 @@ fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {
     } else {
         ""
     };
+    c.flag("AHEAD", ahead);
+    if !ahead {
+        c.line("constexpr float *queries = nullptr;").line("constexpr u32 *counters = nullptr;");
+    }
     let gain = |name| if q.qk_norm.is_some() { name } else { "nullptr" };
     let kernel = include_str!("qkv_rope.cu")
         .replace(" GAIN_PARAMETERS", gains)
         .replace("Q_GAIN : K_GAIN", &format!("({}) : ({})", gain("q_gain"), gain("k_gain")))
-        .replace("const float *gain = item < HEADS ? (nullptr) : (nullptr);", "const float *gain = nullptr;");
+        .replace("const float *gain = is_query ? (nullptr) : (nullptr);", "const float *gain = nullptr;")
+        .replace(" AHEAD_PARAMETERS", if ahead { ", float *queries, u32 *counters" } else { "" });
     vec![c.finish(), CACHE.to_owned(), kernel]
 }
 
@@ -352,13 +355,9 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
             Some(tiles) => prompt_parts(attention, *out, tiles)?,
             None => attention_parts(attention, *out, include_str!("attention_tiles.cu"))?,
         },
+        KernelSpec::AttentionSpan(attention) if has_span_products(attention) => span_parts(attention, None)?,
         KernelSpec::AttentionSpan(attention) => {
-            let template = if has_span_products(attention) {
-                include_str!("attention_span_halves.cu")
-            } else {
-                include_str!("attention_span.cu")
-            };
-            attention_parts(attention, Activation::F32, template)?
+            attention_parts(attention, Activation::F32, include_str!("attention_span.cu"))?
         }
         KernelSpec::AttentionMerge { attention, out } => {
             let mut parts = attention_parts(attention, *out, include_str!("attention_merge.cu"))?;
@@ -390,6 +389,23 @@ fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activ
         .replace("PARAMETERS", &format!("{}void *__restrict__ out", parameters.concat()))
         .replace("SLICE };", &format!("SLICE }};\nconstexpr int OPERATION = {operation};"));
     vec![c.finish(), ROW_OF_BLOCK.to_owned(), template]
+}
+
+/// A span of attention with tensor cores; with `out` the partials are joined as well.
+fn span_parts(a: &AttentionSpec, out: Option<Activation>) -> std::result::Result<Vec<String>, String> {
+    let pick = |yes, no| if out.is_some() { yes } else { no };
+    let template = include_str!("attention_span_halves.cu")
+        .replace(" RESULT_PARAMETERS", pick(", void *out, u32 *counters", ""));
+    let mut parts = attention_parts(a, out.unwrap_or(Activation::F32), &template)?;
+    let mut c = Constants::new();
+    c.flag("JOINED", out.is_some());
+    if out.is_none() {
+        c.line("constexpr void *out = nullptr;").line("constexpr u32 *counters = nullptr;");
+    }
+    let pieces = [include_str!("fragments.cu"), ATTENTION_JOIN, ATTENTION_HAND_ON].map(str::to_owned);
+    let more = std::iter::once(c.finish()).chain(pieces);
+    parts.splice(parts.len() - 1..parts.len() - 1, more);
+    Ok(parts)
 }
 
 fn attention_parts(
