@@ -100,7 +100,10 @@ impl CudaSpec {
                 let ahead = if matches!(self, CudaSpec::QkvRopeAhead(_)) { "_ahead" } else { "" };
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = format!("{:?}", q.kv).to_lowercase();
-                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}{ahead}", q.heads, q.kv_heads, q.head_dim, q.page_len)
+                format!(
+                    "qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}{ahead}",
+                    q.heads, q.kv_heads, q.head_dim, q.page_len
+                )
             }
         }
     }

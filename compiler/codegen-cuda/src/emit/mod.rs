@@ -11,7 +11,8 @@ use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_format::Scale;
 use attar_kernel::{
-    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
+    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
+    RowTile,
 };
 use constants::Constants;
 
@@ -226,7 +227,10 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         None => ("const u8 *__restrict__ x", "take_row(shared.row, x, shared.sums);"),
     };
     if let Some(norm) = norm {
-        c.int("DIM", linear.k).int("THREADS", 32 * SMALL_WARPS).flag("GAIN", norm.gain).float("EPS", norm.eps);
+        c.int("DIM", linear.k)
+            .int("THREADS", 32 * SMALL_WARPS)
+            .flag("GAIN", norm.gain)
+            .float("EPS", norm.eps);
     }
     let pick = |there: bool, yes: &str, no: &str| if there { yes.to_owned() } else { no.to_owned() };
     let template = template
