@@ -1,6 +1,6 @@
-//! Reading patterns off a graph, and removing what a rewrite has left unused.
+//! Reading patterns off the compiler's own graph.
 
-use attar_ir::{Graph, NodeId, OpKind, Result, ValueId, WeightStore};
+use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightStore};
 
 /// A `linear` and what it takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,41 +47,6 @@ pub(crate) fn weight_name(graph: &Graph, v: ValueId) -> Option<&str> {
         OpKind::Weight(w) => Some(&w.name),
         _ => None,
     }
-}
-
-/// Puts values in the place of a node and removes what that leaves unused.
-pub(crate) fn replace(graph: &mut Graph, old: NodeId, with: &[ValueId]) -> Result<()> {
-    let inputs = graph.inputs_of(old);
-    graph.replace(old, with)?;
-    inputs.into_iter().try_for_each(|v| remove_unused(graph, v.node))
-}
-
-/// Removes a node and then whatever fed only it. Function inputs and nodes with effects stay.
-pub(crate) fn remove_unused(graph: &mut Graph, node: NodeId) -> Result<()> {
-    let mut pending = vec![node];
-    while let Some(id) = pending.pop() {
-        if !graph.contains(id) || is_used(graph, id) || !is_pure(graph.op(id)) {
-            continue;
-        }
-        let inputs = graph.inputs_of(id);
-        graph.remove(id)?;
-        pending.extend(inputs.into_iter().map(|v| v.node));
-    }
-    Ok(())
-}
-
-/// Whether any output of a node is used.
-pub(crate) fn is_used(graph: &Graph, id: NodeId) -> bool {
-    let slots = graph.node(id).outputs.len() as u16;
-    (0..slots).any(|slot| {
-        let v = ValueId { node: id, slot };
-        !graph.users(v).is_empty() || graph.outputs().contains(&v)
-    })
-}
-
-/// Whether a node does nothing but yield its outputs: `attention` extends the KV cache, inputs are the signature.
-pub(crate) fn is_pure(op: &OpKind) -> bool {
-    !matches!(op, OpKind::Attention(_) | OpKind::Input(_))
 }
 
 /// `stem`, or `stem` with a number where the store already has it.

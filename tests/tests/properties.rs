@@ -246,7 +246,7 @@ fn quantizing_every_matrix_stays_within_the_formats_tolerance() {
         let mut weights = random::weights(&graph, 1).expect("weights");
         let inputs = random::inputs(&graph, 1, Sequences::Two).expect("inputs");
         let before = evaluate(&graph, &weights, Precision::F64, &inputs);
-        let given = [("format".to_owned(), attar_pass::Value::Str(format.name.to_owned()))];
+        let given = [("format".to_owned(), attar_pass::Value::Text(format.name.to_owned()))];
         let decl = registered().into_iter().find(|d| d.name == "quantize-rtn").expect("registered");
         let options = attar_pass::Options::new(decl, &given).expect("options");
         let tensors = attar_pass::TensorGlobs::all().expect("globs");

@@ -3,7 +3,7 @@
 use crate::failure::{Failure, Result};
 use crate::terminal::Terminal;
 use attar_compiler::{Plugin, registry, registry_with};
-use attar_pass::{OptionKind, PassDecl, Recipe, Registry, Value};
+use attar_pass::{OptionKind, PassDecl, Recipe, Registry, Value, to_toml};
 use clap::Args;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ fn spelled(decl: &PassDecl, key: &str, value: &str) -> String {
         Some(OptionKind::Int { .. }) => value.parse::<i64>().is_ok(),
         Some(OptionKind::Float { .. }) => {
             // `.5` and `1.` are numbers to people, but not to TOML.
-            return value.parse::<f64>().map_or_else(|_| quoted(value), |v| Value::Float(v).to_toml());
+            return value.parse::<f64>().map_or_else(|_| quoted(value), |v| to_toml(&Value::Float(v)));
         }
         Some(OptionKind::Choice { .. } | OptionKind::Text { .. }) | None => false,
     };
@@ -100,7 +100,7 @@ fn spelled(decl: &PassDecl, key: &str, value: &str) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    Value::Str(text.to_owned()).to_toml()
+    to_toml(&Value::Text(text.to_owned()))
 }
 
 /// Both recipes' steps, by phase; within a phase those of `first` come first.

@@ -41,7 +41,8 @@ impl AttentionTiles {
     pub(crate) fn blocks(self, attention: &AttentionSpec) -> usize {
         match (attention.head_dim, self.row_tiles) {
             (..=64, 1) => 4,
-            (..=64, _) | (..=128, 1) => 3,
+            (..=128, 1) => 3,
+            (..=64, _) if !attention.kv.has_scales() => 3,
             _ => 2,
         }
     }

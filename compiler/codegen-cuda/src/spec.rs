@@ -6,6 +6,9 @@
 //! - a product with many rows is multiplied as bf16 or f16, so the rows are widened first;
 //! - heads of q, k and v are shared out among blocks without regard to heads, so what follows needs a launch of its own;
 //! - attention whose heads are no multiples of 32 wide leaves f32 rows, which are then quantized.
+//!
+//! And several become one where a GPU would wait between them: spans of attention and their merging, and with a single token what
+//! finishes the heads of q, k and v.
 
 use crate::attention_tiles::AttentionTiles;
 use crate::emit::{SPAN_WARPS, has_span_products, row_threads, small_blocks, takes_one_row, widened_bytes};
@@ -40,12 +43,15 @@ pub enum CudaSpec {
     Argmax,
     /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
     QkvRope(QkvEpilogue),
-    /// The same before [`CudaSpec::AttentionJoined`]. Two args more: queries f32 `[T, H, Dh]`, which are written beside q, and
-    /// counters u32 `[T, Hk]`, which are set to zero.
-    QkvRopeAhead(QkvEpilogue),
-    /// [`KernelSpec::AttentionSpan`] and [`KernelSpec::AttentionMerge`] in one. Args: those of the former, out, and counters that
-    /// are zero. The result may not stand where the queries do: some blocks store theirs before others have begun.
+    /// [`KernelSpec::AttentionSpan`] and [`KernelSpec::AttentionMerge`] in one. Args: those of the former, out, and counters u32
+    /// `[T, Hk]` that are zero, before and after. The result may not stand where the queries do: some blocks store theirs before
+    /// others have begun.
     AttentionJoined { attention: AttentionSpec, out: Activation },
+    /// [`CudaSpec::QkvRope`] and [`CudaSpec::AttentionJoined`] of a single token in one. Args: those of the former but q, then
+    /// partials, S, out and counters.
+    AttentionFresh { attention: AttentionSpec, qkv: QkvEpilogue, out: Activation },
+    /// Sets counters to zero. Args: counters u32, their number. One block.
+    Clear,
 }
 
 /// Activations as tensor cores multiply them with the weights of a format. With `wgmma` they are slabs in shared memory's own
@@ -96,14 +102,16 @@ impl CudaSpec {
                 let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
                 merge.name().replacen("attention_merge", "attention_joined", 1)
             }
-            CudaSpec::QkvRope(q) | CudaSpec::QkvRopeAhead(q) => {
-                let ahead = if matches!(self, CudaSpec::QkvRopeAhead(_)) { "_ahead" } else { "" };
+            CudaSpec::AttentionFresh { attention, qkv, out } => {
+                let norm = qkv.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
+                let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
+                merge.name().replacen("attention_merge", "attention_fresh", 1) + &norm
+            }
+            CudaSpec::Clear => "clear".to_owned(),
+            CudaSpec::QkvRope(q) => {
                 let norm = q.qk_norm.map_or(String::new(), |e| format!("_n{:08x}", e.to_bits()));
                 let kv = format!("{:?}", q.kv).to_lowercase();
-                format!(
-                    "qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}{ahead}",
-                    q.heads, q.kv_heads, q.head_dim, q.page_len
-                )
+                format!("qkv_rope_{}_{}x{}{norm}_kv{kv}_p{}", q.heads, q.kv_heads, q.head_dim, q.page_len)
             }
         }
     }
@@ -115,8 +123,9 @@ impl CudaSpec {
         match self {
             CudaSpec::Linear(_) | CudaSpec::NormLinear { .. } | CudaSpec::Widen(_) => 256,
             CudaSpec::Argmax => ARGMAX_THREADS,
-            CudaSpec::QkvRope(_) | CudaSpec::QkvRopeAhead(_) => 128,
-            CudaSpec::AttentionJoined { .. } => SPAN_WARPS as u32 * 32,
+            CudaSpec::QkvRope(_) => 128,
+            CudaSpec::Clear => 256,
+            CudaSpec::AttentionJoined { .. } | CudaSpec::AttentionFresh { .. } => SPAN_WARPS as u32 * 32,
             CudaSpec::Plain(kernel) => match kernel {
                 KernelSpec::AttentionSpan(a) if has_span_products(a) => SPAN_WARPS as u32 * 32,
                 KernelSpec::Embed { .. }
@@ -153,8 +162,8 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
     let mut kernels = BTreeMap::from([(CudaSpec::Argmax.name(), CudaSpec::Argmax)]);
     let mut out = Vec::new();
     for program in programs {
-        let mut work =
-            Translation { arena: program.arena, spare: [Extent::default(); 4], launches: Vec::new() };
+        let spare = [Extent::default(); 4];
+        let mut work = Translation { kind: program.kind, arena: program.arena, spare, launches: Vec::new() };
         let mut launches = program.launches.iter();
         while let Some(launch) = launches.next() {
             let bad = || Error::Spec {
@@ -254,8 +263,9 @@ enum Spare {
     Rows,
     /// Sums of q, k and v.
     Sums,
-    /// What [`CudaSpec::AttentionJoined`] is handed.
+    /// Queries of [`CudaSpec::AttentionJoined`].
     Queries,
+    /// Blocks that have finished. Nothing else may stand there: they are cleared once in a step.
     Counters,
 }
 
@@ -277,6 +287,7 @@ struct Step {
 
 /// One program on its way.
 struct Translation {
+    kind: ProgramKind,
     arena: Extent,
     spare: [Extent; 4],
     launches: Vec<Step>,
@@ -298,7 +309,8 @@ impl Translation {
                 let make = |out| KernelSpec::Attention { attention: *attention, out };
                 self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
             }
-            KernelSpec::AttentionMerge { attention, out } if self.join(attention, *out, &all).is_some() => {}
+            KernelSpec::AttentionMerge { attention, out } if self.join(attention, *out, launch).is_some() => {
+            }
             KernelSpec::AttentionMerge { attention, out } => {
                 let x = Tiles { extent: Extent::fixed(attention.heads as u64), per: 4 };
                 let blocks = (x, Tiles::each(Extent::per_token(1)));
@@ -357,28 +369,56 @@ impl Translation {
     }
 
     /// Joins partials where they are made; `None`, and nothing done, when they are not made of queries right before.
-    fn join(&mut self, a: &AttentionSpec, out: Activation, merge: &[Given]) -> Option<()> {
-        let [partials, _, result, _] = merge else { return None };
+    fn join(&mut self, a: &AttentionSpec, out: Activation, merge: &Launch) -> Option<()> {
+        let [partials, _, result, _] = merge.args[..] else { return None };
+        let [partials, result] = [partials, result].map(Given::Arg);
         let [.., rope, span] = &self.launches[..] else { return None };
         let CudaSpec::QkvRope(qkv) = rope.spec.clone() else { return None };
         let same = span.spec == CudaSpec::Plain(KernelSpec::AttentionSpan(*a))
             && rope.args.last() == span.args.first()
-            && span.args.get(7) == Some(partials);
+            && span.args.get(7) == Some(&partials);
         let fits = out == Activation::F32 || a.head_dim.is_multiple_of(32);
         if !same || !fits || !has_span_products(a) {
             return None;
         }
         let tokens = Extent::per_token(1);
-        let queries = self.spare(Spare::Queries, tokens, (a.heads * a.head_dim * 4) as u64)?;
         let counters = self.spare(Spare::Counters, tokens, a.kv_heads as u64 * 4)?;
-        let [.., rope, span] = &mut self.launches[..] else { return None };
-        rope.spec = CudaSpec::QkvRopeAhead(qkv);
-        rope.args.extend([queries, counters]);
-        span.spec = CudaSpec::AttentionJoined { attention: *a, out };
-        *span.args.first_mut()? = queries;
-        span.args.extend([*result, counters]);
+        self.clear(counters, a.kv_heads as u64, merge);
+        let mut span = self.launches.pop()?;
+        let mut rope = self.launches.pop()?;
+        if self.kind == ProgramKind::Decode {
+            // Nothing but attention reads q, which therefore need not be anywhere.
+            rope.args.pop();
+            span.args.splice(..7, rope.args);
+            span.spec = CudaSpec::AttentionFresh { attention: *a, qkv, out };
+        } else {
+            // Elsewhere than where the result may stand.
+            let queries = self.spare(Spare::Queries, tokens, (a.heads * a.head_dim * 4) as u64)?;
+            (*rope.args.last_mut()?, *span.args.first_mut()?) = (queries, queries);
+            span.spec = CudaSpec::AttentionJoined { attention: *a, out };
+            self.launches.push(rope);
+        }
+        span.args.extend([result, counters]);
         span.blocks.threads = span.spec.threads();
+        self.launches.push(span);
         Some(())
+    }
+
+    /// Clears so many counters for each token, and more where another launch needs more, before all else.
+    fn clear(&mut self, counters: Given, per_token: u64, launch: &Launch) {
+        if self.launches.first().is_none_or(|first| first.spec != CudaSpec::Clear) {
+            let none = Given::Arg(Arg::Count(Extent::default()));
+            let one = (Tiles::one(), Tiles::one());
+            let launch = Launch { note: "clear counters".to_owned(), ..launch.clone() };
+            self.push(CudaSpec::Clear, vec![counters, none], Extent::fixed(1), one, &launch);
+            self.launches.rotate_right(1);
+        }
+        if let Some(Given::Arg(Arg::Count(count))) = self.launches.first_mut().and_then(|l| l.args.last_mut())
+            && count.per_token <= per_token
+        {
+            *count = Extent::per_token(per_token);
+            self.launches[0].args[0] = counters;
+        }
     }
 
     /// A product, with the norm that its row is.
@@ -464,7 +504,7 @@ impl Translation {
         launch: &Launch,
     ) {
         // What prepares or finishes a product reads no weights.
-        let weighs = !matches!(spec, CudaSpec::Widen(_) | CudaSpec::QkvRope(_));
+        let weighs = !matches!(spec, CudaSpec::Widen(_) | CudaSpec::QkvRope(_) | CudaSpec::Clear);
         let weight_bytes = if weighs { launch.weight_bytes } else { 0 };
         let blocks = Blocks { threads: spec.threads(), x, y };
         self.launches.push(Step { spec, args, grid, blocks, weight_bytes, note: launch.note.clone() });

@@ -120,6 +120,8 @@ fn a_span_of_attention_reads_its_keys_and_values_once() {
         let read = stats.global_read.bytes as f64 / cache;
         say(&format!("{kv:?}  {instructions:>10.1} {read:>20.2}"));
         assert!(read < 1.35, "{kv:?}: {read} bytes read for each of the cache");
+        let most = if kv == KvType::F16 { 12.0 } else { 45.0 };
+        assert!(instructions < most, "{kv:?}: {instructions} instructions");
     }
 }
 
@@ -144,7 +146,7 @@ fn prompts_spend_most_of_attention_on_matrix_products() {
         say(&format!("{kv:?} {head_dim:>5} {macs:>10.2} {others:>20.2}"));
         let at = format!("{kv:?} {head_dim}");
         assert!(macs < 1.05, "{at}: {macs} of the products that are needed");
-        let most = if head_dim < 128 { 13.0 } else { 8.5 };
+        let most = if head_dim < 128 { 13.5 } else { 9.5 };
         assert!(others < most, "{at}: {others} other instructions");
         for traffic in [stats.shared_read, stats.shared_written] {
             let conflicts = traffic.wavefronts as f64 / traffic.ideal_wavefronts as f64;

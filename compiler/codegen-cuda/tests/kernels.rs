@@ -9,10 +9,11 @@ mod nvrtc_here;
 use attar_artifact::manifest::KvType;
 use attar_codegen_cuda::{CudaPrograms, CudaSpec, CudaTarget};
 use attar_format::{FormatRef, Scale, formats};
-use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, RowTile};
+use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use attar_ptx::{Launch, Memory, Param};
 use case::attention_cases::{self, Store};
-use case::{Arg, Case, Random, Rounding, bytes_of, linear_cases, row_cases};
+use case::{Arg, Case, Check, Random, Rounding, bytes_of, linear_cases, row_cases};
+use half::f16;
 use modules::Modules;
 
 /// Runs all cases, on kernels that run everywhere; fails with everything that is wrong.
@@ -59,18 +60,41 @@ fn attention_agrees_with_the_reference() {
     agree(&attention_cases::all());
 }
 
+/// Executes one launch and gives what is then in the buffers that it may write: partials, result, counters, and the cache.
+fn launch_attention(modules: &mut Modules, spec: &CudaSpec, grid: u64, args: &[Arg]) -> Vec<Vec<u8>> {
+    let programs = CudaPrograms { programs: Vec::new(), kernels: vec![spec.clone()] };
+    let (module, blocks) = modules.module(&programs, &spec.name());
+    let mut memory = Memory::new();
+    let mut written = Vec::new();
+    let mut place = |slot: usize, arg: &Arg| match arg {
+        Arg::Number(n) => Param::from(*n),
+        Arg::Input(bytes) => {
+            let buffer = memory.alloc(&format!("argument {slot}"), bytes);
+            memory.set_read_only(buffer);
+            Param::from(buffer)
+        }
+        Arg::Output(bytes, _) => {
+            written.push(memory.alloc(&format!("argument {slot}"), bytes));
+            Param::from(written[written.len() - 1])
+        }
+    };
+    let params: Vec<Param> = args.iter().enumerate().map(|(slot, arg)| place(slot, arg)).collect();
+    let launch = Launch {
+        kernel: &spec.name(),
+        grid: [grid as u32, 1, 1],
+        block: [spec.threads(), 1, 1],
+        dynamic_shared: blocks.shared_bytes as usize,
+        params: &params,
+    };
+    let both = module.launch_both(&mut memory, &launch).unwrap_or_else(|e| panic!("{e}"));
+    assert!(both.differing.is_empty(), "{}: {:?} depend on the order", spec.name(), both.differing);
+    written.into_iter().map(|buffer| memory.bytes(buffer).to_vec()).collect()
+}
+
 /// Spans and their merging in one launch, which no single launch of a CPU becomes: contexts of one span and of several, whose
 /// blocks finish in either order.
 #[test]
 fn attention_joined_agrees_with_the_reference() {
-    for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
-        attention_joined_agrees_on(target);
-    }
-}
-
-fn attention_joined_agrees_on(target: CudaTarget) {
-    let Some(mut modules) = Modules::find(target) else { return };
-    let mut faults = Vec::new();
     let shapes = [
         ((9, 3, 64), None, 64, Activation::Int8),
         ((7, 1, 128), None, 256, Activation::Int8),
@@ -79,51 +103,109 @@ fn attention_joined_agrees_on(target: CudaTarget) {
         ((24, 2, 16), None, 32, Activation::F32),
         ((2, 1, 256), None, 96, Activation::Int8),
     ];
-    for (shape, window, span, out) in shapes {
-        let attention = attention_cases::spec(shape, window, KvType::F16, span);
-        let batch = attention_cases::runs(&[(0, 0, 2), (0, 31, 2), (1, 95, 3), (2, 63, 1), (1, 129, 1)]);
-        let store = Store::new(attention, &[36, 130, 64], &mut Random(17));
-        let case = store.spans(&batch, &attention_cases::queries(&attention, &batch), 0.0);
-        let merge = store.merge(&batch, case.reference()[0].clone(), out);
-        let spec = CudaSpec::AttentionJoined { attention, out };
-        let programs = CudaPrograms { programs: Vec::new(), kernels: vec![spec.clone()] };
-        let (module, blocks) = modules.module(&programs, &spec.name());
-        let mut memory = Memory::new();
-        let mut params = Vec::new();
-        for (slot, arg) in case.args.iter().enumerate() {
-            params.push(match arg {
-                Arg::Number(n) => Param::from(*n),
-                Arg::Input(bytes) => {
-                    let buffer = memory.alloc(&format!("argument {slot}"), bytes);
-                    memory.set_read_only(buffer);
-                    Param::from(buffer)
-                }
-                Arg::Output(bytes, _) => Param::from(memory.alloc_uninit("partials", bytes.len())),
-            });
-        }
-        let Arg::Output(blank, _) = &merge.args[2] else { panic!("a result") };
-        let out = memory.alloc("out", blank);
-        let counters = memory.alloc("counters", &vec![0; merge.grid as usize * 4]);
-        params.extend([Param::from(out), Param::from(counters)]);
-        let launch = Launch {
-            kernel: &spec.name(),
-            grid: [case.grid as u32, 1, 1],
-            block: [spec.threads(), 1, 1],
-            dynamic_shared: blocks.shared_bytes as usize,
-            params: &params,
-        };
-        let both = module.launch_both(&mut memory, &launch).unwrap_or_else(|e| panic!("{e}"));
-        assert!(both.differing.is_empty(), "{}: {:?} depend on the order", spec.name(), both.differing);
-        let (want, got) = (merge.reference(), vec![memory.bytes(out).to_vec()]);
-        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            merge.check("PTX interpreter", &want, &got);
-        }));
-        if let Err(fault) = checked {
-            let text = fault.downcast::<String>().map_or_else(|_| "a panic".to_owned(), |s| *s);
-            faults.push(format!("{}: {text}", spec.name()));
+    for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
+        let Some(mut modules) = Modules::find(target) else { return };
+        for (shape, window, span, out) in shapes {
+            let attention = attention_cases::spec(shape, window, KvType::F16, span);
+            let batch = attention_cases::runs(&[(0, 0, 2), (0, 31, 2), (1, 95, 3), (2, 63, 1), (1, 129, 1)]);
+            let store = Store::new(attention, &[36, 130, 64], &mut Random(17));
+            let case = store.spans(&batch, &attention_cases::queries(&attention, &batch), 0.0);
+            let merge = store.merge(&batch, case.reference()[0].clone(), out);
+            let counters = Arg::Output(vec![0; merge.grid as usize * 4], Check::Bytes);
+            let args = [&case.args[..], &[merge.args[2].clone(), counters.clone()]].concat();
+            let spec = CudaSpec::AttentionJoined { attention, out };
+            let got = launch_attention(&mut modules, &spec, case.grid, &args);
+            merge.check(&spec.name(), &merge.reference(), &[got[1].clone()]);
+            assert!(got[2].iter().all(|byte| *byte == 0), "{}: counters are left at zero", spec.name());
         }
     }
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Norm, rotation and store of one token's heads in the same launch: what the cache has at the token's place is not read.
+#[test]
+fn attention_of_a_fresh_token_agrees_with_the_reference() {
+    let shapes = [
+        ((9, 3, 64), None, 64, None, Activation::Int8),
+        ((7, 1, 128), None, 256, Some(1e-6), Activation::F32),
+        ((8, 1, 32), Some(70), 64, None, Activation::F32),
+        ((24, 2, 16), None, 32, Some(1e-5), Activation::F32),
+        ((2, 1, 256), None, 96, None, Activation::Int8),
+    ];
+    for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
+        let Some(mut modules) = Modules::find(target) else { return };
+        for (shape, window, span, qk_norm, out) in shapes {
+            let (heads, kv_heads, head_dim) = shape;
+            let attention = attention_cases::spec(shape, window, KvType::F16, span);
+            let kv = KvType::F16;
+            let qkv = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
+            let spec = CudaSpec::AttentionFresh { attention, qkv, out };
+            for position in [0, 31, 95, 129] {
+                let r = &mut Random(position as u64 + 1);
+                let mut want = Store::new(attention, &[36, 130], r);
+                let mut given = want.clone();
+                let y = r.f32s((heads + 2 * kv_heads) * head_dim, 2.0);
+                let gains = [r.f32s(head_dim, 1.0), r.f32s(head_dim, 1.0)];
+                let angles = r.f32s(head_dim / 2, 3.0);
+                let rope: Vec<f32> =
+                    angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect();
+                let mut made: Vec<Vec<f32>> = y.chunks(head_dim).map(<[f32]>::to_vec).collect();
+                for (head, x) in made.iter_mut().take(heads + kv_heads).enumerate() {
+                    let gain = &gains[usize::from(head >= heads)];
+                    rotate(x, qk_norm.map(|eps| (eps, &gain[..])), &rope);
+                }
+                for head in 0..kv_heads {
+                    want.put(1, position, head, false, &made[heads + head]);
+                    want.put(1, position, head, true, &made[heads + kv_heads + head]);
+                    for values in [false, true] {
+                        given.put(1, position, head, values, &vec![f32::NAN; head_dim]);
+                    }
+                }
+                let batch = vec![(1, position)];
+                let case = want.spans(&batch, &made[..heads].concat(), 0.0);
+                let merge = want.merge(&batch, case.reference()[0].clone(), out);
+                let input = |x: &[f32]| Arg::Input(bytes_of(x));
+                let mut args = vec![input(&y)];
+                if qk_norm.is_some() {
+                    args.extend(gains.each_ref().map(|gain| input(gain)));
+                }
+                args.push(input(&rope));
+                args.extend_from_slice(&case.args[1..5]);
+                args.extend([&given.keys, &given.values].map(|x| Arg::Output(x.clone(), Check::Bytes)));
+                args.extend_from_slice(&case.args[7..]);
+                let counters = Arg::Output(vec![0; kv_heads * 4], Check::Bytes);
+                args.extend([merge.args[2].clone(), counters]);
+                let got = launch_attention(&mut modules, &spec, case.grid, &args);
+                merge.check(&spec.name(), &merge.reference(), &[got[3].clone()]);
+                assert!(got[4].iter().all(|byte| *byte == 0), "{}: counters are left at zero", spec.name());
+                for (got, want) in got.iter().zip([&want.keys, &want.values]) {
+                    let f16s = |bytes: &[u8]| -> Vec<f32> {
+                        bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                    };
+                    for (got, want) in f16s(got).into_iter().zip(f16s(want)) {
+                        // The last bit, where a number lies between two.
+                        let near = (got - want).abs() <= want.abs() / 1024.0 + 1e-6;
+                        assert!(near || got.is_nan() && want.is_nan(), "{}: {got} for {want}", spec.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Norm and rotation of a head, in double precision.
+fn rotate(x: &mut [f32], norm: Option<(f32, &[f32])>, rope: &[f32]) {
+    let mut y: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+    if let Some((eps, gain)) = norm {
+        let squares: f64 = y.iter().map(|v| v * v).sum();
+        let inverse = 1.0 / (squares / y.len() as f64 + f64::from(eps)).sqrt();
+        y.iter_mut().zip(gain).for_each(|(v, g)| *v *= inverse * f64::from(*g));
+    }
+    let half = y.len() / 2;
+    for i in 0..half {
+        let (cosine, sine) = (f64::from(rope[i]), f64::from(rope[half + i]));
+        x[i] = (y[i] * cosine - y[half + i] * sine) as f32;
+        x[half + i] = (y[half + i] * cosine + y[i] * sine) as f32;
+    }
 }
 
 /// Prompts in blocks of 64 and of 128 rows: more than one block, several sequences in one, rows and pages that are not full,
@@ -155,6 +237,38 @@ fn attention_of_prompts_agrees_with_the_reference() {
                 let batch = attention_cases::runs(&batch);
                 cases.push(store.tiles(&batch, &attention_cases::queries(&spec, &batch), out));
             }
+        }
+    }
+    agree(&cases);
+}
+
+/// Values far smaller than f16 has room for once they are multiplied by weights; queries and keys that are no numbers, which
+/// concern those rows alone that see them.
+#[test]
+fn attention_of_prompts_keeps_small_values_and_what_is_no_number() {
+    let r = &mut Random(13);
+    let mut cases = Vec::new();
+    for kv in [KvType::F16, KvType::Int8, KvType::Int4] {
+        let spec = attention_cases::spec((16, 4, 64), None, kv, 256);
+        let mut store = Store::new(spec, &[70, 40], r);
+        if kv.has_scales() {
+            for (position, head) in (0..40).flat_map(|p| (0..spec.kv_heads).map(move |h| (p, h))) {
+                // Growing, so that sums meet larger scales than those before.
+                let size = if position < 35 { 1e-7 } else { 1e-6 };
+                store.put(1, position, head, true, &r.f32s(spec.head_dim, size));
+            }
+        }
+        let batch = attention_cases::runs(&[(1, 20, 20)]);
+        cases.push(store.tiles(&batch, &attention_cases::queries(&spec, &batch), Activation::F32));
+        store.put(0, 69, 1, false, &vec![f32::NAN; spec.head_dim]);
+        let batch = attention_cases::runs(&[(0, 30, 40)]);
+        let mut queries = attention_cases::queries(&spec, &batch);
+        let head = |token: usize, head: usize| (token * spec.heads + head) * spec.head_dim;
+        queries[head(3, 5) + 7] = f32::NAN;
+        queries[head(38, 0)] = f32::INFINITY;
+        queries[head(12, 9)..][..spec.head_dim].fill(0.0);
+        for out in [Activation::F32, Activation::Int8] {
+            cases.push(store.tiles(&batch, &queries, out));
         }
     }
     agree(&cases);

@@ -53,7 +53,11 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
         all.push(CudaSpec::Plain(KernelSpec::KvWrite { kv_heads, head_dim, kv, page_len: 32 }));
         for qk_norm in [None, Some(1e-6)] {
             let qkv = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
-            all.extend([CudaSpec::QkvRope(qkv.clone()), CudaSpec::QkvRopeAhead(qkv)]);
+            all.push(CudaSpec::QkvRope(qkv.clone()));
+            if kv == KvType::F16 {
+                let out = if qk_norm.is_some() { Activation::F32 } else { Activation::Int8 };
+                all.push(CudaSpec::AttentionFresh { attention, qkv, out });
+            }
         }
     }
     for out in [Activation::F32, Activation::Int8] {
@@ -62,7 +66,7 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     for (int8, half, run) in [(false, false, 2), (true, false, 4), (true, false, 8), (true, true, 8)] {
         all.push(CudaSpec::Widen(Widen { dim, int8, half, run }));
     }
-    all.push(CudaSpec::Argmax);
+    all.extend([CudaSpec::Argmax, CudaSpec::Clear]);
     all.push(CudaSpec::Plain(KernelSpec::LayerNorm { dim, eps: 1e-5 }));
     all.push(CudaSpec::Plain(KernelSpec::Softmax { dim }));
     all.push(CudaSpec::Plain(KernelSpec::Quantize { dim }));
@@ -75,12 +79,12 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     all
 }
 
-/// Attention of prompts at every shape of its tiles: what is unrolled there takes most registers of all.
-fn prompts() -> Vec<CudaSpec> {
+/// Attention at every shape of its tiles: what is unrolled there takes most registers of all.
+fn attention() -> Vec<CudaSpec> {
     let mut all = Vec::new();
-    for (heads, kv_heads, head_dim) in
-        [(32, 8, 128usize), (8, 1, 128), (32, 8, 64), (32, 32, 96), (24, 8, 112), (8, 1, 224), (8, 1, 256)]
-    {
+    let shapes: [(usize, usize, usize); 7] =
+        [(32, 8, 128), (8, 1, 128), (32, 8, 64), (32, 32, 96), (24, 8, 112), (8, 1, 224), (8, 1, 256)];
+    for (heads, kv_heads, head_dim) in shapes {
         for (kv, window, out) in [
             (KvType::F16, None, Activation::Int8),
             (KvType::F16, Some(4096), Activation::F32),
@@ -92,6 +96,12 @@ fn prompts() -> Vec<CudaSpec> {
             let attention =
                 AttentionSpec { heads, kv_heads, head_dim, scale, window, kv, page_len: 32, span: 256 };
             all.push(CudaSpec::Plain(KernelSpec::Attention { attention, out }));
+            if kv == KvType::F16 {
+                all.push(CudaSpec::AttentionJoined { attention, out });
+                let qk_norm = window.map(|_| 1e-6);
+                let qkv = QkvEpilogue { heads, kv_heads, head_dim, qk_norm, kv, page_len: 32 };
+                all.push(CudaSpec::AttentionFresh { attention, qkv, out });
+            }
         }
     }
     all
@@ -122,6 +132,8 @@ fn meant(spec: &CudaSpec, target: CudaTarget) -> &'static [&'static str] {
     ];
     match spec {
         CudaSpec::Plain(KernelSpec::Attention { attention, .. }) if attention.kv != KvType::F32 => ATTENTION,
+        CudaSpec::Plain(KernelSpec::AttentionSpan(attention)) if attention.kv == KvType::F16 => ATTENTION,
+        CudaSpec::AttentionJoined { .. } | CudaSpec::AttentionFresh { .. } => ATTENTION,
         CudaSpec::Linear(l) => match l.rows {
             RowTile::Many if l.format.code_bits() == 32 => &[],
             RowTile::Many if target.has_wgmma() => WARPGROUPS,
@@ -137,7 +149,12 @@ fn check(spec: &CudaSpec, kernel: &CompiledKernel, target: CudaTarget) {
     let at = format!("{} on {target}", spec.name());
     let used =
         kernel.resources.unwrap_or_else(|| panic!("{at}: no numbers in the log: {}", kernel.output.log));
-    assert_eq!((used.spill_stores, used.spill_loads), (0, 0), "{at}: {used:?}");
+    let most = match spec {
+        // Wide heads beside a cache of codes: what is spilled is needed before and behind the loop over positions, not in it.
+        CudaSpec::Plain(KernelSpec::Attention { attention, .. }) if attention.kv.has_scales() => 32,
+        _ => 0,
+    };
+    assert!(used.spill_stores.max(used.spill_loads) <= most, "{at}: {used:?}");
     assert!(used.registers * spec.threads() <= REGISTERS, "{at}: {used:?}");
     assert!(used.shared <= SHARED, "{at}: {used:?}");
     let given = kernel.emitted.blocks.shared_bytes;
@@ -165,8 +182,8 @@ fn kernels_of_real_shapes_keep_within_the_machine() {
     for (target, specs) in [
         ("cuda:sm_80", kernels(SMOLLM2_135M)),
         ("cuda:sm_90a", kernels(LLAMA_3_8B)),
-        ("cuda:sm_80", prompts()),
-        ("cuda:sm_90a", prompts()),
+        ("cuda:sm_80", attention()),
+        ("cuda:sm_90a", attention()),
     ] {
         let target = CudaTarget::by_name(target).expect("a target");
         for spec in specs {

@@ -298,10 +298,7 @@ impl Graph {
     /// # Errors
     /// [`ErrorKind::Structure`] (`G6`) when it is still used, or is a function input.
     pub fn remove(&mut self, id: NodeId) -> Result<()> {
-        let used = self.nodes.edges_directed(ix(id), Direction::Outgoing).next().is_some()
-            || self.outputs.iter().any(|o| o.node == id)
-            || self.inputs.contains(&id);
-        if used {
+        if self.is_used(id) || self.inputs.contains(&id) {
             let problem = format!("%{} is still used", self.node(id).name);
             return Err(Error::new(ErrorKind::Structure { rule: "G6", problem }));
         }
@@ -334,6 +331,39 @@ impl Graph {
             }
         }
         Ok(())
+    }
+
+    /// Whether any output of a node is taken by another node, or is a function output.
+    pub fn is_used(&self, id: NodeId) -> bool {
+        self.nodes.edges_directed(ix(id), Direction::Outgoing).next().is_some()
+            || self.outputs.iter().any(|o| o.node == id)
+    }
+
+    /// Removes a node that nothing uses, and then whatever fed only it. Nodes that are not pure stay.
+    ///
+    /// # Errors
+    /// None that the graph's own invariants allow.
+    pub fn remove_unused(&mut self, node: NodeId) -> Result<()> {
+        let mut pending = vec![node];
+        while let Some(id) = pending.pop() {
+            if !self.contains(id) || self.is_used(id) || !self.op(id).is_pure() {
+                continue;
+            }
+            let inputs = self.inputs_of(id);
+            self.remove(id)?;
+            pending.extend(inputs.into_iter().map(|v| v.node));
+        }
+        Ok(())
+    }
+
+    /// As [`Graph::replace`], and removes what is no longer used.
+    ///
+    /// # Errors
+    /// As [`Graph::replace`].
+    pub fn replace_and_clean(&mut self, old: NodeId, with: &[ValueId]) -> Result<()> {
+        let inputs = self.inputs_of(old);
+        self.replace(old, with)?;
+        inputs.into_iter().try_for_each(|v| self.remove_unused(v.node))
     }
 
     /// Replaces a fused node by its decomposition into core ops; `false` when the op is a core op.

@@ -198,7 +198,7 @@ pub enum Epilogue {
 /// Optional per-head RMSNorm of q and k, rotary embedding of q and k, store of k and v in the cache.
 ///
 /// Args: (q gain f32 `[Dh]`, k gain f32 `[Dh]` with `qk_norm`), rope f32 `[M, Dh]`, positions, seqs, block tables, table
-/// stride, keys, values, out q f32 `[M, H, Dh]`. Item: a head.
+/// stride, keys, values, out q f32 `[M, H, Dh]`, which nothing but the layer's attention reads. Item: a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QkvEpilogue {
     pub heads: usize,

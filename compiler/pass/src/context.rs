@@ -1,7 +1,7 @@
-//! The pass trait, and what a pass may use while it runs.
+//! What a pass may use while it runs.
 
 use crate::calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
-use crate::decl::{Numerics, PassDecl, Phase};
+use crate::decl::{Options, PassDecl};
 use crate::error::{Error, ErrorKind, Result};
 use crate::globs::TensorGlobs;
 use crate::journal::Journal;
@@ -10,44 +10,6 @@ use crate::model_runner::ModelRunner;
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName, WeightStore};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// A change of a graph and its weights.
-///
-/// A pass is deterministic: the same graph, weights, options and seed give the same result on any number of
-/// threads. It verifies, prints and times nothing; the [`Manager`](crate::Manager) does.
-pub trait Pass: Send + Sync {
-    /// The declaration the pass was made from.
-    fn decl(&self) -> &'static PassDecl;
-
-    fn name(&self) -> &'static str {
-        self.decl().name
-    }
-
-    fn summary(&self) -> &'static str {
-        self.decl().summary
-    }
-
-    fn phase(&self) -> Phase {
-        self.decl().phase
-    }
-
-    fn numerics(&self) -> Numerics {
-        self.decl().numerics
-    }
-
-    /// Changes the graph. Every rewrite is asked for with [`PassCx::rewrite`] first.
-    ///
-    /// # Errors
-    /// When a weight cannot be read or does not suit, or the graph refuses a node (a bug of the pass).
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed>;
-}
-
-/// What a pass did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Changed {
-    /// Rewrites carried out; none means that graph and weights are as they were.
-    pub rewrites: u64,
-}
 
 /// How many rewrites are still allowed: halving it finds the one that breaks a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,15 +276,16 @@ impl<'a> PassCx<'a> {
     pub(crate) fn run_within(
         &mut self,
         graph: &mut Graph,
-        pass: &dyn Pass,
+        decl: &'static PassDecl,
+        options: &Options,
         tensors: &TensorGlobs,
     ) -> Result<()> {
         let mut fuel = Fuel::UNLIMITED;
         let mut silent = |_: &str, _, _| {};
         let mut cx =
-            PassCx::new(pass.decl(), self.weights, tensors, &mut fuel, self.metrics, &mut silent, self.seed);
+            PassCx::new(decl, self.weights, tensors, &mut fuel, self.metrics, &mut silent, self.seed);
         cx.cancel = self.cancel;
-        pass.run(graph, &mut cx).map(|_| ())
+        (decl.run)(options, graph, &mut cx)
     }
 
     /// Records made so far by all passes.
@@ -371,9 +334,9 @@ impl<'a> PassCx<'a> {
         yes
     }
 
-    /// What a pass returns: all rewrites it asked for and got.
-    pub fn changed(&self) -> Changed {
-        Changed { rewrites: self.rewrites }
+    /// Rewrites that were asked for and allowed; none means that graph and weights are as they were.
+    pub fn rewrites(&self) -> u64 {
+        self.rewrites
     }
 
     /// The rewrite counted last.

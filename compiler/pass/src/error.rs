@@ -93,10 +93,6 @@ pub enum ErrorKind {
     Ir(attar_ir::Error),
     /// The verifier refused what a pass left behind. `before` and `after` are the graph's `.air` texts.
     Broken { pass: String, rewrite: Option<String>, problem: attar_ir::Error, before: String, after: String },
-    /// A pass reported rewrites it did not ask for, or the reverse.
-    Miscounted { pass: String, counted: u64, reported: u64 },
-    /// A pass asked for an option it does not declare.
-    UndeclaredOption { pass: &'static str, option: &'static str },
     /// Two passes of one name.
     DuplicatePass { name: &'static str },
     /// A pass of a plugin failed, or did what it must not. `call` is what it had asked of the host.
@@ -152,10 +148,7 @@ impl Error {
                 attar_ir::ErrorKind::Weight { .. } => Family::Input,
                 _ => Family::Bug,
             },
-            ErrorKind::Broken { .. }
-            | ErrorKind::Miscounted { .. }
-            | ErrorKind::UndeclaredOption { .. }
-            | ErrorKind::DuplicatePass { .. } => Family::Bug,
+            ErrorKind::Broken { .. } | ErrorKind::DuplicatePass { .. } => Family::Bug,
             ErrorKind::CalibrationIo { .. } => Family::Environment,
             ErrorKind::Plugin { family, .. } => *family,
             ErrorKind::Cancelled => Family::Cancelled,
@@ -295,12 +288,6 @@ impl fmt::Display for ErrorKind {
                     write!(f, "after its last rewrite ({r}) ")?;
                 }
                 write!(f, "the graph is invalid: {problem}")
-            }
-            ErrorKind::Miscounted { pass, counted, reported } => {
-                write!(f, "bug in {pass}: it asked for {counted} rewrites and reported {reported}")
-            }
-            ErrorKind::UndeclaredOption { pass, option } => {
-                write!(f, "bug in {pass}: it asks for option {option}, which it does not declare")
             }
             ErrorKind::DuplicatePass { name } => {
                 write!(f, "bug: two passes are called {name}")

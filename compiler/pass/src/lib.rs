@@ -1,6 +1,7 @@
-//! What a pass is, which passes exist, in which order they run, and what surrounds each run.
+//! Which passes exist, in which order they run, and what surrounds each run.
 //!
-//! A pass changes a graph and the weights it names, nothing else. The [`Manager`] verifies, dumps, times, counts
+//! What a pass is says the trait [`attar_plugin::Pass`], for built-in passes as for those of plugins. It changes a graph and the
+//! weights it names, nothing else. The [`Manager`] verifies, dumps, times, counts
 //! and bisects; a [`Recipe`] says which passes run on which tensors with which options. Nothing here performs
 //! I/O: dumps and progress go to a sink the caller gives.
 
@@ -20,8 +21,8 @@ mod reference;
 mod registry;
 
 pub use calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
-pub use context::{Changed, Fuel, NoteLevel, Notes, Pass, PassCx, Subject, graph_weights};
-pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, Value};
+pub use context::{Fuel, NoteLevel, Notes, PassCx, Subject, graph_weights};
+pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, RunFn, Value, to_toml};
 pub use error::{Error, ErrorKind, Family, Result, Site};
 pub use globs::TensorGlobs;
 pub use journal::Journal;
@@ -31,7 +32,4 @@ pub use model_runner::ModelRunner;
 pub use preset::Preset;
 pub use recipe::Recipe;
 pub use reference::reference_markdown;
-pub use registry::{Registered, Registry, registered};
-
-/// Re-exported so that a pass file can say `attar_pass::inventory::submit!` without a dependency of its own.
-pub use inventory;
+pub use registry::{Registry, registered};

@@ -11,7 +11,7 @@
 //! `tensors` and `exclude` are globs over weight names; every other key is an option of the pass. Everything is
 //! checked on reading. A table `[made]` is passed over. [`Recipe::to_toml`] writes all defaults out: that text is kept in the artifact.
 
-use crate::decl::{Options, Value};
+use crate::decl::{Options, Value, to_toml};
 use crate::error::{Error, ErrorKind, Result, nearest};
 use crate::globs::TensorGlobs;
 use crate::manager::Step;
@@ -66,7 +66,7 @@ impl Recipe {
                 let _ = writeln!(out, "exclude = {}", list(step.tensors.exclude()));
             }
             for (name, value) in step.options.values() {
-                let _ = writeln!(out, "{name} = {}", value.to_toml());
+                let _ = writeln!(out, "{name} = {}", to_toml(value));
             }
         }
         out
@@ -74,7 +74,7 @@ impl Recipe {
 }
 
 fn quoted(text: &str) -> String {
-    Value::Str(text.to_owned()).to_toml()
+    to_toml(&Value::Text(text.to_owned()))
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
@@ -202,7 +202,7 @@ fn parse_step(text: &str, table: &DeTable<'_>, registry: &Registry) -> Result<St
 
 fn option_value(key: &str, value: &DeValue<'_>) -> Result<Value> {
     Ok(match value {
-        DeValue::String(s) => Value::Str(s.to_string()),
+        DeValue::String(s) => Value::Text(s.to_string()),
         DeValue::Boolean(b) => Value::Bool(*b),
         DeValue::Integer(i) => {
             let digits = i.as_str().replace('_', "");

@@ -1,6 +1,6 @@
 //! The pass reference, generated from the declarations and checked in as `docs/passes.md`.
 
-use crate::decl::{PassDecl, Phase};
+use crate::decl::{PassDecl, Phase, to_toml};
 use std::fmt::Write;
 
 /// Markdown for the given passes, in the given order.
@@ -32,7 +32,7 @@ pub fn reference_markdown(decls: &[&'static PassDecl]) -> String {
             }
             for o in d.options {
                 let default = match o.default() {
-                    Some(v) => format!("`{}`", v.to_toml()),
+                    Some(v) => format!("`{}`", to_toml(&v)),
                     None => "required".to_owned(),
                 };
                 let _ =

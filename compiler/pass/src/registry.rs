@@ -3,15 +3,9 @@
 use crate::decl::PassDecl;
 use crate::error::{Error, ErrorKind, Result, nearest};
 
-/// What a pass file submits: `attar_pass::inventory::submit!(Registered(&DECL));`.
-pub struct Registered(pub &'static PassDecl);
-
-inventory::collect!(Registered);
-
-/// All passes linked into this program, those written against `attar-plugin` among them, by phase and then by name.
+/// All passes linked into this program, by phase and then by name.
 pub fn registered() -> Vec<&'static PassDecl> {
-    let mut all: Vec<&'static PassDecl> = inventory::iter::<Registered>().map(|r| r.0).collect();
-    all.extend(crate::plugin::linked());
+    let mut all = crate::plugin::linked().to_vec();
     all.sort_unstable_by_key(|d| (d.phase, d.name));
     all
 }

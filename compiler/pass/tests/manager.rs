@@ -1,6 +1,5 @@
 //! The manager: order, verification, dumps, fuel, early ends, and whose fault an invalid graph is.
 
-#[expect(dead_code, reason = "each test uses part of it")]
 mod toy;
 
 use attar_pass::{

@@ -1,6 +1,5 @@
 //! Recipes: what is accepted, how defaults are written out, and what every mistake is answered with.
 
-#[expect(dead_code, reason = "each test uses part of it")]
 mod toy;
 
 use attar_pass::{ErrorKind, Family, Preset, Recipe, Registry};

@@ -12,59 +12,51 @@
 //! Reference: Ashkboos et al. 2024, QuaRot, arXiv:2404.00456 (R1 and R2 in Liu et al. 2024, SpinQuant, arXiv:2405.16406).
 
 use super::head_values::{HeadValues, values_at};
-use crate::pattern::{fresh_name, out, remove_unused, replace, weight_name};
+use crate::pattern::{fresh_name, out, weight_name};
 use attar_ir::ops::RmsNorm;
 use attar_ir::{Elem, Graph, NodeId, OpKind, Rotation, Transform, ValueId, WeightName, WeightStore};
-use attar_pass::{
-    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registered, Result,
-};
+use attar_pass::plugin::in_compiler;
+use attar_pass::{PassCx, Result};
+use attar_plugin::{About, Context, Numerics, Pass, Phase};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-struct RotateHadamard {
-    stream: bool,
-    heads: bool,
-    untie: bool,
+attar_plugin::options! {
+    /// Options of the pass.
+    pub(crate) struct Options {
+        /// rotate the residual stream
+        pub(crate) stream: bool = true;
+        /// rotate the values of attention heads
+        pub(crate) heads: bool = true;
+        /// allow a weight that is used twice, as a tied embedding, to become two
+        pub(crate) untie: bool = false;
+    }
 }
 
-static DECL: PassDecl = PassDecl {
-    name: "rotate-hadamard",
-    summary: "rotates the residual stream and the values of heads, so that no channel stands out",
-    phase: Phase::Compress,
-    numerics: Numerics::Rounding,
-    takes_tensors: false,
-    options: &[
-        OptionDecl {
-            name: "stream",
-            kind: OptionKind::Bool { default: true },
-            doc: "rotate the residual stream",
-        },
-        OptionDecl {
-            name: "heads",
-            kind: OptionKind::Bool { default: true },
-            doc: "rotate the values of attention heads",
-        },
-        OptionDecl {
-            name: "untie",
-            kind: OptionKind::Bool { default: false },
-            doc: "allow a weight that is used twice, as a tied embedding, to become two",
-        },
-    ],
-    file: file!(),
-    make: &|o: &Options| {
-        let (stream, heads, untie) = (o.bool("stream")?, o.bool("heads")?, o.bool("untie")?);
-        Ok(Box::new(RotateHadamard { stream, heads, untie }))
-    },
-};
+/// See the file's header.
+pub(crate) struct RotateHadamard;
 
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [RotateHadamard] }
 
 impl Pass for RotateHadamard {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = Options;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    const ABOUT: About = About {
+        name: "rotate-hadamard",
+        summary: "rotates the residual stream and the values of heads, so that no channel stands out",
+        phase: Phase::Compress,
+        numerics: Numerics::Rounding,
+        takes_tensors: false,
+    };
+
+    fn run(options: &Options, cx: &Context<'_>) -> attar_plugin::Result<()> {
+        // Weights are rotated where they are read, which keeps the checkpoint mapped.
+        in_compiler(cx, |graph, cx| options.rotate(graph, cx))
+    }
+}
+
+impl Options {
+    fn rotate(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<()> {
         if self.stream {
             match Stream::find(graph, cx.weights, self.untie) {
                 Ok(Some(stream)) => {
@@ -90,7 +82,7 @@ impl Pass for RotateHadamard {
                 _ => {}
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
@@ -321,7 +313,7 @@ impl Stream {
             inputs[usize::from(slot)] = graph.add_weight(&name, graph.ty(old).clone());
             let op = graph.op(node).clone();
             let new = graph.add1(op, &inputs)?;
-            replace(graph, node, &[new])?;
+            graph.replace_and_clean(node, &[new])?;
         }
         for norm in &self.norms {
             let OpKind::RmsNorm(RmsNorm { eps }) = *graph.op(*norm) else { continue };
@@ -329,7 +321,7 @@ impl Stream {
             if let [x, gain] = inputs[..] {
                 let new = graph.add1(RmsNorm { eps }, &[x])?;
                 graph.replace(*norm, &[new])?;
-                remove_unused(graph, gain.node)?;
+                graph.remove_unused(gain.node)?;
             }
         }
         Ok(())

@@ -12,55 +12,30 @@
 use super::head_values::{own_weight, values_at};
 use crate::pattern::{linear_at, only_user, out};
 use attar_ir::{Graph, NodeId, OpKind, Transform, ValueId, WeightName, WeightStore};
-use attar_pass::{
-    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registered, Result,
-};
+use attar_pass::plugin::in_compiler;
+use attar_pass::{PassCx, Result};
+use attar_plugin::{About, Context, Numerics, Pass, Phase};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-struct SmoothActivations {
-    alpha: f64,
-    norms: bool,
-    products: bool,
-    values: bool,
+attar_plugin::options! {
+    /// Options of the pass.
+    pub(crate) struct Options {
+        /// how much of the activations' size moves: 1 makes their channels equal, 0 those of the weights
+        pub(crate) alpha: f64 = 0.5, float 0.0..=1.0;
+        /// between the gains of norms and what takes them
+        pub(crate) norms: bool = true;
+        /// between the up and down projections of gated MLPs
+        pub(crate) products: bool = true;
+        /// between the v and o projections of attention
+        pub(crate) values: bool = true;
+    }
 }
 
-static DECL: PassDecl = PassDecl {
-    name: "smooth-activations",
-    summary: "moves size from channels of activations into the weights that take them, by calibration",
-    phase: Phase::Compress,
-    numerics: Numerics::Rounding,
-    takes_tensors: false,
-    options: &[
-        OptionDecl {
-            name: "alpha",
-            kind: OptionKind::Float { default: 0.5, min: 0.0, max: 1.0 },
-            doc: "how much of the activations' size moves: 1 makes their channels equal, 0 those of the weights",
-        },
-        OptionDecl {
-            name: "norms",
-            kind: OptionKind::Bool { default: true },
-            doc: "between the gains of norms and what takes them",
-        },
-        OptionDecl {
-            name: "products",
-            kind: OptionKind::Bool { default: true },
-            doc: "between the up and down projections of gated MLPs",
-        },
-        OptionDecl {
-            name: "values",
-            kind: OptionKind::Bool { default: true },
-            doc: "between the v and o projections of attention",
-        },
-    ],
-    file: file!(),
-    make: &|o: &Options| {
-        let (norms, products, values) = (o.bool("norms")?, o.bool("products")?, o.bool("values")?);
-        Ok(Box::new(SmoothActivations { alpha: o.float("alpha")?, norms, products, values }))
-    },
-};
+/// See the file's header.
+pub(crate) struct SmoothActivations;
 
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [SmoothActivations] }
 
 /// Factors beyond this, and beyond one over it, are cut off: a channel that calibration saw nothing of may be used later.
 const MOST: f64 = 1e4;
@@ -81,15 +56,28 @@ struct Site {
 }
 
 impl Pass for SmoothActivations {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = Options;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    const ABOUT: About = About {
+        name: "smooth-activations",
+        summary: "moves size from channels of activations into the weights that take them, by calibration",
+        phase: Phase::Compress,
+        numerics: Numerics::Rounding,
+        takes_tensors: false,
+    };
+
+    fn run(options: &Options, cx: &Context<'_>) -> attar_plugin::Result<()> {
+        // Weights are scaled where they are read, which keeps the checkpoint mapped.
+        in_compiler(cx, |graph, cx| options.smooth(graph, cx))
+    }
+}
+
+impl Options {
+    fn smooth(&self, graph: &Graph, cx: &mut PassCx<'_>) -> Result<()> {
         let sites = self.sites(graph, cx.weights);
         if !sites.is_empty() && !cx.is_calibrated() {
             cx.refused("all layers", "there is no calibration");
-            return Ok(cx.changed());
+            return Ok(());
         }
         let total = sites.len() as u64;
         let mut sizes = Vec::with_capacity(sites.len());
@@ -114,11 +102,9 @@ impl Pass for SmoothActivations {
             }
         }
         cx.progress("", total, total);
-        Ok(cx.changed())
+        Ok(())
     }
-}
 
-impl SmoothActivations {
     /// All sites, in the order their values are computed.
     fn sites(&self, graph: &Graph, weights: &WeightStore) -> Vec<Site> {
         let mut sites = Vec::new();

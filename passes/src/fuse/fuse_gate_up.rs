@@ -7,53 +7,48 @@
 //! Numerics: exact.   Cost: the coded weights of two matrices are copied once.
 //! Reference: Shazeer 2020, arXiv:2002.05202 (the gated MLP).
 
+use super::linear_at::{LinearAt, linear_at};
 use super::stacked_linear::stack_linears;
-use crate::pattern::{LinearAt, linear_at};
-use attar_ir::{Graph, NodeId, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use attar_plugin::{About, Context, NoOptions, Numerics, Pass, Phase, Result, Value};
 
-struct FuseGateUp;
+/// See the file's header.
+pub(crate) struct FuseGateUp;
 
-static DECL: PassDecl = PassDecl {
-    name: "fuse-gate-up",
-    summary: "joins the gate and up projections of a gated MLP into one linear",
-    phase: Phase::Fuse,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(FuseGateUp)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [FuseGateUp] }
 
 impl Pass for FuseGateUp {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            if !graph.contains(id) {
-                continue;
-            }
-            if let Some((gate, up)) = gate_and_up(graph, id) {
-                stack_linears(graph, cx, &[gate, up])?;
+    const ABOUT: About = About {
+        name: "fuse-gate-up",
+        summary: "joins the gate and up projections of a gated MLP into one linear",
+        phase: Phase::Fuse,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        for node in cx.nodes_of("mul")? {
+            // Its factors may stand in either order.
+            let [a, b] = cx.inputs_of(node)?[..] else { continue };
+            let found = match gate_and_up(cx, a, b)? {
+                Some(found) => Some(found),
+                None => gate_and_up(cx, b, a)?,
+            };
+            if let Some(parts) = found {
+                stack_linears(cx, &parts)?;
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
-/// The two linears behind `mul(silu(gate), up)`, whose factors may stand in either order.
-fn gate_and_up(graph: &Graph, mul: NodeId) -> Option<(LinearAt, LinearAt)> {
-    let OpKind::Mul(_) = graph.op(mul) else { return None };
-    let [a, b] = graph.inputs_of(mul)[..] else { return None };
-    let read = |activated: ValueId, up: ValueId| {
-        let OpKind::Silu(_) = graph.op(activated.node) else { return None };
-        let gate = linear_at(graph, *graph.inputs_of(activated.node).first()?)?;
-        let up = linear_at(graph, up)?;
-        (gate.x == up.x && gate.node != up.node).then_some((gate, up))
-    };
-    read(a, b).or_else(|| read(b, a))
+/// The two linears behind `mul(silu(gate), up)`.
+fn gate_and_up(cx: &Context<'_>, activated: Value, up: Value) -> Result<Option<[LinearAt; 2]>> {
+    if cx.op_of(activated)? != "silu" {
+        return Ok(None);
+    }
+    let gate = cx.inputs_of(cx.node_of(activated)?)?[0];
+    let (Some(gate), Some(up)) = (linear_at(cx, gate)?, linear_at(cx, up)?) else { return Ok(None) };
+    Ok((gate.x == up.x && gate.node != up.node).then_some([gate, up]))
 }

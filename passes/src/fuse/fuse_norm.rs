@@ -7,78 +7,64 @@
 //! Numerics: exact (the fused ops are defined by their parts).   Cost: none.
 //! Reference: Zhang & Sennrich 2019, arXiv:1910.07467.
 
-use crate::pattern::{only_user, out, replace};
-use attar_ir::ops::NormLinear;
-use attar_ir::{Graph, NodeId, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use attar_plugin::{About, Attr, Context, NoOptions, Node, Numerics, Pass, Phase, Result, borrowed};
 
-struct FuseNorm;
+/// See the file's header.
+pub(crate) struct FuseNorm;
 
-static DECL: PassDecl = PassDecl {
-    name: "fuse-norm",
-    summary: "moves an RMS norm into the projection that alone uses it",
-    phase: Phase::Fuse,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(FuseNorm)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [FuseNorm] }
 
 impl Pass for FuseNorm {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            // The projection, which comes later in this order, is gone once it is fused.
-            if !graph.contains(id) {
+    const ABOUT: About = About {
+        name: "fuse-norm",
+        summary: "moves an RMS norm into the projection that alone uses it",
+        phase: Phase::Fuse,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        // What a rewrite removes came before the projection, so the walk meets no node that is gone.
+        for node in cx.nodes()? {
+            let Some((norm, eps)) = norm_of(cx, node)? else { continue };
+            let info = cx.node(node)?;
+            if !cx.rewrite(&info.name)? {
                 continue;
             }
-            let Some((user, op)) = matched(graph, id) else { continue };
-            if !cx.rewrite(&graph.node(user).name) {
-                continue;
+            let (mut inputs, projection) = (cx.inputs_of(norm)?, cx.inputs_of(node)?);
+            let mut attrs = cx.attrs(node)?;
+            attrs.push(("eps".to_owned(), eps.into()));
+            attrs.push(("gain".to_owned(), (inputs.len() == 2).into()));
+            let op = if info.op == "linear" { "norm_linear" } else { &info.op };
+            if op == "norm_linear" {
+                attrs.push(("bias".to_owned(), (projection.len() == 3).into()));
             }
-            let mut inputs = graph.inputs_of(id);
-            inputs.extend_from_slice(&graph.inputs_of(user)[1..]);
-            let fused = graph.add(op, &inputs)?;
-            let slots = 0..graph.node(fused).outputs.len() as u16;
-            let results: Vec<ValueId> = slots.map(|slot| ValueId { node: fused, slot }).collect();
-            replace(graph, user, &results)?;
+            inputs.extend_from_slice(&projection[1..]);
+            let fused = cx.add_node(op, &inputs, &borrowed(&attrs))?;
+            cx.replace(node, &cx.outputs_of(fused)?)?;
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
-/// The projection that uses the norm `id`, and what it becomes.
-fn matched(graph: &Graph, id: NodeId) -> Option<(NodeId, OpKind)> {
-    let OpKind::RmsNorm(norm) = graph.op(id) else { return None };
-    if graph.ty(out(id)).rank() != 2 {
-        return None;
-    }
-    let gain = graph.inputs_of(id).len() == 2;
-    let (user, slot) = only_user(graph, out(id))?;
-    if slot != 0 {
-        return None;
-    }
-    let op = match graph.op(user) {
-        OpKind::Linear(_) => {
-            NormLinear { eps: norm.eps, gain, bias: graph.inputs_of(user).len() == 3 }.into()
-        }
-        OpKind::QkvRope(op) if op.eps.is_none() => {
-            let mut op = op.clone();
-            (op.eps, op.gain) = (Some(norm.eps), gain);
-            op.into()
-        }
-        OpKind::GateUpSwiglu(op) if op.eps.is_none() => {
-            let mut op = op.clone();
-            (op.eps, op.gain) = (Some(norm.eps), gain);
-            op.into()
-        }
-        _ => return None,
+/// The norm that a projection alone uses, and its eps.
+fn norm_of(cx: &Context<'_>, projection: Node) -> Result<Option<(Node, f64)>> {
+    let info = cx.node(projection)?;
+    let takes_norms = match info.op.as_str() {
+        "linear" => true,
+        "qkv_rope" | "gate_up_swiglu" => cx.attr(projection, "eps")?.is_none(),
+        _ => false,
     };
-    Some((user, op))
+    let Some(x) = cx.inputs_of(projection)?.first().copied().filter(|_| takes_norms) else { return Ok(None) };
+    let norm = cx.node_of(x)?;
+    let alone = cx.only_use(x)? == Some((projection, 0));
+    if cx.node(norm)?.op != "rms_norm" || cx.type_of(x)?.dims.len() != 2 || !alone {
+        return Ok(None);
+    }
+    match cx.attr(norm, "eps")? {
+        Some(Attr::Float(eps)) => Ok(Some((norm, eps))),
+        _ => Ok(None),
+    }
 }

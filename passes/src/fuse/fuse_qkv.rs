@@ -8,54 +8,46 @@
 //! Numerics: exact.   Cost: the coded weights of three matrices are copied once.
 //! Reference: Shoeybi et al. 2019, arXiv:1909.08053 (the fused QKV projection of Megatron-LM).
 
+use super::linear_at::{LinearAt, linear_at};
 use super::stacked_linear::stack_linears;
-use crate::pattern::{LinearAt, linear_at};
-use attar_ir::{Graph, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use attar_plugin::{About, Context, NoOptions, Numerics, Pass, Phase, Result, Value};
 
-struct FuseQkv;
+/// See the file's header.
+pub(crate) struct FuseQkv;
 
-static DECL: PassDecl = PassDecl {
-    name: "fuse-qkv",
-    summary: "joins the q, k and v projections of an attention block into one linear",
-    phase: Phase::Fuse,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(FuseQkv)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [FuseQkv] }
 
 impl Pass for FuseQkv {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            if !graph.contains(id) {
-                continue;
+    const ABOUT: About = About {
+        name: "fuse-qkv",
+        summary: "joins the q, k and v projections of an attention block into one linear",
+        phase: Phase::Fuse,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        for node in cx.nodes_of("attention")? {
+            let mut parts = Vec::new();
+            for v in cx.inputs_of(node)?.into_iter().take(3) {
+                parts.extend(projection(cx, v)?);
             }
-            let OpKind::Attention(_) = graph.op(id) else { continue };
-            let inputs = graph.inputs_of(id);
-            let parts: Option<Vec<LinearAt>> = inputs.iter().take(3).map(|v| projection(graph, *v)).collect();
-            let Some(parts) = parts else { continue };
             let [q, k, v] = parts[..] else { continue };
             let distinct = q.node != k.node && k.node != v.node && q.node != v.node;
             if distinct && q.x == k.x && k.x == v.x {
-                stack_linears(graph, cx, &parts)?;
+                stack_linears(cx, &parts)?;
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
 /// The linear whose result reaches `v` through reshape, norm and rotation.
-fn projection(graph: &Graph, mut v: ValueId) -> Option<LinearAt> {
-    while let OpKind::Rope(_) | OpKind::RmsNorm(_) | OpKind::Reshape(_) = graph.op(v.node) {
-        v = *graph.inputs_of(v.node).first()?;
+fn projection(cx: &Context<'_>, mut v: Value) -> Result<Option<LinearAt>> {
+    while ["rope", "rms_norm", "reshape"].contains(&cx.op_of(v)?.as_str()) {
+        v = cx.inputs_of(cx.node_of(v)?)?[0];
     }
-    linear_at(graph, v)
+    linear_at(cx, v)
 }

@@ -6,58 +6,50 @@
 //! Numerics: exact (the fused op is defined by these ops).   Cost: none.
 //! Reference: He et al. 2015, arXiv:1512.03385 (residual connections).
 
-use crate::pattern::{LinearAt, linear_at, only_user, replace};
-use attar_ir::ops::LinearResidual;
-use attar_ir::{Graph, NodeId, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use super::linear_at::{LinearAt, linear_at};
+use attar_plugin::{About, Context, NoOptions, Numerics, Pass, Phase, Result, Value};
 
-struct FuseResidual;
+/// See the file's header.
+pub(crate) struct FuseResidual;
 
-static DECL: PassDecl = PassDecl {
-    name: "fuse-residual",
-    summary: "moves the addition after a projection into its epilogue",
-    phase: Phase::Fuse,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(FuseResidual)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [FuseResidual] }
 
 impl Pass for FuseResidual {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            if !graph.contains(id) {
-                continue;
-            }
-            let Some((linear, residual)) = matched(graph, id) else { continue };
-            if !cx.rewrite(&graph.node(id).name) {
+    const ABOUT: About = About {
+        name: "fuse-residual",
+        summary: "moves the addition after a projection into its epilogue",
+        phase: Phase::Fuse,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        for node in cx.nodes_of("add")? {
+            let [a, b] = cx.inputs_of(node)?[..] else { continue };
+            let (linear, residual) = match (projection(cx, b)?, projection(cx, a)?) {
+                (Some(linear), _) => (linear, a),
+                (None, Some(linear)) => (linear, b),
+                (None, None) => continue,
+            };
+            if !cx.rewrite(&cx.node(node)?.name)? {
                 continue;
             }
             let mut inputs = vec![linear.x, linear.w];
             inputs.extend(linear.b);
             inputs.push(residual);
-            let y = graph.add1(LinearResidual { bias: linear.b.is_some() }, &inputs)?;
-            replace(graph, id, &[y])?;
+            let y = cx.add("linear_residual", &inputs, &[("bias", linear.b.is_some().into())])?;
+            cx.replace(node, &[y])?;
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
-/// The projection and the other summand.
-fn matched(graph: &Graph, add: NodeId) -> Option<(LinearAt, ValueId)> {
-    let OpKind::Add(_) = graph.op(add) else { return None };
-    let [a, b] = graph.inputs_of(add)[..] else { return None };
-    let read = |p: ValueId, residual: ValueId| {
-        only_user(graph, p)?;
-        let linear = linear_at(graph, p)?;
-        (graph.ty(p).rank() == 2).then_some((linear, residual))
-    };
-    read(b, a).or_else(|| read(a, b))
+/// The projection that makes a summand, if nothing else uses it.
+fn projection(cx: &Context<'_>, p: Value) -> Result<Option<LinearAt>> {
+    if cx.only_use(p)?.is_none() || cx.type_of(p)?.dims.len() != 2 {
+        return Ok(None);
+    }
+    linear_at(cx, p)
 }

@@ -7,64 +7,59 @@
 //! Numerics: exact (the fused op is defined by these ops).   Cost: none.
 //! Reference: Su et al. 2021, arXiv:2104.09864 (rotation); Dehghani et al. 2023, arXiv:2302.05442 (head norms).
 
-use crate::pattern::{LinearAt, linear_at, only_user, out, remove_unused};
-use attar_ir::ops::{QkvRope, Rope};
-use attar_ir::{Dim, Graph, NodeId, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
-
-struct FuseRope;
-
-static DECL: PassDecl = PassDecl {
-    name: "fuse-rope",
-    summary: "joins a qkv projection, its head norms and its rotation",
-    phase: Phase::Fuse,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(FuseRope)),
+use super::linear_at::{LinearAt, linear_at};
+use attar_plugin::{
+    About, Attr, Context, Dim, NoOptions, Node, Numerics, Pass, Phase, Result, Value, borrowed,
 };
 
-attar_pass::inventory::submit!(Registered(&DECL));
+/// See the file's header.
+pub(crate) struct FuseRope;
+
+attar_plugin::plugin! { passes: [FuseRope] }
 
 impl Pass for FuseRope {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            if !graph.contains(id) {
+    const ABOUT: About = About {
+        name: "fuse-rope",
+        summary: "joins a qkv projection, its head norms and its rotation",
+        phase: Phase::Fuse,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        for node in cx.nodes_of("attention")? {
+            let Some(found) = matched(cx, node)? else { continue };
+            if !cx.rewrite(&cx.node(node)?.name)? {
                 continue;
             }
-            let Some(found) = matched(graph, id) else { continue };
-            if !cx.rewrite(&graph.node(id).name) {
-                continue;
-            }
-            let fused = graph.add(found.op, &found.inputs)?;
-            for (slot, old) in found.results.into_iter().enumerate() {
-                graph.replace_uses(old, ValueId { node: fused, slot: slot as u16 })?;
-                remove_unused(graph, old.node)?;
+            let fused = cx.add_node("qkv_rope", &found.inputs, &borrowed(&found.attrs))?;
+            for (old, new) in found.results.into_iter().zip(cx.outputs_of(fused)?) {
+                cx.replace_uses(old, new)?;
+                cx.remove_unused(cx.node_of(old)?)?;
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
+/// A fused op to be.
 struct Match {
-    op: QkvRope,
-    inputs: Vec<ValueId>,
+    attrs: Vec<(String, Attr)>,
+    inputs: Vec<Value>,
     /// What stands for q, k and v now.
-    results: [ValueId; 3],
+    results: [Value; 3],
 }
 
 /// One rotated part: from the slice to the result.
-struct Rotated<'a> {
+struct Rotated {
     slice: Heads,
-    norm: Option<(f64, ValueId)>,
-    rope: &'a Rope,
-    positions: ValueId,
-    result: ValueId,
+    /// eps and gain.
+    norm: Option<(Attr, Value)>,
+    /// Attributes of the rotation.
+    rope: Vec<(String, Attr)>,
+    positions: Value,
 }
 
 /// A slice of the projection, as heads.
@@ -75,73 +70,83 @@ struct Heads {
     head_dim: usize,
 }
 
-fn matched(graph: &Graph, attention: NodeId) -> Option<Match> {
-    let OpKind::Attention(_) = graph.op(attention) else { return None };
-    let inputs = graph.inputs_of(attention);
-    let [q, k, v] = *inputs.get(..3)? else { return None };
-    let (q, k, v) = (rotated(graph, q)?, rotated(graph, k)?, heads(graph, v).map(|h| (h, v))?);
+fn matched(cx: &Context<'_>, attention: Node) -> Result<Option<Match>> {
+    let inputs = cx.inputs_of(attention)?;
+    let Some(&[q_result, k_result, v_result]) = inputs.first_chunk() else { return Ok(None) };
+    let parts = (rotated(cx, q_result)?, rotated(cx, k_result)?, heads(cx, v_result)?);
+    let (Some(q), Some(k), Some(v)) = parts else { return Ok(None) };
     let linear = q.slice.linear;
-    let one_projection = linear == k.slice.linear && linear == v.0.linear;
+    let one_projection = linear == k.slice.linear && linear == v.linear;
     let d = q.slice.head_dim;
-    let one_width = d == k.slice.head_dim && d == v.0.head_dim && k.slice.heads == v.0.heads;
+    let one_width = d == k.slice.head_dim && d == v.head_dim && k.slice.heads == v.heads;
     let (end_q, end_k) = (q.slice.heads * d, (q.slice.heads + k.slice.heads) * d);
-    let in_order = q.slice.start == 0 && k.slice.start == end_q && v.0.start == end_k;
-    let whole = graph.ty(linear.w).shape[0] == Dim::Fixed(end_k + v.0.heads * d);
-    let only_these = graph.users(linear.y()).len() == 3 && !graph.outputs().contains(&linear.y());
-    if !(one_projection && one_width && in_order && whole && only_these) {
-        return None;
-    }
-    if q.rope != k.rope || q.positions != k.positions {
-        return None;
+    let in_order = q.slice.start == 0 && k.slice.start == end_q && v.start == end_k;
+    let whole = cx.type_of(linear.w)?.dims[0] == Dim::Fixed(end_k + v.heads * d);
+    let only_these = cx.uses(linear.y)?.len() == 3 && !cx.outputs()?.contains(&linear.y);
+    let one_rotation = q.rope == k.rope && q.positions == k.positions;
+    if !(one_projection && one_width && in_order && whole && only_these && one_rotation) {
+        return Ok(None);
     }
     let (qk_norm, gains) = match (q.norm, k.norm) {
         (None, None) => (None, vec![]),
         (Some((eq, gq)), Some((ek, gk))) if eq == ek => (Some(eq), vec![gq, gk]),
-        _ => return None,
+        _ => return Ok(None),
     };
-    let op = QkvRope {
-        heads: q.slice.heads,
-        kv_heads: k.slice.heads,
-        head_dim: d,
-        inv_freq: q.rope.inv_freq.clone(),
-        mscale: q.rope.mscale,
-        eps: None,
-        qk_norm,
-        gain: false,
-        bias: linear.b.is_some(),
-    };
+    let count = |n: usize| Attr::Int(n as i64);
+    let mut attrs = vec![
+        ("heads".to_owned(), count(q.slice.heads)),
+        ("kv_heads".to_owned(), count(k.slice.heads)),
+        ("head_dim".to_owned(), count(d)),
+        ("bias".to_owned(), linear.b.is_some().into()),
+    ];
+    attrs.extend(q.rope);
+    attrs.extend(qk_norm.map(|eps| ("qk_norm".to_owned(), eps)));
     let mut inputs = vec![linear.x, linear.w];
     inputs.extend(linear.b);
     inputs.extend(gains);
     inputs.push(q.positions);
-    Some(Match { op, inputs, results: [q.result, k.result, v.1] })
+    Ok(Some(Match { attrs, inputs, results: [q_result, k_result, v_result] }))
 }
 
-fn rotated(graph: &Graph, result: ValueId) -> Option<Rotated<'_>> {
-    let OpKind::Rope(rope) = graph.op(result.node) else { return None };
-    let [mut x, positions] = graph.inputs_of(result.node)[..] else { return None };
-    only_user(graph, x)?;
-    let mut norm = None;
-    if let OpKind::RmsNorm(n) = graph.op(x.node) {
-        let [before, gain] = graph.inputs_of(x.node)[..] else { return None };
-        norm = Some((n.eps, gain));
-        x = before;
-        only_user(graph, x)?;
+fn rotated(cx: &Context<'_>, result: Value) -> Result<Option<Rotated>> {
+    let rotation = cx.node_of(result)?;
+    if cx.node(rotation)?.op != "rope" {
+        return Ok(None);
     }
-    Some(Rotated { slice: heads(graph, x)?, norm, rope, positions, result })
+    let [mut x, positions] = cx.inputs_of(rotation)?[..] else { return Ok(None) };
+    if cx.only_use(x)?.is_none() {
+        return Ok(None);
+    }
+    let mut norm = None;
+    if cx.op_of(x)? == "rms_norm" {
+        let node = cx.node_of(x)?;
+        let (&[before, gain], Some(eps)) = (&cx.inputs_of(node)?[..], cx.attr(node, "eps")?) else {
+            return Ok(None);
+        };
+        if cx.only_use(before)?.is_none() {
+            return Ok(None);
+        }
+        (norm, x) = (Some((eps, gain)), before);
+    }
+    let Some(slice) = heads(cx, x)? else { return Ok(None) };
+    Ok(Some(Rotated { slice, norm, rope: cx.attrs(rotation)?, positions }))
 }
 
 /// Reads `reshape(slice(linear))` with a result `[T, H, Dh]`; the slice has no other use.
-fn heads(graph: &Graph, v: ValueId) -> Option<Heads> {
-    let OpKind::Reshape(_) = graph.op(v.node) else { return None };
-    let [t, Dim::Fixed(heads), Dim::Fixed(head_dim)] = graph.ty(v).shape[..] else { return None };
-    let sliced = *graph.inputs_of(v.node).first()?;
-    let OpKind::Slice(slice) = graph.op(sliced.node) else { return None };
-    if graph.ty(sliced).shape[..] != [t, Dim::Fixed(heads * head_dim)] {
-        return None;
+fn heads(cx: &Context<'_>, v: Value) -> Result<Option<Heads>> {
+    if cx.op_of(v)? != "reshape" {
+        return Ok(None);
     }
-    only_user(graph, sliced)?;
-    let y = *graph.inputs_of(sliced.node).first()?;
-    let linear = linear_at(graph, y)?;
-    (out(linear.node) == y).then_some(Heads { linear, start: slice.start, heads, head_dim })
+    let [t, Dim::Fixed(heads), Dim::Fixed(head_dim)] = cx.type_of(v)?.dims[..] else { return Ok(None) };
+    let sliced = cx.inputs_of(cx.node_of(v)?)?[0];
+    let slice = cx.node_of(sliced)?;
+    if cx.node(slice)?.op != "slice"
+        || cx.type_of(sliced)?.dims[..] != [t, Dim::Fixed(heads * head_dim)]
+        || cx.only_use(sliced)?.is_none()
+    {
+        return Ok(None);
+    }
+    let Some(Attr::Int(start)) = cx.attr(slice, "start")? else { return Ok(None) };
+    let Some(linear) = linear_at(cx, cx.inputs_of(slice)?[0])? else { return Ok(None) };
+    Ok(Some(Heads { linear, start: start as usize, heads, head_dim }))
 }

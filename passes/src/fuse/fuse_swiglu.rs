@@ -7,64 +7,66 @@
 //! Numerics: exact (the fused op is defined by these ops).   Cost: none.
 //! Reference: Shazeer 2020, arXiv:2002.05202.
 
-use crate::pattern::{LinearAt, linear_at, only_user, replace};
-use attar_ir::ops::GateUpSwiglu;
-use attar_ir::{Dim, Graph, NodeId, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use super::linear_at::{LinearAt, linear_at};
+use attar_plugin::{About, Attr, Context, Dim, NoOptions, Numerics, Pass, Phase, Result, Value};
 
-struct FuseSwiglu;
+/// See the file's header.
+pub(crate) struct FuseSwiglu;
 
-static DECL: PassDecl = PassDecl {
-    name: "fuse-swiglu",
-    summary: "joins a gate and up projection and its activation",
-    phase: Phase::Fuse,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(FuseSwiglu)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [FuseSwiglu] }
 
 impl Pass for FuseSwiglu {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            if !graph.contains(id) {
-                continue;
-            }
-            let Some(linear) = matched(graph, id) else { continue };
-            if cx.rewrite(&graph.node(id).name) {
-                let y = graph.add1(GateUpSwiglu { eps: None, gain: false }, &[linear.x, linear.w])?;
-                replace(graph, id, &[y])?;
+    const ABOUT: About = About {
+        name: "fuse-swiglu",
+        summary: "joins a gate and up projection and its activation",
+        phase: Phase::Fuse,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        for node in cx.nodes_of("mul")? {
+            let [a, b] = cx.inputs_of(node)?[..] else { continue };
+            let found = match read(cx, a, b)? {
+                Some(linear) => Some(linear),
+                None => read(cx, b, a)?,
+            };
+            let Some(linear) = found else { continue };
+            if cx.rewrite(&cx.node(node)?.name)? {
+                let y = cx.add("gate_up_swiglu", &[linear.x, linear.w], &[])?;
+                cx.replace(node, &[y])?;
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
-fn matched(graph: &Graph, mul: NodeId) -> Option<LinearAt> {
-    let OpKind::Mul(_) = graph.op(mul) else { return None };
-    let [a, b] = graph.inputs_of(mul)[..] else { return None };
-    read(graph, a, b).or_else(|| read(graph, b, a))
+/// The linear behind both factors of a product, the first of which is activated.
+fn read(cx: &Context<'_>, activated: Value, up: Value) -> Result<Option<LinearAt>> {
+    if cx.op_of(activated)? != "silu" || cx.only_use(activated)?.is_none() {
+        return Ok(None);
+    }
+    let gate = cx.inputs_of(cx.node_of(activated)?)?[0];
+    let (Some((y, g_start, g_len)), Some((same, u_start, u_len))) = (half(cx, gate)?, half(cx, up)?) else {
+        return Ok(None);
+    };
+    let Some(linear) = linear_at(cx, y)? else { return Ok(None) };
+    let halves = g_start == 0 && u_start == g_len && g_len == u_len;
+    let whole = cx.type_of(linear.w)?.dims[0] == Dim::Fixed(g_len.saturating_add(u_len));
+    let only_these = cx.uses(y)?.len() == 2 && !cx.outputs()?.contains(&y);
+    let plain = linear.b.is_none() && cx.type_of(linear.x)?.dims.len() == 2;
+    Ok((y == same && halves && whole && only_these && plain).then_some(linear))
 }
 
-fn read(graph: &Graph, activated: ValueId, up: ValueId) -> Option<LinearAt> {
-    let OpKind::Silu(_) = graph.op(activated.node) else { return None };
-    only_user(graph, activated)?;
-    let gate = *graph.inputs_of(activated.node).first()?;
-    let (OpKind::Slice(g), OpKind::Slice(u)) = (graph.op(gate.node), graph.op(up.node)) else { return None };
-    only_user(graph, gate)?;
-    only_user(graph, up)?;
-    let (y, same) = (*graph.inputs_of(gate.node).first()?, *graph.inputs_of(up.node).first()?);
-    let linear = linear_at(graph, y)?;
-    let halves = g.start == 0 && u.start == g.len && g.len == u.len;
-    let whole = graph.ty(linear.w).shape[0] == Dim::Fixed(g.len + u.len);
-    let only_these = graph.users(y).len() == 2 && !graph.outputs().contains(&y);
-    let plain = linear.b.is_none() && graph.ty(linear.x).rank() == 2;
-    (y == same && halves && whole && only_these && plain).then_some(linear)
+/// What a slice without other uses is cut from, where it begins and how long it is.
+fn half(cx: &Context<'_>, v: Value) -> Result<Option<(Value, usize, usize)>> {
+    let node = cx.node_of(v)?;
+    if cx.node(node)?.op != "slice" || cx.only_use(v)?.is_none() {
+        return Ok(None);
+    }
+    let (start, len) = (cx.attr(node, "start")?, cx.attr(node, "len")?);
+    let (Some(Attr::Int(start)), Some(Attr::Int(len))) = (start, len) else { return Ok(None) };
+    Ok(Some((cx.inputs_of(node)?[0], start as usize, len as usize)))
 }

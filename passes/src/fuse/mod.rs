@@ -6,4 +6,5 @@ mod fuse_qkv;
 mod fuse_residual;
 mod fuse_rope;
 mod fuse_swiglu;
+mod linear_at;
 mod stacked_linear;

@@ -15,7 +15,7 @@ use super::code_grid::{CodeGrid, GroupScale};
 use super::linear_inputs::Site;
 use attar_format::{Encoded, Scale};
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName};
-use attar_pass::{Error, ErrorKind, OptionDecl, OptionKind, Options, Part, PassCx, Result};
+use attar_pass::{Error, ErrorKind, Part, PassCx, Result};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -245,18 +245,6 @@ const MOST_BITS: usize = 5;
 
 impl Reconstruction {
     pub(super) const NONE: Reconstruction = Reconstruction { steps: 0 };
-
-    /// The option of the passes that reconstruct.
-    pub(super) const STEPS: OptionDecl = OptionDecl {
-        name: "reconstruct_steps",
-        kind: OptionKind::Int { default: 0, min: 0, max: 100_000 },
-        doc: "steps of gradient descent over each decoder layer that holds matrices of at most 3 bits",
-    };
-
-    /// As the options say.
-    pub(super) fn of(options: &Options) -> Result<Reconstruction> {
-        Ok(Reconstruction { steps: options.int("reconstruct_steps")? as usize })
-    }
 
     /// Matrices of at most so many bits a weight have their blocks reconstructed.
     pub(super) const FEW_BITS: usize = 3;

@@ -19,21 +19,74 @@ use super::code_grid::CodeGrid;
 use super::curvature::Curvature;
 use super::error_feedback::round_with_feedback;
 use super::linear_inputs::{Site, sites};
-use super::quantize_rtn::{self, RowCoder, Suitable, elements, first_value};
+use super::quantize_rtn::{self, CODED_FORMATS, RowCoder, Suitable, elements, first_value};
 use super::row_chunk::{ROWS, RowChunk};
 use super::scale_search::{GROUP, TableSearch};
 use super::vector_level::Level;
 use attar_format::{Encoded, FormatRef, PackedLayout};
 use attar_ir::{Graph, TensorType};
-use attar_pass::{
-    Changed, Error, ErrorKind, InputDrift, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl,
-    Phase, Registered, Result, Subject,
-};
+use attar_pass::plugin::in_compiler;
+use attar_pass::{Error, ErrorKind, InputDrift, PassCx, Result, Subject};
+use attar_plugin::{About, Numerics, Pass, Phase};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-pub(super) struct QuantizeGptq {
+attar_plugin::options! {
+    /// Options of the pass.
+    pub(crate) struct Options {
+        /// weight format the matrices get
+        pub(crate) format: String, of CODED_FORMATS;
+        /// what is added to the diagonal of the inputs' second moment, as a share of its mean
+        pub(crate) damping: f64 = DAMPING, float 0.0..=1.0;
+        /// choose the codes of columns with large inputs first; the order is not stored
+        pub(crate) act_order: bool = true;
+        /// most rounds in which codes and scales are refined group by group
+        pub(crate) refine_rounds: usize = ROUNDS, int 0..=64;
+        /// share of what layers before have changed in a layer's inputs that its weights make up for
+        pub(crate) correct_drift: f64 = FOLLOW, float 0.0..=1.0;
+        /// steps of gradient descent over each decoder layer that holds matrices of at most 3 bits
+        pub(crate) reconstruct_steps: usize = 0, int 0..=100_000;
+    }
+}
+
+/// Defaults of the options.
+const DAMPING: f64 = 0.01;
+const ROUNDS: i64 = 4;
+const FOLLOW: f64 = 1.0;
+
+/// See the file's header.
+pub(crate) struct QuantizeGptq;
+
+attar_plugin::plugin! { passes: [QuantizeGptq] }
+
+impl Pass for QuantizeGptq {
+    type Options = Options;
+
+    const ABOUT: About = About {
+        name: "quantize-gptq",
+        summary: "stores matrices in a weight format, choosing codes that make up for each other's errors on calibration text",
+        phase: Phase::Compress,
+        numerics: Numerics::Lossy,
+        takes_tensors: true,
+    };
+
+    fn run(options: &Options, cx: &attar_plugin::Context<'_>) -> attar_plugin::Result<()> {
+        let gptq = Gptq {
+            format: attar_format::by_name(&options.format).unwrap_or(&attar_format::formats::N4),
+            damping: options.damping,
+            by_magnitude: options.act_order,
+            rounds: options.refine_rounds,
+            follow: options.correct_drift,
+            reconstruction: Reconstruction { steps: options.reconstruct_steps },
+        };
+        // It needs the drift of inputs, gradients of blocks and the journal.
+        in_compiler(cx, |graph, cx| gptq.run(graph, cx))
+    }
+}
+
+/// What chooses codes.
+pub(super) struct Gptq {
     format: FormatRef,
     damping: f64,
     by_magnitude: bool,
@@ -43,67 +96,8 @@ pub(super) struct QuantizeGptq {
     reconstruction: Reconstruction,
 }
 
-/// Defaults of the options.
-const DAMPING: f64 = 0.01;
-const ROUNDS: i64 = 4;
-const FOLLOW: f64 = 1.0;
-
-static DECL: PassDecl = PassDecl {
-    name: "quantize-gptq",
-    summary: "stores matrices in a weight format, choosing codes that make up for each other's errors on calibration text",
-    phase: Phase::Compress,
-    numerics: Numerics::Lossy,
-    takes_tensors: true,
-    options: &[
-        OptionDecl {
-            name: "format",
-            kind: OptionKind::Choice { default: None, of: quantize_rtn::CODED_FORMATS },
-            doc: "weight format the matrices get",
-        },
-        OptionDecl {
-            name: "damping",
-            kind: OptionKind::Float { default: DAMPING, min: 0.0, max: 1.0 },
-            doc: "what is added to the diagonal of the inputs' second moment, as a share of its mean",
-        },
-        OptionDecl {
-            name: "act_order",
-            kind: OptionKind::Bool { default: true },
-            doc: "choose the codes of columns with large inputs first; the order is not stored",
-        },
-        OptionDecl {
-            name: "refine_rounds",
-            kind: OptionKind::Int { default: ROUNDS, min: 0, max: 64 },
-            doc: "most rounds in which codes and scales are refined group by group",
-        },
-        OptionDecl {
-            name: "correct_drift",
-            kind: OptionKind::Float { default: FOLLOW, min: 0.0, max: 1.0 },
-            doc: "share of what layers before have changed in a layer's inputs that its weights make up for",
-        },
-        Reconstruction::STEPS,
-    ],
-    file: file!(),
-    make: &|o: &Options| {
-        let format = attar_format::by_name(o.choice("format")?).unwrap_or(&attar_format::formats::N4);
-        Ok(Box::new(QuantizeGptq {
-            format,
-            damping: o.float("damping")?,
-            by_magnitude: o.bool("act_order")?,
-            rounds: o.int("refine_rounds")? as usize,
-            follow: o.float("correct_drift")?,
-            reconstruction: Reconstruction::of(o)?,
-        }))
-    },
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
-
-impl Pass for QuantizeGptq {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+impl Gptq {
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<()> {
         let mut subjects = Vec::new();
         for subject in cx.subjects(graph) {
             let suitable =
@@ -139,14 +133,12 @@ impl Pass for QuantizeGptq {
         }
         blocks.finish(graph, cx)?;
         cx.progress("", done, total);
-        Ok(cx.changed())
+        Ok(())
     }
-}
 
-impl QuantizeGptq {
     /// What chooses codes site by site, with default options; blocks are left to whoever calls it.
-    pub(super) fn with_format(format: FormatRef) -> QuantizeGptq {
-        QuantizeGptq {
+    pub(super) fn with_format(format: FormatRef) -> Gptq {
+        Gptq {
             format,
             damping: DAMPING,
             by_magnitude: true,

@@ -13,21 +13,29 @@
 use super::allocation::{Budget, Choice, Unmet, allocate};
 use super::block_reconstruction::{BlockByBlock, Reconstruction};
 use super::linear_inputs::{Site, sites};
-use super::quantize_gptq::{self, QuantizeGptq};
-use super::quantize_rtn::{self, Suitable};
+use super::quantize_gptq::{self, Gptq};
+use super::quantize_rtn::{self, CODED_FORMATS, Suitable};
 use attar_format::{FormatRef, PackedLayout, by_name};
 use attar_ir::{Graph, OpKind, WeightName};
-use attar_pass::{
-    Changed, Error, ErrorKind, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase,
-    Registered, Result, Subject,
-};
+use attar_pass::plugin::in_compiler;
+use attar_pass::{Error, ErrorKind, PassCx, Result, Subject};
+use attar_plugin::{About, Context, Numerics, Pass, Phase};
 use std::collections::BTreeMap;
 
-struct QuantizeMixed {
-    /// From few bits to many.
-    formats: Vec<FormatRef>,
-    budget: Budget,
-    reconstruction: Reconstruction,
+attar_plugin::options! {
+    /// Options of the pass.
+    pub(crate) struct Options {
+        /// most bytes of the packed matrices; 0 when `max_kld` is the budget
+        pub(crate) max_bytes: u64 = 0, int 0..=i64::MAX;
+        /// most divergence from the uncompressed model that is foretold, in nats; 0 when `max_bytes` is the budget
+        pub(crate) max_kld: f64 = 0.0, float 0.0..=100.0;
+        /// format of fewest bits that a matrix may get
+        pub(crate) coarsest: String = "n2", of CODED_FORMATS;
+        /// format of most bits that a matrix may get
+        pub(crate) finest: String = "w8", of CODED_FORMATS;
+        /// steps of gradient descent over each decoder layer that holds matrices of at most 3 bits
+        pub(crate) reconstruct_steps: usize = 0, int 0..=100_000;
+    }
 }
 
 /// Divergence that choosing codes by calibration leaves of what rounding costs, on the careful side: what is foretold with it
@@ -36,63 +44,34 @@ const LEFT_BY_CALIBRATION: f64 = 0.5;
 /// Rows of a matrix from which the error of a format is estimated.
 const SAMPLE_ROWS: usize = 96;
 
-static DECL: PassDecl = PassDecl {
-    name: "quantize-mixed",
-    summary: "gives each matrix the format that serves the model best within a budget of bytes or divergence",
-    phase: Phase::Compress,
-    numerics: Numerics::Lossy,
-    takes_tensors: true,
-    options: &[
-        OptionDecl {
-            name: "max_bytes",
-            kind: OptionKind::Int { default: 0, min: 0, max: i64::MAX },
-            doc: "most bytes of the packed matrices; 0 when `max_kld` is the budget",
-        },
-        OptionDecl {
-            name: "max_kld",
-            kind: OptionKind::Float { default: 0.0, min: 0.0, max: 100.0 },
-            doc: "most divergence from the uncompressed model that is foretold, in nats; 0 when `max_bytes` is the budget",
-        },
-        OptionDecl {
-            name: "coarsest",
-            kind: OptionKind::Choice { default: Some("n2"), of: quantize_rtn::CODED_FORMATS },
-            doc: "format of fewest bits that a matrix may get",
-        },
-        OptionDecl {
-            name: "finest",
-            kind: OptionKind::Choice { default: Some("w8"), of: quantize_rtn::CODED_FORMATS },
-            doc: "format of most bits that a matrix may get",
-        },
-        Reconstruction::STEPS,
-    ],
-    file: file!(),
-    make: &|o: &Options| {
-        let bits = |name: &str| by_name(name).map_or(0.0, |f| f.bits_per_weight());
-        let (low, high) = (bits(o.choice("coarsest")?), bits(o.choice("finest")?));
-        let mut formats: Vec<FormatRef> = quantize_rtn::CODED_FORMATS
-            .iter()
-            .filter_map(|name| by_name(name))
-            .filter(|f| (low..=high).contains(&f.bits_per_weight()))
-            .collect();
-        formats.sort_by(|a, b| a.bits_per_weight().total_cmp(&b.bits_per_weight()));
-        let reconstruction = Reconstruction::of(o)?;
-        let (bytes, kld) = (o.int("max_bytes")?, o.float("max_kld")?);
-        let budget =
-            if bytes > 0 { Budget::Bytes(bytes as u64) } else { Budget::Loss(kld / LEFT_BY_CALIBRATION) };
-        let problem = match (bytes > 0, kld > 0.0) {
-            (true, true) => Some("takes max_bytes or max_kld, not both".to_owned()),
-            (false, false) => Some("needs max_bytes or max_kld".to_owned()),
-            _ if formats.is_empty() => Some("coarsest has more bits than finest".to_owned()),
-            _ => None,
-        };
-        match problem {
-            Some(problem) => Err(Error::new(ErrorKind::Budget { problem })),
-            None => Ok(Box::new(QuantizeMixed { formats, budget, reconstruction })),
-        }
-    },
-};
+/// See the file's header.
+pub(crate) struct QuantizeMixed;
 
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [QuantizeMixed] }
+
+impl Pass for QuantizeMixed {
+    type Options = Options;
+
+    const ABOUT: About = About {
+        name: "quantize-mixed",
+        summary: "gives each matrix the format that serves the model best within a budget of bytes or divergence",
+        phase: Phase::Compress,
+        numerics: Numerics::Lossy,
+        takes_tensors: true,
+    };
+
+    fn run(options: &Options, cx: &Context<'_>) -> attar_plugin::Result<()> {
+        // It needs the divergence of predictions, and all that `quantize-gptq` needs.
+        in_compiler(cx, |graph, cx| Mixed::new(options)?.run(graph, cx))
+    }
+}
+
+struct Mixed {
+    /// From few bits to many.
+    formats: Vec<FormatRef>,
+    budget: Budget,
+    reconstruction: Reconstruction,
+}
 
 /// Matrices that get one format together.
 struct Unit {
@@ -127,12 +106,32 @@ impl Unit {
     }
 }
 
-impl Pass for QuantizeMixed {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
+impl Mixed {
+    fn new(options: &Options) -> Result<Mixed> {
+        let bits = |name: &str| by_name(name).map_or(0.0, |f| f.bits_per_weight());
+        let (low, high) = (bits(&options.coarsest), bits(&options.finest));
+        let mut formats: Vec<FormatRef> = CODED_FORMATS
+            .iter()
+            .filter_map(|name| by_name(name))
+            .filter(|f| (low..=high).contains(&f.bits_per_weight()))
+            .collect();
+        formats.sort_by(|a, b| a.bits_per_weight().total_cmp(&b.bits_per_weight()));
+        let (bytes, kld) = (options.max_bytes, options.max_kld);
+        let problem = match (bytes > 0, kld > 0.0) {
+            (true, true) => Some("takes max_bytes or max_kld, not both"),
+            (false, false) => Some("needs max_bytes or max_kld"),
+            _ if formats.is_empty() => Some("coarsest has more bits than finest"),
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return Err(Error::new(ErrorKind::Budget { problem: problem.to_owned() }));
+        }
+        let budget = if bytes > 0 { Budget::Bytes(bytes) } else { Budget::Loss(kld / LEFT_BY_CALIBRATION) };
+        let reconstruction = Reconstruction { steps: options.reconstruct_steps };
+        Ok(Mixed { formats, budget, reconstruction })
     }
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<()> {
         let mut units = self.units(graph, cx)?;
         let count = units.len() as u64;
         // Three parts of about equal length: probes, and the codes, which take about twice as long.
@@ -156,7 +155,7 @@ impl Pass for QuantizeMixed {
             blocks.before(graph, cx, &unit.site)?;
             let first = unit.site.subjects[0].name.clone();
             let format = self.formats[*choice];
-            let gptq = QuantizeGptq::with_format(format);
+            let gptq = Gptq::with_format(format);
             cx.progress(&first, count + 2 * i as u64, total);
             // A matrix that no coded format fits stays with what does.
             let suited = |s: &Suitable| Suitable {
@@ -183,11 +182,9 @@ impl Pass for QuantizeMixed {
         }
         blocks.finish(graph, cx)?;
         cx.progress("", total, total);
-        Ok(cx.changed())
+        Ok(())
     }
-}
 
-impl QuantizeMixed {
     fn units(&self, graph: &Graph, cx: &mut PassCx<'_>) -> Result<Vec<Unit>> {
         let mut suits = BTreeMap::new();
         let mut subjects: Vec<Subject> = Vec::new();

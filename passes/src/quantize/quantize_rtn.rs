@@ -18,63 +18,58 @@ use super::scale_search::{TableSearch, encode_w8_group};
 use attar_format::formats::{BF16, F32};
 use attar_format::{Encoded, FormatRef, PackedLayout, Value};
 use attar_ir::{Elem, Graph, TensorType};
-use attar_pass::{
-    Changed, Error, ErrorKind, InputStatistics, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx,
-    PassDecl, Phase, Registered, Result, Subject,
-};
+use attar_pass::plugin::in_compiler;
+use attar_pass::{Error, ErrorKind, InputStatistics, PassCx, Result, Subject};
+use attar_plugin::{About, Context, Numerics, Pass, Phase};
 use rayon::prelude::*;
 
 /// Formats whose codes a pass has to choose.
-pub(super) const CODED_FORMATS: &[&str] = &["w8", "n6", "n5", "n4", "n3", "n2"];
+pub(super) const CODED_FORMATS: [&str; 6] = ["w8", "n6", "n5", "n4", "n3", "n2"];
 
-struct QuantizeRtn {
+attar_plugin::options! {
+    /// Options of the pass.
+    pub(crate) struct Options {
+        /// weight format the matrices get
+        pub(crate) format: String, of ["f32", "bf16", "w8", "n6", "n5", "n4", "n3", "n2"];
+        /// search scales with a small squared error (`n2` to `n6`); else take those that clip nothing
+        pub(crate) search: bool = true;
+        /// weigh errors by how large the layer's inputs are, where calibration is allowed (`n2` to `n6`)
+        pub(crate) importance: bool = true;
+    }
+}
+
+/// See the file's header.
+pub(crate) struct QuantizeRtn;
+
+attar_plugin::plugin! { passes: [QuantizeRtn] }
+
+impl Pass for QuantizeRtn {
+    type Options = Options;
+
+    const ABOUT: About = About {
+        name: "quantize-rtn",
+        summary: "stores matrices in a weight format, rounding to the nearest code after a search for scales",
+        phase: Phase::Compress,
+        numerics: Numerics::Lossy,
+        takes_tensors: true,
+    };
+
+    fn run(options: &Options, cx: &Context<'_>) -> attar_plugin::Result<()> {
+        let format = attar_format::by_name(&options.format).unwrap_or(&F32);
+        let rtn = Rtn { format, search: options.search, importance: options.importance };
+        // What `Context::set_format` does for other passes is this.
+        in_compiler(cx, |graph, cx| rtn.run(graph, cx))
+    }
+}
+
+struct Rtn {
     format: FormatRef,
     search: bool,
     importance: bool,
 }
 
-static DECL: PassDecl = PassDecl {
-    name: "quantize-rtn",
-    summary: "stores matrices in a weight format, rounding to the nearest code after a search for scales",
-    phase: Phase::Compress,
-    numerics: Numerics::Lossy,
-    takes_tensors: true,
-    options: &[
-        OptionDecl {
-            name: "format",
-            kind: OptionKind::Choice {
-                default: None,
-                of: &["f32", "bf16", "w8", "n6", "n5", "n4", "n3", "n2"],
-            },
-            doc: "weight format the matrices get",
-        },
-        OptionDecl {
-            name: "search",
-            kind: OptionKind::Bool { default: true },
-            doc: "search scales with a small squared error (`n2` to `n6`); else take those that clip nothing",
-        },
-        OptionDecl {
-            name: "importance",
-            kind: OptionKind::Bool { default: true },
-            doc: "weigh errors by how large the layer's inputs are, where calibration is allowed (`n2` to `n6`)",
-        },
-    ],
-    file: file!(),
-    make: &|o: &Options| {
-        let name = o.choice("format")?;
-        let format = attar_format::by_name(name).unwrap_or(&F32);
-        Ok(Box::new(QuantizeRtn { format, search: o.bool("search")?, importance: o.bool("importance")? }))
-    },
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
-
-impl Pass for QuantizeRtn {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+impl Rtn {
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<()> {
         let subjects = cx.subjects(graph);
         let size = |graph: &Graph, s: &Subject| elements(graph.ty(first_value(s)));
         let total: u64 = subjects.iter().map(|s| size(graph, s)).sum();
@@ -98,7 +93,7 @@ impl Pass for QuantizeRtn {
             }
         }
         cx.progress("", done, total);
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
@@ -110,7 +105,7 @@ pub(super) fn elements(ty: &TensorType) -> u64 {
     ty.shape.iter().filter_map(|d| d.fixed()).map(|d| d as u64).product()
 }
 
-impl QuantizeRtn {
+impl Rtn {
     fn quantize(
         &self,
         graph: &mut Graph,

@@ -6,55 +6,46 @@
 //! Numerics: exact.   Cost: linear in the graph.
 //! Reference: Cocke 1970, "Global common subexpression elimination".
 
-use crate::pattern::is_pure;
-use attar_ir::{Graph, NodeId, OpKind, ValueId};
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use attar_plugin::{About, Context, NoOptions, Node, Numerics, Pass, Phase, Result, Value};
 use std::collections::BTreeMap;
 
-struct EliminateCommonSubexpressions;
+/// See the file's header.
+pub(crate) struct EliminateCommonSubexpressions;
 
-static DECL: PassDecl = PassDecl {
-    name: "eliminate-common-subexpressions",
-    summary: "computes the same thing once",
-    phase: Phase::Canonicalize,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(EliminateCommonSubexpressions)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [EliminateCommonSubexpressions] }
 
 impl Pass for EliminateCommonSubexpressions {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        let mut first: BTreeMap<(String, Vec<ValueId>), NodeId> = BTreeMap::new();
-        for id in graph.topo() {
-            let op = graph.op(id);
-            if !is_pure(op) {
+    const ABOUT: About = About {
+        name: "eliminate-common-subexpressions",
+        summary: "computes the same thing once",
+        phase: Phase::Canonicalize,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
+        let mut first: BTreeMap<(String, Vec<Value>), Node> = BTreeMap::new();
+        for node in cx.nodes()? {
+            let info = cx.node(node)?;
+            if ["attention", "input"].contains(&info.op.as_str()) {
                 continue;
             }
-            let mut inputs = graph.inputs_of(id);
-            if matches!(op, OpKind::Add(_) | OpKind::Mul(_)) {
+            let mut inputs = cx.inputs_of(node)?;
+            if ["add", "mul"].contains(&info.op.as_str()) {
                 inputs.sort_unstable();
             }
             // The debug text shows every attribute, numbers such that they read back the same.
-            let key = (format!("{op:?}"), inputs);
+            let key = (format!("{} {} {:?}", info.op, info.target, cx.attrs(node)?), inputs);
             let Some(&kept) = first.get(&key) else {
-                first.insert(key, id);
+                first.insert(key, node);
                 continue;
             };
-            if !cx.rewrite(&graph.node(id).name) {
-                continue;
+            if cx.rewrite(&info.name)? {
+                cx.replace(node, &cx.outputs_of(kept)?)?;
             }
-            let slots = 0..graph.node(id).outputs.len() as u16;
-            let same: Vec<ValueId> = slots.map(|slot| ValueId { node: kept, slot }).collect();
-            graph.replace(id, &same)?;
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }

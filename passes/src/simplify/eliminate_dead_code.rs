@@ -5,37 +5,43 @@
 //! Numerics: exact.   Cost: linear in the graph.
 //! Reference: Cytron et al. 1991, "Efficiently computing static single assignment form", section 7.1.
 
-use crate::pattern::{is_pure, is_used};
-use attar_ir::Graph;
-use attar_pass::{Changed, Numerics, Pass, PassCx, PassDecl, Phase, Registered, Result};
+use attar_plugin::{About, Context, NoOptions, Node, Numerics, Pass, Phase, Result};
 
-struct EliminateDeadCode;
+/// See the file's header.
+pub(crate) struct EliminateDeadCode;
 
-static DECL: PassDecl = PassDecl {
-    name: "eliminate-dead-code",
-    summary: "removes nodes whose results nothing uses",
-    phase: Phase::Canonicalize,
-    numerics: Numerics::Exact,
-    takes_tensors: false,
-    options: &[],
-    file: file!(),
-    make: &|_| Ok(Box::new(EliminateDeadCode)),
-};
-
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [EliminateDeadCode] }
 
 impl Pass for EliminateDeadCode {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = NoOptions;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    const ABOUT: About = About {
+        name: "eliminate-dead-code",
+        summary: "removes nodes whose results nothing uses",
+        phase: Phase::Canonicalize,
+        numerics: Numerics::Exact,
+        takes_tensors: false,
+    };
+
+    fn run(_: &NoOptions, cx: &Context<'_>) -> Result<()> {
         // Users come after what they use, so one walk backwards finds chains.
-        for id in graph.topo().into_iter().rev() {
-            if !is_used(graph, id) && is_pure(graph.op(id)) && cx.rewrite(&graph.node(id).name) {
-                graph.remove(id)?;
+        for node in cx.nodes()?.into_iter().rev() {
+            let info = cx.node(node)?;
+            let stays = ["attention", "input"].contains(&info.op.as_str()) || is_used(cx, node)?;
+            if !stays && cx.rewrite(&info.name)? {
+                cx.remove(node)?;
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
+}
+
+fn is_used(cx: &Context<'_>, node: Node) -> Result<bool> {
+    let results = cx.outputs()?;
+    for value in cx.outputs_of(node)? {
+        if results.contains(&value) || !cx.uses(value)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -7,138 +7,108 @@
 //! Numerics: rounding (values are computed in f64 and rounded once).   Cost: that of the folded ops.
 //! Reference: Wegman and Zadeck 1991, "Constant propagation with conditional branches", without the branches.
 
-use crate::pattern::{fresh_name, only_user, out, replace, weight_name};
-use attar_ir::interp::{EvalCx, KvState, Sizes};
-use attar_ir::ops::Reshape;
-use attar_ir::{Elem, Graph, NodeId, Op, OpKind, Tensor, TensorType, ValueId, WeightStore};
-use attar_pass::{
-    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registered, Result,
-};
+use attar_plugin::{About, Context, Dim, Node, Numerics, Pass, Phase, Result, Value, borrowed};
 
-struct FoldConstants {
-    max_elements: usize,
+attar_plugin::options! {
+    /// Options of the pass.
+    pub(crate) struct Options {
+        /// largest result that may be added to the weights it is computed from
+        pub(crate) max_elements: usize = 65536, int 0..=1 << 31;
+    }
 }
 
-static DECL: PassDecl = PassDecl {
-    name: "fold-constants",
-    summary: "computes at compile time what depends on weights alone",
-    phase: Phase::Canonicalize,
-    numerics: Numerics::Rounding,
-    takes_tensors: false,
-    options: &[OptionDecl {
-        name: "max_elements",
-        kind: OptionKind::Int { default: 65536, min: 0, max: 1 << 31 },
-        doc: "largest result that may be added to the weights it is computed from",
-    }],
-    file: file!(),
-    make: &|o: &Options| {
-        // The range check of the option makes the conversion lossless.
-        Ok(Box::new(FoldConstants { max_elements: o.int("max_elements")? as usize }))
-    },
-};
+/// See the file's header.
+pub(crate) struct FoldConstants;
 
-attar_pass::inventory::submit!(Registered(&DECL));
+attar_plugin::plugin! { passes: [FoldConstants] }
+
+/// Ops that are computed where all they take is known.
+const FOLDABLE: [&str; 10] =
+    ["linear", "rms_norm", "layer_norm", "add", "mul", "silu", "gelu", "softmax", "reshape", "slice"];
 
 impl Pass for FoldConstants {
-    fn decl(&self) -> &'static PassDecl {
-        &DECL
-    }
+    type Options = Options;
 
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        for id in graph.topo() {
-            if !graph.contains(id) {
-                continue;
-            }
-            if let Some(same) = unchanged(graph, id) {
-                if cx.rewrite(&graph.node(id).name) {
-                    replace(graph, id, &[same])?;
+    const ABOUT: About = About {
+        name: "fold-constants",
+        summary: "computes at compile time what depends on weights alone",
+        phase: Phase::Canonicalize,
+        numerics: Numerics::Rounding,
+        takes_tensors: false,
+    };
+
+    fn run(options: &Options, cx: &Context<'_>) -> Result<()> {
+        // What a rewrite removes came before it, so the walk meets no node that is gone.
+        for node in cx.nodes()? {
+            let info = cx.node(node)?;
+            if let Some(same) = unchanged(cx, node)? {
+                if cx.rewrite(&info.name)? {
+                    cx.replace(node, &[same])?;
                 }
-            } else if let Some((x, shape)) = reshape_of_reshape(graph, id) {
-                if cx.rewrite(&graph.node(id).name) {
-                    let is_back = graph.ty(x) == graph.ty(out(id));
-                    let y = if is_back { x } else { graph.add1(shape, &[x])? };
-                    replace(graph, id, &[y])?;
+            } else if let Some(x) = reshaped_twice(cx, node)? {
+                if cx.rewrite(&info.name)? {
+                    let is_back = cx.type_of(x)? == cx.type_of(cx.output(node)?)?;
+                    let y = if is_back { x } else { cx.add("reshape", &[x], &borrowed(&cx.attrs(node)?))? };
+                    cx.replace(node, &[y])?;
                 }
-            } else if self.folds(graph, id) && cx.rewrite(&graph.node(id).name) {
-                fold(graph, cx.weights, id)?;
+            } else if let Some(first) = constant(options, cx, node)?
+                && cx.rewrite(&info.name)?
+            {
+                let name = cx.fresh_name(&format!("{first}.{}", info.op));
+                cx.evaluate(node, &name)?;
+                cx.replace(node, &[cx.add_weight(&name)?])?;
             }
         }
-        Ok(cx.changed())
+        Ok(())
     }
 }
 
 /// The input of a reshape or slice that changes nothing.
-fn unchanged(graph: &Graph, id: NodeId) -> Option<ValueId> {
-    let (OpKind::Reshape(_) | OpKind::Slice(_)) = graph.op(id) else { return None };
-    let x = *graph.inputs_of(id).first()?;
-    (graph.ty(x) == graph.ty(out(id))).then_some(x)
+fn unchanged(cx: &Context<'_>, node: Node) -> Result<Option<Value>> {
+    if !["reshape", "slice"].contains(&cx.node(node)?.op.as_str()) {
+        return Ok(None);
+    }
+    let x = cx.inputs_of(node)?[0];
+    Ok((cx.type_of(x)? == cx.type_of(cx.output(node)?)?).then_some(x))
 }
 
-fn reshape_of_reshape(graph: &Graph, id: NodeId) -> Option<(ValueId, Reshape)> {
-    let OpKind::Reshape(last) = graph.op(id) else { return None };
-    let between = *graph.inputs_of(id).first()?;
-    let OpKind::Reshape(_) = graph.op(between.node) else { return None };
-    let x = *graph.inputs_of(between.node).first()?;
-    Some((x, last.clone()))
+/// What a reshape of a reshape begins with.
+fn reshaped_twice(cx: &Context<'_>, node: Node) -> Result<Option<Value>> {
+    if cx.node(node)?.op != "reshape" {
+        return Ok(None);
+    }
+    let between = cx.inputs_of(node)?[0];
+    if cx.op_of(between)? != "reshape" {
+        return Ok(None);
+    }
+    Ok(cx.inputs_of(cx.node_of(between)?)?.first().copied())
 }
 
-fn elements(ty: &TensorType) -> Option<usize> {
-    ty.shape.iter().try_fold(1usize, |n, d| n.checked_mul(d.fixed()?))
-}
-
-impl FoldConstants {
-    fn folds(&self, graph: &Graph, id: NodeId) -> bool {
-        let foldable = matches!(
-            graph.op(id),
-            OpKind::Linear(_)
-                | OpKind::RmsNorm(_)
-                | OpKind::LayerNorm(_)
-                | OpKind::Add(_)
-                | OpKind::Mul(_)
-                | OpKind::Silu(_)
-                | OpKind::Gelu(_)
-                | OpKind::Softmax(_)
-                | OpKind::Reshape(_)
-                | OpKind::Slice(_)
-        );
-        let inputs = graph.inputs_of(id);
-        let plain = |v: &ValueId| weight_name(graph, *v).is_some() && graph.ty(*v).elem == Elem::F32;
-        if !foldable || !inputs.iter().all(plain) {
-            return false;
+/// The first of the weights a node is computed from, if it is computed from weights alone and worth it.
+fn constant(options: &Options, cx: &Context<'_>, node: Node) -> Result<Option<String>> {
+    if !FOLDABLE.contains(&cx.node(node)?.op.as_str()) {
+        return Ok(None);
+    }
+    let (mut first, mut freed) = (None, 0usize);
+    for v in cx.inputs_of(node)? {
+        let Some(name) = cx.weight_of(v)? else { return Ok(None) };
+        if cx.type_of(v)?.elem != "f32" {
+            return Ok(None);
         }
-        let freed: usize = inputs
-            .iter()
-            .filter(|v| only_user(graph, **v).is_some())
-            .filter_map(|v| elements(graph.ty(*v)))
-            .fold(0, usize::saturating_add);
-        elements(graph.ty(out(id))).is_some_and(|n| n <= self.max_elements.max(freed))
+        if cx.only_use(v)?.is_some() {
+            freed = freed.saturating_add(elements(cx, v)?.unwrap_or(0));
+        }
+        first.get_or_insert(name);
     }
+    let fits = elements(cx, cx.output(node)?)?.is_some_and(|n| n <= options.max_elements.max(freed));
+    Ok(first.filter(|_| fits))
 }
 
-fn fold(graph: &mut Graph, weights: &mut WeightStore, id: NodeId) -> Result<()> {
-    let mut tensors = Vec::new();
-    let mut stem = String::new();
-    for v in graph.inputs_of(id) {
-        let name = weight_name(graph, v).unwrap_or_default();
-        if stem.is_empty() {
-            stem = format!("{name}.{}", graph.op(id).name());
-        }
-        let shape: Vec<usize> = graph.ty(v).shape.iter().filter_map(|d| d.fixed()).collect();
-        let values = weights.read_f32(name)?;
-        tensors.push(Tensor::real(shape, values.into_iter().map(f64::from).collect()));
-    }
-    let mut cache = KvState::default();
-    let mut cx = EvalCx { weights, cache: &mut cache, seqs: &[], sizes: Sizes::default() };
-    let results = graph.op(id).eval(&mut cx, &tensors)?;
-    let mut folded = Vec::with_capacity(results.len());
-    for (slot, result) in results.iter().enumerate() {
-        let old = ValueId { node: id, slot: slot as u16 };
-        let values = result.as_real().iter().map(|v| *v as f32).collect();
-        let name = fresh_name(weights, &stem);
-        let name = weights.add_values(&name, &result.shape, values);
-        let ty = graph.ty(old).clone();
-        let new = graph.add_weight(&name, ty);
-        folded.push(new);
-    }
-    Ok(replace(graph, id, &folded)?)
+/// How many elements a value has, where that is known.
+fn elements(cx: &Context<'_>, v: Value) -> Result<Option<usize>> {
+    let fixed = |d: &Dim| match d {
+        Dim::Fixed(n) => Some(*n),
+        _ => None,
+    };
+    Ok(cx.type_of(v)?.dims.iter().try_fold(1usize, |n, d| n.checked_mul(fixed(d)?)))
 }

@@ -1,13 +1,13 @@
 //! A loaded library and its passes.
 
-use crate::description::{self, DescribedPass, RunFn};
+use crate::description::{self, DescribedPass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::session;
 use crate::table::HOST;
 use attar_format::FormatRef;
 use attar_ir::Graph;
-use attar_pass::plugin::{Facts, GraphHost, declare};
-use attar_pass::{Changed, Options, Pass, PassCx, PassDecl, Value};
+use attar_pass::plugin::GraphHost;
+use attar_pass::{OptionDecl, OptionKind, Options, PassCx, PassDecl, Value};
 use attar_plugin::abi::{
     ATTAR_ABI_MAJOR, ATTAR_ABI_MINOR, ATTAR_CANCELLED, ATTAR_OK, ATTAR_OPTION_BOOL, ATTAR_OPTION_CHOICE,
     ATTAR_OPTION_FLOAT, ATTAR_OPTION_INT, AttarHost, AttarOptionValue, AttarPlugin, AttarStr,
@@ -59,19 +59,7 @@ impl Plugin {
         if allowed.is_some_and(|list| !list.iter().any(|h| h.eq_ignore_ascii_case(&hash))) {
             return Err(fail(ErrorKind::NotAllowed { hash }));
         }
-        // SAFETY: loading runs the library's own code. The user has named it, which is to trust it.
-        let library = unsafe { libloading::Library::new(&whole) };
-        let library = library.map_err(|e| fail(ErrorKind::Open { problem: chain(&e) }))?;
-        // Passes and descriptions live for ever, and so must what they point to.
-        let library: &'static libloading::Library = Box::leak(Box::new(library));
-        type Entry = unsafe extern "C" fn(*const AttarHost) -> *const AttarPlugin;
-        // SAFETY: a library that exports a function of this name means this one.
-        let entry = unsafe { library.get::<Entry>(ENTRY.as_bytes()) };
-        let entry = entry.map_err(|_| fail(ErrorKind::NoEntry))?;
-        // SAFETY: the table is what the function asks for.
-        let described = unsafe { entry(&raw const HOST) };
-        // SAFETY: the function gives null or a description that stays.
-        let description = unsafe { checked(described) }.map_err(fail)?;
+        let description = described(&whole).map_err(fail)?;
         let wrong = |(what, problem)| fail(ErrorKind::Description { what, problem });
         // SAFETY: the description is the library's, and stays; so below.
         let (name, version) = unsafe { description::name(description) }.map_err(wrong)?;
@@ -89,6 +77,57 @@ impl Plugin {
         let abi = (description.abi_major, description.abi_minor);
         Ok(Plugin { name, version, path: path.to_owned(), blake3: hash, abi, passes, formats })
     }
+
+    /// Runs the passes of a library while there is no run, so that the host answers every call with an error, and gives
+    /// those that say all the same that they are done. What the conformance kit does in a process of its own.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn run_astray(path: &Path) -> Result<Vec<&'static str>> {
+        let fail = |kind| Error::new(path, kind);
+        let whole = path.canonicalize().map_err(|e| fail(ErrorKind::Io(e)))?;
+        let description = described(&whole).map_err(fail)?;
+        // SAFETY: the description is the library's, and stays.
+        let passes = unsafe { description::passes(description) };
+        let passes = passes.map_err(|(what, problem)| fail(ErrorKind::Description { what, problem }))?;
+        let mut deaf = Vec::new();
+        for pass in passes {
+            let value = |option: &OptionDecl| match (option.default(), option.kind) {
+                (None, OptionKind::Choice { of, .. }) => {
+                    Value::Text(of.first().copied().unwrap_or("").to_owned())
+                }
+                (default, _) => default.unwrap_or(Value::Bool(false)),
+            };
+            let given: Vec<Value> = pass.options.iter().map(value).collect();
+            let values: Vec<AttarOptionValue> = pass
+                .options
+                .iter()
+                .zip(&given)
+                .map(|(option, value)| option_value(option.name, value))
+                .collect();
+            // SAFETY: the function is the library's, for this context; the table and the options live during the call.
+            let status =
+                unsafe { (pass.run)(pass.context, &raw const HOST, 0, values.as_ptr(), values.len()) };
+            if status == ATTAR_OK {
+                deaf.push(pass.name);
+            }
+        }
+        Ok(deaf)
+    }
+}
+
+/// Loads a library and asks it for its description.
+fn described(library: &Path) -> std::result::Result<&'static AttarPlugin, ErrorKind> {
+    // SAFETY: loading runs the library's own code. The user has named it, which is to trust it.
+    let library = unsafe { libloading::Library::new(library) };
+    let library = library.map_err(|e| ErrorKind::Open { problem: chain(&e) })?;
+    // Passes and descriptions live for ever, and so must what they point to.
+    let library: &'static libloading::Library = Box::leak(Box::new(library));
+    type Entry = unsafe extern "C" fn(*const AttarHost) -> *const AttarPlugin;
+    // SAFETY: a library that exports a function of this name means this one.
+    let entry = unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|_| ErrorKind::NoEntry)?;
+    // SAFETY: the table is what the function asks for, and it gives null or a description that stays.
+    unsafe { checked(entry(&raw const HOST)) }
 }
 
 /// An error and what caused it.
@@ -131,64 +170,14 @@ unsafe fn checked(plugin: *const AttarPlugin) -> std::result::Result<&'static At
 }
 
 fn declared(p: DescribedPass, plugin: &str) -> &'static PassDecl {
-    /// What the library wants back, as it is.
-    #[derive(Clone, Copy)]
-    struct Target {
-        context: *const c_void,
-        run: RunFn,
-    }
-    // SAFETY: the interface asks plugins for passes that may run on any thread.
-    unsafe impl Send for Target {}
-    // SAFETY: as above; runs of passes follow each other.
-    unsafe impl Sync for Target {}
-
-    let facts = Facts {
-        name: p.name,
-        summary: p.summary,
-        phase: p.phase,
-        numerics: p.numerics,
-        takes_tensors: p.takes_tensors,
-        options: p.options,
-        file: p.file,
-    };
-    let target = Target { context: p.context, run: p.run };
-    let plugin = plugin.to_owned();
-    declare(facts, move |decl, options| {
-        let target = { target };
-        Box::new(Loaded {
-            decl,
-            plugin: plugin.clone(),
-            context: target.context as usize,
-            run: target.run,
-            options: options.clone(),
-        })
-    })
-}
-
-/// A pass of a loaded library.
-struct Loaded {
-    decl: &'static PassDecl,
-    plugin: String,
-    /// The library's own; a number here, since nobody on this side looks behind it.
-    context: usize,
-    run: RunFn,
-    options: Options,
-}
-
-impl Pass for Loaded {
-    fn decl(&self) -> &'static PassDecl {
-        self.decl
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> attar_pass::Result<Changed> {
+    let (context, target, plugin) = (Context(p.context), p.run, plugin.to_owned());
+    let run = move |options: &Options, graph: &mut Graph, cx: &mut PassCx<'_>| {
         let values: Vec<AttarOptionValue> =
-            self.options.values().iter().map(|(name, value)| option_value(name, value)).collect();
+            options.values().iter().map(|(name, value)| option_value(name, value)).collect();
         let mut host = GraphHost::new(graph, cx);
         let (status, last) = session::run(&mut host, |run| {
             // SAFETY: the function is the library's, for this context; the table and the options live during the call.
-            unsafe {
-                (self.run)(self.context as *const c_void, &raw const HOST, run, values.as_ptr(), values.len())
-            }
+            unsafe { target(context.get(), &raw const HOST, run, values.as_ptr(), values.len()) }
         });
         let result = match status {
             ATTAR_OK => Ok(()),
@@ -199,8 +188,32 @@ impl Pass for Loaded {
                 attar_plugin::Error::new(format!("it failed with status {status} and does not say why"))
             })),
         };
-        host.finish(&self.plugin, result)?;
-        Ok(cx.changed())
+        host.finish(&plugin, result)
+    };
+    Box::leak(Box::new(PassDecl {
+        name: p.name,
+        summary: p.summary,
+        phase: p.phase,
+        numerics: p.numerics,
+        takes_tensors: p.takes_tensors,
+        options: p.options,
+        file: p.file,
+        run: Box::leak(Box::new(run)),
+    }))
+}
+
+/// What a library wants back with each run of a pass, as it is.
+#[derive(Clone, Copy)]
+struct Context(*const c_void);
+
+// SAFETY: the interface asks plugins for passes that may run on any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above; runs of passes follow each other.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn get(self) -> *const c_void {
+        self.0
     }
 }
 
@@ -217,7 +230,7 @@ fn option_value(name: &'static str, value: &Value) -> AttarOptionValue {
         Value::Bool(v) => out.integer = i64::from(*v),
         Value::Int(v) => (out.kind, out.integer) = (ATTAR_OPTION_INT, *v),
         Value::Float(v) => (out.kind, out.number) = (ATTAR_OPTION_FLOAT, *v),
-        Value::Str(v) => (out.kind, out.text) = (ATTAR_OPTION_CHOICE, text(v)),
+        Value::Text(v) => (out.kind, out.text) = (ATTAR_OPTION_CHOICE, text(v)),
     }
     out
 }

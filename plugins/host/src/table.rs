@@ -58,6 +58,11 @@ pub static HOST: AttarHost = AttarHost {
     calibration_window: Some(calibration_window),
     tokenize: Some(tokenize),
     run_model: Some(run_model),
+    refused: Some(refused),
+    replace_node: Some(replace_node),
+    remove_unused: Some(remove_unused),
+    node_evaluate: Some(node_evaluate),
+    tensor_stack: Some(tensor_stack),
 };
 
 /// How many functions the table has.
@@ -455,6 +460,32 @@ functions! {
         let value = (value != 0).then_some(Value::from_number(value));
         let held = s.host.run_model(tokens, value)?;
         give("values", values, floats(held))
+    }
+
+    fn refused(subject: AttarStr, reason: AttarStr) |s| {
+        s.host.refused(text_in("subject", subject)?, text_in("reason", reason)?)
+    }
+
+    fn replace_node(node: AttarNode, values: *const AttarValue, values_len: usize) |s| {
+        let values = values_in(list_in("values", values, values_len, MOST_LIST)?);
+        s.host.replace_node(Node::from_number(node), &values)
+    }
+
+    fn remove_unused(node: AttarNode) |s| {
+        s.host.remove_unused(Node::from_number(node))
+    }
+
+    fn node_evaluate(node: AttarNode, tensor: AttarStr) |s| {
+        s.host.node_evaluate(Node::from_number(node), text_in("tensor", tensor)?)
+    }
+
+    fn tensor_stack(tensor: AttarStr, parts: *const AttarStr, parts_len: usize, stacked: *mut u32) |s| {
+        let mut names = Vec::new();
+        for part in list_in("parts", parts, parts_len, MOST_LIST)? {
+            names.push(text_in("part", *part)?);
+        }
+        let done = s.host.tensor_stack(text_in("tensor", tensor)?, &names)?;
+        give("stacked", stacked, u32::from(done))
     }
 }
 

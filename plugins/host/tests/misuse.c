@@ -42,6 +42,68 @@ static AttarStatus garbage_run(const AttarHost *host, AttarRun run) {
   return ATTAR_OK;
 }
 
+/* The first node of an op. */
+static AttarNode node_of(const AttarHost *host, AttarRun run, const char *op) {
+  AttarNode nodes[64];
+  size_t count = 0;
+  host->nodes(run, nodes, 64, &count);
+  for (size_t i = 0; i < count; i++) {
+    AttarNodeInfo info;
+    host->node_info(run, nodes[i], &info);
+    if (info.op.len == strlen(op) && !memcmp(info.op.data, op, info.op.len)) return nodes[i];
+  }
+  return 0;
+}
+
+static AttarStatus replace_by_itself(const AttarHost *host, AttarRun run) {
+  AttarNode node = node_of(host, run, "linear");
+  AttarValue value;
+  host->node_output(run, node, 0, &value);
+  return host->replace_node(run, node, &value, 1);
+}
+
+/* The linear is gone, its weight is not, since another node takes it. */
+static AttarStatus replaced_node(const AttarHost *host, AttarRun run) {
+  AttarNode node = node_of(host, run, "linear"), weight = node_of(host, run, "weight"), added;
+  AttarValue inputs[2];
+  size_t count;
+  AttarNodeInfo info;
+  host->node_inputs(run, node, inputs, 2, &count);
+  host->add_node(run, str("linear"), str("again"), inputs, 2, NULL, 0, &added);
+  AttarValue value;
+  host->node_output(run, added, 0, &value);
+  if (host->replace_node(run, node, &value, 1) != ATTAR_OK || host->node_info(run, weight, &info) != ATTAR_OK)
+    return ATTAR_ERROR;
+  host->node_info(run, node, &info);
+  return ATTAR_OK;
+}
+
+static AttarStatus evaluate_early(const AttarHost *host, AttarRun run) {
+  return host->node_evaluate(run, node_of(host, run, "linear"), str("early"));
+}
+
+static AttarStatus stack_under_its_name(const AttarHost *host, AttarRun run) {
+  AttarStr parts[2] = {str("w"), str("w")};
+  uint32_t stacked = 7;
+  if (host->tensor_stack(run, str("narrow"), parts, 2, &stacked) != ATTAR_OK || stacked != 1) return ATTAR_ERROR;
+  return host->tensor_stack(run, str("w"), parts, 2, &stacked);
+}
+
+static AttarStatus until_cancelled(const AttarHost *host, AttarRun run) {
+  while (host->progress(run, str("waiting"), 0, 1) == ATTAR_OK) {
+  }
+  return ATTAR_CANCELLED;
+}
+
+/* Goes on after the user has stopped it, and changes a tensor. */
+static AttarStatus deaf_to_cancelling(const AttarHost *host, AttarRun run) {
+  AttarEdit edit;
+  until_cancelled(host, run);
+  if (host->tensor_edit(run, str("w"), &edit) != ATTAR_OK) return ATTAR_ERROR;
+  edit.data[0] = 99.0f;
+  return host->tensor_commit(run, edit.buffer);
+}
+
 static AttarNode kept_node;
 static AttarRun kept_run;
 
@@ -232,7 +294,10 @@ static AttarStatus run_pass(const void *context, const AttarHost *host, AttarRun
   X(wrong_importance, "wrong-importance") X(release_twice, "release-twice") X(commit_a_reading, "commit-a-reading")    \
   X(removed_node, "removed-node") X(no_outputs, "no-outputs") X(wrong_shape, "wrong-shape")                            \
   X(not_finite, "not-finite") X(fail_with_words, "fail-with-words") X(strange_status, "strange-status")                \
-  X(other_thread, "other-thread") X(forgets_buffers, "forgets-buffers")
+  X(other_thread, "other-thread") X(forgets_buffers, "forgets-buffers") X(replace_by_itself, "replace-by-itself")       \
+  X(replaced_node, "replaced-node") X(evaluate_early, "evaluate-early")                                                \
+  X(stack_under_its_name, "stack-under-its-name") X(until_cancelled, "until-cancelled")                                \
+  X(deaf_to_cancelling, "deaf-to-cancelling")
 
 #define BODY(name, text) static const Body name##_body = name;
 BODIES(BODY)

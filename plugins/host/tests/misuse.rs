@@ -3,10 +3,12 @@
 
 use attar_ir::ops::Linear;
 use attar_ir::{Dim, Graph, TensorType, WeightStore};
-use attar_pass::{ErrorKind, Manager, Pipeline, Recipe, Registry};
+use attar_pass::{ErrorKind, Manager, Pipeline, Recipe, Registry, Surroundings};
 use attar_plugin_host::Plugin;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Compiles `misuse.c`; `None` where there is no compiler.
 fn compiled(folder: &Path, name: &str, defines: &[&str]) -> Option<PathBuf> {
@@ -52,6 +54,14 @@ fn model() -> (Graph, WeightStore) {
 
 /// Runs passes of a plugin, and gives the error of the last one.
 fn run(plugin: &Plugin, passes: &[&str]) -> Result<(), attar_pass::Error> {
+    run_with(plugin, passes, Surroundings::default())
+}
+
+fn run_with(
+    plugin: &Plugin,
+    passes: &[&str],
+    surroundings: Surroundings<'_>,
+) -> Result<(), attar_pass::Error> {
     let mut registry = Registry::new().expect("a registry");
     plugin.passes.iter().for_each(|p| registry.replace(p));
     let text: String = passes.iter().map(|p| format!("[[pass]]\nname = \"{p}\"\n\n")).collect();
@@ -59,7 +69,7 @@ fn run(plugin: &Plugin, passes: &[&str]) -> Result<(), attar_pass::Error> {
     let pipeline = Pipeline::new(&[], &recipe, &registry).expect("a pipeline");
     let (mut graph, mut weights) = model();
     let before = (graph.clone(), weights.read_f32("w").expect("values"));
-    let result = Manager::default().run(&pipeline, &mut graph, &mut weights, &mut |_| {});
+    let result = Manager::default().run_with(&pipeline, &mut graph, &mut weights, surroundings, &mut |_| {});
     if result.is_err() {
         assert_eq!((&graph, weights.read_f32("w").expect("values")), (&before.0, before.1), "{passes:?}");
         assert!(!weights.contains("narrow"), "{passes:?}");
@@ -98,6 +108,10 @@ fn misuse_is_named_and_taken_back() {
         ("fail-with-words", "the moon is not full"),
         ("strange-status", "it failed with status 4711"),
         ("other-thread", "in seed: it was called on another thread"),
+        ("replace-by-itself", "in replace_node: the values are the node's own"),
+        ("replaced-node", "in node_info: node"),
+        ("evaluate-early", "in node_evaluate: it takes what is known when the model runs only"),
+        ("stack-under-its-name", "in tensor_stack: the name \"w\" is taken"),
     ] {
         let text = said(&[pass]);
         assert!(text.contains(expected), "{text}\nexpected: {expected}");
@@ -109,6 +123,29 @@ fn misuse_is_named_and_taken_back() {
 }
 
 #[test]
+fn a_pass_that_is_stopped_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let Some(library) = compiled(folder.path(), "misuse", &[]) else { return };
+    let plugin = Plugin::load(&library, None).expect("it loads");
+    for pass in ["until-cancelled", "deaf-to-cancelling"] {
+        let cancel = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                cancel.store(true, Ordering::Relaxed);
+            });
+            let surroundings = Surroundings { cancel: Some(&cancel), ..Surroundings::default() };
+            let e = run_with(&plugin, &[pass], surroundings).expect_err("it is stopped");
+            assert_eq!(
+                (&*e.kind, e.family()),
+                (&ErrorKind::Cancelled, attar_pass::Family::Cancelled),
+                "{pass}: {e}"
+            );
+        });
+    }
+}
+
+#[test]
 fn versions_are_compared() {
     let folder = tempfile::tempdir().expect("a folder");
     let load = |name: &str, defines: &[&str]| {
@@ -116,12 +153,14 @@ fn versions_are_compared() {
     };
     let Some(older) = load("older", &["-DMAJOR=0", "-DMINOR=7"]) else { return };
     let said = older.expect_err("another major").to_string();
-    assert!(said.contains("version 0.7") && said.contains("this is version 1.0"), "{said}");
+    assert!(said.contains("version 0.7") && said.contains("this is version 1.1"), "{said}");
     let newer = load("newer", &["-DMAJOR=2"]).expect("gcc").expect_err("another major").to_string();
-    assert!(newer.contains("version 2.0"), "{newer}");
+    assert!(newer.contains("version 2.1"), "{newer}");
     let minor = load("minor", &["-DMINOR=99", "-DEXTRA=8"]).expect("gcc").expect("a newer minor works");
     assert_eq!(minor.abi, (1, 99));
     run(&minor, &["forgets-buffers"]).expect("it runs");
+    let first = load("first", &["-DMINOR=0"]).expect("gcc").expect("an older minor works");
+    run(&first, &["forgets-buffers"]).expect("it runs");
     let nothing = load("nothing", &["-DNOTHING"]).expect("gcc").expect_err("no description").to_string();
     assert!(nothing.contains("describes no passes"), "{nothing}");
 }

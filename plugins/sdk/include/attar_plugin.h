@@ -30,7 +30,7 @@ The C interface between Attar and a plugin. `include/attar_plugin.h` is generate
 /**
  * Number of times the table has grown within the major.
  */
-#define ATTAR_ABI_MINOR 0
+#define ATTAR_ABI_MINOR 1
 
 /**
  * Dimensions of the largest shape.
@@ -672,6 +672,38 @@ typedef struct AttarHost {
                            uintptr_t tokens_len,
                            AttarValue value,
                            struct AttarFloats *values);
+  /**
+   * Since 1.1. Records why something was not done; ends up in the report, not in the certificate.
+   */
+  AttarStatus (*refused)(AttarRun run, struct AttarStr subject, struct AttarStr reason);
+  /**
+   * Since 1.1. Puts values in the place of a node's outputs, one for each, and removes the node with whatever fed only it. A
+   * node that was added without a name inherits that of the one it replaces.
+   */
+  AttarStatus (*replace_node)(AttarRun run,
+                              AttarNode node,
+                              const AttarValue *values,
+                              uintptr_t values_len);
+  /**
+   * Since 1.1. Removes a node, if nothing uses it, and then whatever fed only it. The graph's inputs stay, and so does
+   * `attention`, which extends the KV cache.
+   */
+  AttarStatus (*remove_unused)(AttarRun run, AttarNode node);
+  /**
+   * Since 1.1. Computes a node of one output whose inputs are uncompressed weights, and keeps the result as a new tensor of that
+   * name.
+   */
+  AttarStatus (*node_evaluate)(AttarRun run, AttarNode node, struct AttarStr tensor);
+  /**
+   * Since 1.1. Makes a new tensor of that name of the rows of others, stacked in order, whatever format they have. `stacked` is 0,
+   * and nothing is made, when they differ in format, in width or in the table of their codes. The parts are to be left as they
+   * are from then on.
+   */
+  AttarStatus (*tensor_stack)(AttarRun run,
+                              struct AttarStr tensor,
+                              const struct AttarStr *parts,
+                              uintptr_t parts_len,
+                              uint32_t *stacked);
 } AttarHost;
 
 /**

@@ -19,7 +19,7 @@ use std::ffi::c_void;
 /// Version of this interface: plugins and hosts of different majors do not work together.
 pub const ATTAR_ABI_MAJOR: u16 = 1;
 /// Number of times the table has grown within the major.
-pub const ATTAR_ABI_MINOR: u16 = 0;
+pub const ATTAR_ABI_MINOR: u16 = 1;
 
 /// What a call came to.
 pub type AttarStatus = i32;
@@ -624,6 +624,39 @@ pub struct AttarHost {
             tokens_len: usize,
             value: AttarValue,
             values: *mut AttarFloats,
+        ) -> AttarStatus,
+    >,
+
+    /// Since 1.1. Records why something was not done; ends up in the report, not in the certificate.
+    pub refused:
+        Option<unsafe extern "C" fn(run: AttarRun, subject: AttarStr, reason: AttarStr) -> AttarStatus>,
+    /// Since 1.1. Puts values in the place of a node's outputs, one for each, and removes the node with whatever fed only it. A
+    /// node that was added without a name inherits that of the one it replaces.
+    pub replace_node: Option<
+        unsafe extern "C" fn(
+            run: AttarRun,
+            node: AttarNode,
+            values: *const AttarValue,
+            values_len: usize,
+        ) -> AttarStatus,
+    >,
+    /// Since 1.1. Removes a node, if nothing uses it, and then whatever fed only it. The graph's inputs stay, and so does
+    /// `attention`, which extends the KV cache.
+    pub remove_unused: Option<unsafe extern "C" fn(run: AttarRun, node: AttarNode) -> AttarStatus>,
+    /// Since 1.1. Computes a node of one output whose inputs are uncompressed weights, and keeps the result as a new tensor of that
+    /// name.
+    pub node_evaluate:
+        Option<unsafe extern "C" fn(run: AttarRun, node: AttarNode, tensor: AttarStr) -> AttarStatus>,
+    /// Since 1.1. Makes a new tensor of that name of the rows of others, stacked in order, whatever format they have. `stacked` is 0,
+    /// and nothing is made, when they differ in format, in width or in the table of their codes. The parts are to be left as they
+    /// are from then on.
+    pub tensor_stack: Option<
+        unsafe extern "C" fn(
+            run: AttarRun,
+            tensor: AttarStr,
+            parts: *const AttarStr,
+            parts_len: usize,
+            stacked: *mut u32,
         ) -> AttarStatus,
     >,
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{
-    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Node, NodeInfo,
+    Attr, Encoded, FormatInfo, Held, HeldMut, HeldStatistics, Host, Level, Metric, Native, Node, NodeInfo,
     TensorInfo, Type, Value,
 };
 use std::cell::RefCell;
@@ -36,6 +36,18 @@ impl<'h> Context<'h> {
         }
     }
 
+    /// Lends the host by its own type to what is linked into the same program; see [`Host::native`].
+    #[doc(hidden)]
+    pub fn native<T>(&self, work: impl FnOnce(Native) -> Result<T>) -> Result<T> {
+        self.ask(|h| match h.native() {
+            Some(native) => work(native),
+            None => {
+                let problem = "the pass works only where it is linked into the compiler";
+                Err(Error::of(ErrorKind::Unavailable, problem))
+            }
+        })
+    }
+
     // ---- whoever waits
 
     /// Tells the user that the pass is at `what`, `done` of `total`.
@@ -64,6 +76,14 @@ impl<'h> Context<'h> {
     /// Those of the host.
     pub fn metric<const N: usize>(&self, subject: &str, values: [(&str, Metric); N]) -> Result<()> {
         self.ask(|h| h.metric(subject, &values))
+    }
+
+    /// Records why something was not done. It ends up in the report, not in the certificate.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub fn refused(&self, subject: &str, reason: &str) -> Result<()> {
+        self.ask(|h| h.refused(subject, reason))
     }
 
     /// Asks leave for a rewrite and counts it; `site` says what is rewritten. When the answer is no, the pass leaves that site
@@ -149,6 +169,11 @@ impl<'h> Context<'h> {
         self.ask(|h| h.node_output(node, slot))
     }
 
+    /// All outputs of a node.
+    pub fn outputs_of(&self, node: Node) -> Result<Vec<Value>> {
+        (0..self.node(node)?.outputs).map(|slot| self.output_at(node, slot)).collect()
+    }
+
     /// The attributes of a node, in order.
     pub fn attrs(&self, node: Node) -> Result<Vec<(String, Attr)>> {
         let count = self.node(node)?.attrs;
@@ -173,6 +198,19 @@ impl<'h> Context<'h> {
     /// Nodes that take a value, with the place they take it in. Outputs of the graph are not among them.
     pub fn uses(&self, value: Value) -> Result<Vec<(Node, usize)>> {
         self.ask(|h| h.value_uses(value))
+    }
+
+    /// The one place where a value is taken; `None` where there are more, or none, or the graph gives it.
+    pub fn only_use(&self, value: Value) -> Result<Option<(Node, usize)>> {
+        match self.uses(value)?[..] {
+            [only] if !self.outputs()?.contains(&value) => Ok(Some(only)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The op that makes a value.
+    pub fn op_of(&self, value: Value) -> Result<String> {
+        Ok(self.node(self.node_of(value)?)?.op)
     }
 
     /// The tensor behind a value that is a weight.
@@ -213,6 +251,23 @@ impl<'h> Context<'h> {
     /// Makes whatever takes `old` take `new`, which has the same type.
     pub fn replace_uses(&self, old: Value, new: Value) -> Result<()> {
         self.ask(|h| h.replace_uses(old, new))
+    }
+
+    /// Puts values in the place of a node's outputs, one for each, and removes the node with whatever fed only it. A node that was
+    /// added without a name inherits that of the one it replaces.
+    pub fn replace(&self, node: Node, values: &[Value]) -> Result<()> {
+        self.ask(|h| h.replace_node(node, values))
+    }
+
+    /// Removes a node, if nothing uses it, and then whatever fed only it. The graph's inputs stay, and so does `attention`, which
+    /// extends the KV cache.
+    pub fn remove_unused(&self, node: Node) -> Result<()> {
+        self.ask(|h| h.remove_unused(node))
+    }
+
+    /// Computes a node of one output whose inputs are uncompressed weights, and keeps the result as a new tensor of that name.
+    pub fn evaluate(&self, node: Node, tensor: &str) -> Result<()> {
+        self.ask(|h| h.node_evaluate(node, tensor))
     }
 
     /// Removes a node that nothing uses.
@@ -258,6 +313,19 @@ impl<'h> Context<'h> {
     pub fn create(&self, name: &str, shape: &[usize]) -> Result<Edit<'_, 'h>> {
         let held = self.ask(|h| h.tensor_create(name, shape))?;
         Ok(Edit { held, context: self })
+    }
+
+    /// Makes a new tensor of the rows of others, stacked in order, whatever format they have. When they differ in format, in width
+    /// or in the table of their codes, the answer is no and nothing is made. The parts are to be left as they are from then on.
+    pub fn stack(&self, name: &str, parts: &[&str]) -> Result<bool> {
+        self.ask(|h| h.tensor_stack(name, parts))
+    }
+
+    /// A name that no tensor has: `stem`, or `stem` with a number.
+    pub fn fresh_name(&self, stem: &str) -> String {
+        let numbered = (2..).map(|n| format!("{stem}.{n}"));
+        let mut names = std::iter::once(stem.to_owned()).chain(numbered);
+        names.find(|name| self.tensor(name).is_err()).unwrap_or_default()
     }
 
     /// Stores a matrix in a weight format and gives the relative error. Codes of the built-in formats are chosen as

@@ -25,7 +25,8 @@ pub enum Phase {
 }
 
 /// What a pass may do to the values a graph computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Numerics {
     /// Bit for bit the same values.
     Exact,
@@ -35,13 +36,51 @@ pub enum Numerics {
     Lossy,
 }
 
+impl Numerics {
+    /// Name as documents spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Numerics::Exact => "exact",
+            Numerics::Rounding => "rounding",
+            Numerics::Lossy => "lossy",
+        }
+    }
+}
+
 /// Declaration of an option of a pass; [`options!`](macro@crate::options) makes them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OptionDecl {
     pub name: &'static str,
-    /// The documentation of the field, line by line.
-    pub doc: &'static [&'static str],
+    /// The documentation of the field: one sentence without a full stop.
+    pub doc: &'static str,
     pub kind: OptionKind,
+}
+
+impl OptionDecl {
+    /// The value a recipe leaves out; `None` when it must be given.
+    pub fn default(&self) -> Option<OptionValue> {
+        match self.kind {
+            OptionKind::Bool { default } => Some(OptionValue::Bool(default)),
+            OptionKind::Int { default, .. } => Some(OptionValue::Int(default)),
+            OptionKind::Float { default, .. } => Some(OptionValue::Float(default)),
+            OptionKind::Choice { default, .. } => default.map(|d| OptionValue::Text(d.to_owned())),
+            OptionKind::Text { default } => Some(OptionValue::Text(default.to_owned())),
+        }
+    }
+
+    /// What values are allowed, for documents and messages.
+    pub fn allowed(&self) -> String {
+        match self.kind {
+            OptionKind::Bool { .. } => "true or false".to_owned(),
+            OptionKind::Int { min, max, .. } => format!("an integer from {min} to {max}"),
+            OptionKind::Float { min, max, .. } => format!("a number from {min} to {max}"),
+            OptionKind::Choice { of, .. } => {
+                let quoted: Vec<String> = of.iter().map(|w| format!("\"{w}\"")).collect();
+                quoted.join(", ")
+            }
+            OptionKind::Text { .. } => "a text of one line".to_owned(),
+        }
+    }
 }
 
 /// Type, range and default of an option.
@@ -74,7 +113,8 @@ pub enum OptionKind {
 }
 
 /// Value of an option.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(untagged)]
 pub enum OptionValue {
     Bool(bool),
     Int(i64),

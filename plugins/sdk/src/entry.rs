@@ -97,10 +97,9 @@ fn pass(entry: &'static PassEntry) -> AttarPass {
 }
 
 fn option(decl: &OptionDecl) -> AttarOption {
-    let doc: Vec<&str> = decl.doc.iter().map(|line| line.trim()).collect();
     let mut option = AttarOption {
         name: str_of(decl.name),
-        doc: str_of(String::leak(doc.join(" "))),
+        doc: str_of(decl.doc),
         kind: ATTAR_OPTION_BOOL,
         has_default: 1,
         default_integer: 0,

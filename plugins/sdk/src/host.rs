@@ -86,6 +86,11 @@ pub enum Attr {
     Dims(Vec<Dim>),
 }
 
+/// Attributes of a node, as nodes are added with: `cx.add(&info.op, &inputs, &borrowed(&cx.attrs(node)?))`.
+pub fn borrowed(attrs: &[(String, Attr)]) -> Vec<(&str, Attr)> {
+    attrs.iter().map(|(name, attr)| (name.as_str(), attr.clone())).collect()
+}
+
 /// What a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
@@ -208,7 +213,7 @@ pub struct HeldStatistics {
 /// # Safety
 /// Pointers that functions give must be valid for reads of `len` elements (of `width` and `width * width` in statistics), those
 /// of [`HeldMut`] for writes too, until their buffer is released, committed, or the host is gone; and what they point to must
-/// not change, or in a [`HeldMut`] not be looked at, by anybody else.
+/// not change, or in a [`HeldMut`] not be looked at, by anybody else. [`Host::native`] must give `self` by its own type.
 #[expect(missing_docs, reason = "each method is documented where the C table has it")]
 pub unsafe trait Host {
     fn fail(&mut self, message: &str) -> Result<()>;
@@ -253,4 +258,24 @@ pub unsafe trait Host {
     fn calibration_window(&mut self, index: usize) -> Result<(Held<u32>, usize)>;
     fn tokenize(&mut self, text: &str) -> Result<Held<u32>>;
     fn run_model(&mut self, tokens: &[u32], value: Option<Value>) -> Result<Held<f32>>;
+
+    fn refused(&mut self, subject: &str, reason: &str) -> Result<()>;
+    fn replace_node(&mut self, node: Node, values: &[Value]) -> Result<()>;
+    fn remove_unused(&mut self, node: Node) -> Result<()>;
+    fn node_evaluate(&mut self, node: Node, tensor: &str) -> Result<()>;
+    fn tensor_stack(&mut self, tensor: &str, parts: &[&str]) -> Result<bool>;
+
+    /// The host itself, by a type that passes linked into the same program may know; never there behind the C interface.
+    fn native(&mut self) -> Option<Native> {
+        None
+    }
+}
+
+/// A host by its own type.
+#[derive(Clone, Copy, Debug)]
+pub struct Native {
+    /// The type, with `'static` for its lifetimes.
+    pub of: std::any::TypeId,
+    /// The host that was asked: valid for as long as the borrow it was asked through.
+    pub at: *mut (),
 }

@@ -53,6 +53,7 @@ pub use decl::{About, Codes, Format, Numerics, OptionDecl, OptionKind, OptionVal
 pub use error::{Error, ErrorKind, Result};
 pub use host::{
     Attr, Dim, Encoded, FormatInfo, FormatKind, Host, Level, Metric, Node, NodeInfo, TensorInfo, Type, Value,
+    borrowed,
 };
 pub use options::{NoOptions, Options};
 pub use pass::{Pass, PassEntry, Registered, RunPass, registered};

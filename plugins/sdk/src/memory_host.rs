@@ -256,4 +256,39 @@ unsafe impl Host for MemoryHost {
     fn run_model(&mut self, _: &[u32], _: Option<Value>) -> Result<Held<f32>> {
         missing("model")
     }
+
+    fn refused(&mut self, subject: &str, reason: &str) -> Result<()> {
+        self.metric(subject, &[("refused", reason.into())])
+    }
+
+    fn replace_node(&mut self, _: Node, _: &[Value]) -> Result<()> {
+        missing("graph")
+    }
+
+    fn remove_unused(&mut self, _: Node) -> Result<()> {
+        missing("graph")
+    }
+
+    fn node_evaluate(&mut self, _: Node, _: &str) -> Result<()> {
+        missing("graph")
+    }
+
+    fn tensor_stack(&mut self, tensor: &str, parts: &[&str]) -> Result<bool> {
+        if self.tensors.contains_key(tensor) {
+            return Err(Error::new(format!("the name {tensor} is taken")));
+        }
+        let parts = parts.iter().map(|p| self.tensor(p)).collect::<Result<Vec<_>>>()?;
+        let tail = |shape: &Vec<usize>| shape.get(1..).map(<[usize]>::to_vec);
+        let Some(shape) = parts.first().map(|(shape, _)| shape) else { return Ok(false) };
+        if parts.iter().any(|(other, _)| tail(other) != tail(shape)) {
+            return Ok(false);
+        }
+        let mut shape = shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows = parts.iter().filter_map(|(shape, _)| shape.first()).sum();
+        }
+        let values = parts.iter().flat_map(|(_, values)| values.iter().copied()).collect();
+        self.tensors.insert(tensor.to_owned(), (shape, values));
+        Ok(true)
+    }
 }

@@ -35,19 +35,9 @@ pub fn read<O: Options>(values: Vec<(String, OptionValue)>) -> Result<O> {
 /// # Errors
 /// When an option has no default.
 pub fn defaults<O: Options>() -> Result<O> {
-    let value = |d: &OptionDecl| {
-        use crate::decl::OptionKind::{Bool, Choice, Float, Int, Text};
-        let value = match d.kind {
-            Bool { default } => OptionValue::Bool(default),
-            Int { default, .. } => OptionValue::Int(default),
-            Float { default, .. } => OptionValue::Float(default),
-            Choice { default: Some(default), .. } => OptionValue::Text(default.to_owned()),
-            Text { default } => OptionValue::Text(default.to_owned()),
-            Choice { default: None, .. } => {
-                return Err(Error::new(format!("option {} has no default", d.name)));
-            }
-        };
-        Ok((d.name.to_owned(), value))
+    let value = |d: &OptionDecl| match d.default() {
+        Some(value) => Ok((d.name.to_owned(), value)),
+        None => Err(Error::new(format!("option {} has no default", d.name))),
     };
     read(O::DECLS.iter().map(value).collect::<Result<_>>()?)
 }
@@ -117,7 +107,7 @@ impl IntoDeserializer<'_, serde::de::value::Error> for Held {
 /// - `= 4, int 1..=64;` for integers, with the least and the greatest value
 /// - `= 0.5, float 0.0..=1.0;` for numbers
 /// - `= "rows", of ["rows", "columns"];` for words, into a `String` or an enum
-/// - `, of ["rows", "columns"];` for words that a recipe must choose from
+/// - `, of ["rows", "columns"];` for words that a recipe must choose from; a constant array will do for the list
 ///
 /// ```
 /// attar_plugin::options! {
@@ -141,10 +131,10 @@ macro_rules! options {
             $(
                 $(#[doc = $doc:literal])*
                 $field_vis:vis $field:ident : $ty:ty
-                $(= $default:literal)?
+                $(= $default:expr)?
                 $(, int $int_min:literal ..= $int_max:expr)?
                 $(, float $float_min:literal ..= $float_max:literal)?
-                $(, of [$($word:literal),* $(,)?])? ;
+                $(, of $words:tt)? ;
             )*
         }
     ) => {
@@ -159,9 +149,9 @@ macro_rules! options {
             const DECLS: &'static [$crate::OptionDecl] = &[
                 $($crate::OptionDecl {
                     name: stringify!($field),
-                    doc: &[$($doc),*],
+                    doc: concat!($($doc),*).trim_ascii(),
                     kind: $crate::option_kind!(
-                        [$($default)?] [$($int_min, $int_max)?] [$($float_min, $float_max)?] [$($($word),*)?]
+                        [$($default)?] [$($int_min, $int_max)?] [$($float_min, $float_max)?] [$($words)?]
                     ),
                 },)*
             ];
@@ -173,20 +163,20 @@ macro_rules! options {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! option_kind {
-    ([$default:literal] [] [] []) => {
+    ([$default:expr] [] [] []) => {
         $crate::options::Plain($default).kind()
     };
-    ([$default:literal] [$min:literal, $max:expr] [] []) => {
+    ([$default:expr] [$min:literal, $max:expr] [] []) => {
         $crate::OptionKind::Int { default: $default, min: $min, max: $max }
     };
-    ([$default:literal] [] [$min:literal, $max:literal] []) => {
+    ([$default:expr] [] [$min:literal, $max:literal] []) => {
         $crate::OptionKind::Float { default: $default, min: $min, max: $max }
     };
-    ([$default:literal] [] [] [$($word:literal),+]) => {
-        $crate::OptionKind::Choice { default: Some($default), of: &[$($word),+] }
+    ([$default:expr] [] [] [$words:tt]) => {
+        $crate::OptionKind::Choice { default: Some($default), of: &$words }
     };
-    ([] [] [] [$($word:literal),+]) => {
-        $crate::OptionKind::Choice { default: None, of: &[$($word),+] }
+    ([] [] [] [$words:tt]) => {
+        $crate::OptionKind::Choice { default: None, of: &$words }
     };
 }
 
@@ -223,7 +213,7 @@ mod tests {
         assert_eq!(kinds[1], OptionKind::Int { default: 3, min: 1, max: 8 });
         assert_eq!(kinds[2], OptionKind::Float { default: 0.25, min: 0.0, max: 1.0 });
         assert_eq!(kinds[3], OptionKind::Choice { default: Some("by-row"), of: &["by-row", "by-column"] });
-        assert_eq!(All::DECLS[1].doc, [" a count", " of things"]);
+        assert_eq!(All::DECLS[1].doc, "a count of things");
         let all: All = defaults().unwrap();
         assert_eq!(all, All { flag: true, count: 3, share: 0.25, way: Way::ByRow, path: "a.csv".to_owned() });
         let mut values = vec![

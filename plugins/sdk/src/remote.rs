@@ -550,4 +550,28 @@ unsafe impl Host for RemoteHost {
         call!(self.run_model(tokens.as_ptr(), tokens.len(), value, &raw mut values))?;
         Ok(Held { data: values.data, len: values.len, buffer: values.buffer })
     }
+
+    fn refused(&mut self, subject: &str, reason: &str) -> Result<()> {
+        call!(self.refused(str_of(subject), str_of(reason)))
+    }
+
+    fn replace_node(&mut self, node: Node, values: &[Value]) -> Result<()> {
+        let values = numbers_of(values);
+        call!(self.replace_node(node.0, values.as_ptr(), values.len()))
+    }
+
+    fn remove_unused(&mut self, node: Node) -> Result<()> {
+        call!(self.remove_unused(node.0))
+    }
+
+    fn node_evaluate(&mut self, node: Node, tensor: &str) -> Result<()> {
+        call!(self.node_evaluate(node.0, str_of(tensor)))
+    }
+
+    fn tensor_stack(&mut self, tensor: &str, parts: &[&str]) -> Result<bool> {
+        let parts: Vec<AttarStr> = parts.iter().map(|p| str_of(p)).collect();
+        let mut stacked = 0;
+        call!(self.tensor_stack(str_of(tensor), parts.as_ptr(), parts.len(), &raw mut stacked))?;
+        Ok(stacked != 0)
+    }
 }

@@ -53,6 +53,6 @@ fn option_value(text: &str) -> Value {
     } else if let Ok(v) = text.parse() {
         Value::Float(v)
     } else {
-        Value::Str(text.to_owned())
+        Value::Text(text.to_owned())
     }
 }

@@ -71,7 +71,7 @@ fn describe(d: &PassDecl) -> String {
         rows.push(["exclude", "list of globs", "[]", "weights it leaves alone"].map(str::to_owned).to_vec());
     }
     for o in d.options {
-        let default = o.default().map_or("required".to_owned(), |v| v.to_toml());
+        let default = o.default().map_or("required".to_owned(), |v| attar_pass::to_toml(&v));
         rows.push(vec![o.name.to_owned(), o.allowed(), default, o.doc.to_owned()]);
     }
     if rows.len() > 1 {

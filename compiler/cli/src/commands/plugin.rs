@@ -61,6 +61,9 @@ struct Check {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// Only run the passes where there is no run, and print those that do not notice: what the kit does in a process of its own
+    #[arg(long, hide = true)]
+    astray: bool,
 }
 
 impl Plugin {
@@ -80,6 +83,9 @@ impl Plugin {
             }
             PluginCommand::Hash(hash) => {
                 terminal.line(attar_compiler::Plugin::hash(&hash.library).map_err(Failure::input)?)
+            }
+            PluginCommand::Check(check) if check.astray => {
+                terminal.json(&attar_compiler::Plugin::run_astray(&check.library).map_err(Failure::input)?)
             }
             PluginCommand::Check(check) => {
                 let report = plugin_check::check(&check.library, &check.passes, !check.no_valgrind)?;

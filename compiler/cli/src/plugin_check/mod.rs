@@ -104,7 +104,11 @@ pub fn check(library: &Path, options: &[String], valgrind: bool) -> Result<Repor
         model.write(&kit.folder.join(model.name))?;
     }
     fs::write(kit.folder.join("text.txt"), TEXT)?;
-    for (name, has_required) in kit.describes() {
+    let passes = kit.describes();
+    if !passes.is_empty() {
+        kit.leads_astray();
+    }
+    for (name, has_required) in passes {
         let given = options.iter().find(|o| o.split('=').next() == Some(&name));
         if has_required && given.is_none() {
             let detail = format!("an option has no default; give --pass {name}=option:value");
@@ -214,12 +218,34 @@ impl Kit {
                     "",
                     "describes itself",
                     Outcome::Passed,
-                    format!("{passes} passes, {formats} formats"),
+                    format!("passes: {passes}, formats: {formats}"),
                 );
             }
             false => self.add("", "describes itself", Outcome::Failed, problems.join("; ")),
         }
         names
+    }
+
+    /// Runs the passes where there is no run: they must neither crash nor say that they are done.
+    fn leads_astray(&mut self) {
+        let library = self.library();
+        let (outcome, detail) = match self.run(&["plugin", "check", &library, "--astray"]) {
+            Ended::Well(output) => match serde_json::from_slice::<Vec<String>>(&output.stdout) {
+                Ok(deaf) if deaf.is_empty() => {
+                    (Outcome::Passed, "every pass stops when the host answers with errors".to_owned())
+                }
+                Ok(deaf) => {
+                    let advice = "hand on the status of every call that is not ATTAR_OK";
+                    (
+                        Outcome::Failed,
+                        format!("{}: done, though every call failed: {advice}", deaf.join(", ")),
+                    )
+                }
+                Err(e) => (Outcome::Failed, e.to_string()),
+            },
+            Ended::Refused(_, said) | Ended::Badly(said) => (Outcome::Failed, said),
+        };
+        self.add("", "misuse", outcome, detail);
     }
 
     /// Compiles a model with the pass.

@@ -27,12 +27,13 @@ pub(super) fn prepare(graph: &Graph) -> Result<Graph, LowerError> {
 }
 
 /// The attention node that reads the keys and values a `qkv_rope` makes, if the fused kernel can store them straight
-/// in the cache: heads are whole blocks of channels, nobody else reads k or v, and no other node writes the layer.
+/// in the cache: heads are whole blocks of channels, nobody else reads q, k or v, and no other node writes the layer.
 pub(super) fn qkv_attention(graph: &Graph, id: NodeId, op: &QkvRope) -> Option<NodeId> {
     let value = |slot| ValueId { node: id, slot };
     let [(attention, 1)] = graph.users(value(1))[..] else { return None };
     let [(same, 2)] = graph.users(value(2))[..] else { return None };
-    if same != attention || graph.outputs().iter().any(|o| o.node == id && o.slot > 0) {
+    let asks = graph.users(value(0))[..] == [(attention, 0)];
+    if !asks || same != attention || graph.outputs().iter().any(|o| o.node == id) {
         return None;
     }
     let OpKind::Attention(a) = graph.op(attention) else { return None };

@@ -34,15 +34,17 @@ __device__ __forceinline__ void hand_on(float sum, float most, float total, cons
   if (d == 0) partial[C::HEAD_DIM] = most, partial[C::HEAD_DIM + 1] = total;
 }
 
-/// Whether a block is the last one of those that see the same queries; it may then read what the others have handed on.
+/// Whether a block is the last one of those that see the same queries; it may then read what the others have handed on. The
+/// counter is zero before the first and after the last.
 __device__ __forceinline__ bool is_last(u32 *counter, const Seen &seen) {
   __shared__ u32 before;
+  const u32 most = seen.last - seen.first - 1;
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    before = atomicAdd(counter, 1);
+    before = atomicInc(counter, most);
     __threadfence();
   }
   __syncthreads();
-  return before + 1 == (u32)(seen.last - seen.first);
+  return before == most;
 }

@@ -93,7 +93,8 @@ __device__ __forceinline__ void load_queries(u16 (*queries)[QUERY_STRIDE], float
   constexpr int LANES = C::HEAD_DIM > 64 ? 32 : C::HEAD_DIM > 32 ? 16 : C::HEAD_DIM > 16 ? 8 : 4;
   constexpr int CHUNKS = (C::HEAD_DIM + 4 * LANES - 1) / (4 * LANES);
   const int lane = threadIdx.x % 32;
-#pragma unroll 2
+  // Enough at a time that their loads are under way together.
+#pragma unroll HAS_CODES ? 2 : 8
   for (int r = lane / LANES; r < WARP_ROWS; r += 32 / LANES) {
     const float *head = from(r);
     float x[CHUNKS][4];
@@ -201,7 +202,7 @@ __device__ __forceinline__ Run run_from(const Paging &paging, int token, int las
     run.end += more, ended = more < 32;
   }
   // Results of a reduction are known to be the same in all lanes, and take none of the registers that every lane has of its own.
-  run.low = __reduce_min_sync(ALL_LANES, run.low), run.high = __reduce_max_sync(ALL_LANES, run.high);
+  run.low = WINDOW > 0 ? __reduce_min_sync(ALL_LANES, run.low) : 0, run.high = __reduce_max_sync(ALL_LANES, run.high);
   run.end = __reduce_max_sync(ALL_LANES, run.end);
   return run;
 }
@@ -222,11 +223,6 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
   u16(*queries)[QUERY_STRIDE] = shared.queries + warp * WARP_ROWS;
   float *query_scales = shared.query_scales + warp * WARP_ROWS;
   int *ends = shared.ends + warp * WARP_ROWS;
-  load_queries(queries, query_scales, [&](int r) {
-    // Rows past the last repeat it; their results are not stored.
-    int row = min(first + r, rows - 1);
-    return q + ((size_t)(row / GROUP) * HEADS + kv_head * GROUP + row % GROUP) * C::HEAD_DIM;
-  });
 
   // A lane has parts of rows `lane / 4` and 8 more of each 16; of products it has columns `8 j + 2 (lane % 4)` and the next.
   float sums[ROW_TILES][C::HEAD_DIM / 8][4], most[ROW_TILES][2], total[ROW_TILES][2];
@@ -243,25 +239,29 @@ KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int
   int now = 0;
   for (int token = block_row / GROUP; token <= last_token;) {
     const Run run = run_from(paging, token, last_token);
+    int start = run.low / POSITIONS * POSITIONS;
+    shared.tiles.fetch(now, keys, values, block_offset(paging.page(run.sequence, start), kv_head), start, run.low, run.high);
+    u32 next_page = start + POSITIONS < run.high ? paging.page(run.sequence, start + POSITIONS) : 0;
+    // Queries are loaded while the first positions are under way.
+    if (token == block_row / GROUP)
+      load_queries(queries, query_scales, [&](int r) {
+        // Rows past the last repeat it; their results are not stored.
+        int row = min(first + r, rows - 1);
+        return q + ((size_t)(row / GROUP) * HEADS + kv_head * GROUP + row % GROUP) * C::HEAD_DIM;
+      });
     // Behind what rows see; and what all rows of the warp see, and what any of them does. A lane looks after one row.
     int low = 0x7fffffff, high = 0, all_from = 0, all_to = 0x7fffffff;
     __syncwarp();
     if (lane < WARP_ROWS) {
       int own = min(first + lane, rows - 1) / GROUP, position = -1;
-      if (first < rows && own >= token && own < run.end) {
-        position = positions[own];
-        low = first_seen(position), high = position + 1;
-      }
+      if (first < rows && own >= token && own < run.end) position = positions[own], low = first_seen(position), high = position + 1;
       ends[lane] = position + 1, all_from = first_seen(position), all_to = position + 1;
     }
     __syncwarp();
-    low = __reduce_min_sync(ALL_LANES, low), high = __reduce_max_sync(ALL_LANES, high);
-    all_from = __reduce_max_sync(ALL_LANES, all_from), all_to = __reduce_min_sync(ALL_LANES, all_to);
+    low = WINDOW > 0 ? __reduce_min_sync(ALL_LANES, low) : 0, high = __reduce_max_sync(ALL_LANES, high);
+    all_from = WINDOW > 0 ? __reduce_max_sync(ALL_LANES, all_from) : 0, all_to = __reduce_min_sync(ALL_LANES, all_to);
     token = run.end;
 
-    int start = run.low / POSITIONS * POSITIONS;
-    shared.tiles.fetch(now, keys, values, block_offset(paging.page(run.sequence, start), kv_head), start, run.low, run.high);
-    u32 next_page = start + POSITIONS < run.high ? paging.page(run.sequence, start + POSITIONS) : 0;
     for (; start < run.high; start += POSITIONS, now = 1 - now) {
       asm volatile("cp.async.wait_group 0;" ::: "memory");
       __syncthreads();

@@ -1,4 +1,5 @@
-// Attention of any number of tokens. Rows are the query heads of one KV head, token by token; 16 to a block.
+// Attention of any number of tokens in f32, where attention_mma.cu does not serve. Rows are the query heads of one KV head, token by
+// token; 16 to a block.
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
 KERNEL(const float *__restrict__ q, const int *__restrict__ positions, const int *__restrict__ sequences,

@@ -38,26 +38,21 @@ struct Tiles {
   /// Copies the positions from `start` on, which stand in one page.
   __device__ __forceinline__ void fetch(int into, const u8 *keys, const u8 *values, size_t block, int start, int, int) {
     Stage &stage = stages[into];
-    const int place = start % C::PAGE_LEN;
+    const int thread = threadIdx.x, place = start % C::PAGE_LEN;
     constexpr int PIECES = BYTES / 16, ROW = POSITIONS / 4, SCALES = POSITIONS / 4;
     static_assert(THREADS % ROW == 0 && 2 * SCALES <= THREADS, "whole rows");
+    const u32 to_keys = shared_address(&stage.keys[thread * 4]), to_values = shared_address(&stage.values[thread * 4]);
+    const u8 *from_keys = keys + block + (thread / ROW * C::PAGE_LEN + place + thread % ROW * 4) * 4;
+    const u8 *from_values = values + block + place * C::HEAD_DIM * BITS / 8 + thread * 16;
 #pragma unroll
-    for (int i = 0; i < PIECES; i += THREADS) {
-      int row = threadIdx.x / ROW + i / ROW, p = threadIdx.x % ROW * 4;
-      if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES)
-        copy_async(&stage.keys[row * POSITIONS + p], keys + block + (row * C::PAGE_LEN + place + p) * 4);
-    }
-#pragma unroll
-    for (int i = 0; i < PIECES; i += THREADS) {
-      int at = i + threadIdx.x;
-      if (PIECES % THREADS == 0 || at < PIECES)
-        copy_async(&stage.values[at * 4], values + block + place * C::HEAD_DIM * BITS / 8 + at * 16);
-    }
-    if (threadIdx.x < 2 * SCALES) {
-      const bool second = threadIdx.x >= SCALES;
-      int at = threadIdx.x % SCALES * 4;
-      copy_async((second ? stage.value_scales : stage.key_scales) + at, (second ? values : keys) + block + C::SCALES + (place + at) * 4);
-    }
+    for (int i = 0; i < PIECES; i += THREADS)
+      if (PIECES % THREADS == 0 || i + thread < PIECES) {
+        copy_async(to_keys + i * 16, from_keys + i / ROW * C::PAGE_LEN * 4);
+        copy_async(to_values + i * 16, from_values + i * 16);
+      }
+    if (thread < 2 * SCALES)
+      copy_async(shared_address(&stage.key_scales[thread * 4]),
+                 (thread >= SCALES ? values : keys) + block + C::SCALES + (place + thread % SCALES * 4) * 4);
     asm volatile("cp.async.commit_group;" ::: "memory");
   }
 

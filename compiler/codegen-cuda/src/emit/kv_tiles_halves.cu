@@ -16,28 +16,35 @@ struct Tiles {
 
   /// Copies the positions from `start` on, which stand in one page.
   __device__ __forceinline__ void fetch(int into, const u8 *keys, const u8 *values, size_t block, int start, int low, int high) {
-    Stage &stage = stages[into];
-    const u16 *from_keys = (const u16 *)(keys + block) + start % C::PAGE_LEN;
-    const u16 *from_values = (const u16 *)(values + block) + start % C::PAGE_LEN * C::HEAD_DIM;
-    constexpr int PIECES = C::HEAD_DIM * POSITIONS / 8;
+    // Places of a thread's first pieces; the others are so many bytes behind them.
+    const int thread = threadIdx.x, place = start % C::PAGE_LEN;
+    constexpr int PIECES = C::HEAD_DIM * POSITIONS / 8, VALUE_PIECES = C::HEAD_DIM / 8;
+    const int d = thread / KEY_PIECES, p = thread % KEY_PIECES;
+    static_assert(THREADS / KEY_PIECES % 8 == 0, "pieces change places alike");
+    const u32 to_keys = shared_address(&stages[into].keys[d][place_of_piece(d, p) * 8]);
+    const u8 *from_keys = keys + block + (d * C::PAGE_LEN + place + p * 8) * 2;
 #pragma unroll
-    for (int i = 0; i < PIECES; i += THREADS) {
-      int d = threadIdx.x / KEY_PIECES, p = threadIdx.x % KEY_PIECES;
-      u16 *to = &stage.keys[d][place_of_piece(d, p) * 8];
-      static_assert(THREADS / KEY_PIECES % 8 == 0, "pieces change places alike");
-      d = i / KEY_PIECES;
-      if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES)
-        copy_async(to + d * POSITIONS, from_keys + (threadIdx.x / KEY_PIECES + d) * C::PAGE_LEN + p * 8);
-    }
+    for (int i = 0; i < PIECES; i += THREADS)
+      if (PIECES % THREADS == 0 || i + thread < PIECES)
+        copy_async(to_keys + i / KEY_PIECES * POSITIONS * 2, from_keys + i / KEY_PIECES * C::PAGE_LEN * 2);
     // What was never stored may be anything, and has to be zero where weights are.
+    const u8 *from_values = values + block + place * C::HEAD_DIM * 2 + thread * 16;
+    if constexpr (THREADS % VALUE_PIECES == 0) {
+      const int position = start + thread / VALUE_PIECES;
+      const u32 to_values = shared_address(&stages[into].values[thread / VALUE_PIECES][thread % VALUE_PIECES * 8]);
 #pragma unroll
-    for (int i = 0; i < PIECES; i += THREADS) {
-      constexpr int ROW = C::HEAD_DIM / 8;
-      constexpr bool WHOLE = THREADS % ROW == 0;
-      int p = WHOLE ? threadIdx.x / ROW + i / ROW : (i + threadIdx.x) / ROW;
-      int d = (WHOLE ? threadIdx.x % ROW : (i + threadIdx.x) % ROW) * 8;
-      if (PIECES % THREADS == 0 || i + threadIdx.x < PIECES)
-        copy_async(&stage.values[p][d], from_values + p * C::HEAD_DIM + d, start + p >= low && start + p < high);
+      for (int i = 0; i < PIECES; i += THREADS) {
+        const int behind = i / VALUE_PIECES;
+        if (PIECES % THREADS == 0 || i + thread < PIECES)
+          copy_async(to_values + behind * VALUE_STRIDE * 2, from_values + i * 16, position + behind >= low && position + behind < high);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < PIECES; i += THREADS) {
+        const int row = (i + thread) / VALUE_PIECES, column = (i + thread) % VALUE_PIECES * 8;
+        if (PIECES % THREADS == 0 || i + thread < PIECES)
+          copy_async(shared_address(&stages[into].values[row][column]), from_values + i * 16, start + row >= low && start + row < high);
+      }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   }

@@ -1,18 +1,17 @@
 // y[n] = sum_k x[k] w[n, k] for one row of int8 activations and weights of 2 to 8 bits; or for a row of f32 that is normalized and
 // quantized here first, by every block alike, which takes less time than a launch.
 //
-// A warp takes four groups at a time. Columns 2j and 2j + 1 of its products are the activations of group j, so that one load
-// brings those of all four; of the products by the weights of group j, thread j of each four keeps its own, and it alone loads
-// and applies that group's scales. Warps of a block share out fours of groups of `BLOCKS` blocks of channels. The first weights
-// are asked for before what other launches leave is waited for.
+// A warp takes four groups at a time, and thread t of four has the weights of group t, eight inputs in each of four products. Columns
+// 2t and 2t + 1 of the activations are zero but for those eight inputs that thread t has, so that sums of groups stay apart: thread
+// t ends with those of its group, and applies its scales. Warps of a block share out fours of groups of `BLOCKS` blocks of
+// channels. The first weights are asked for before what other launches leave is waited for.
 
 constexpr int SPLITS = WARPS / BLOCKS;
 constexpr int CHANNELS = 16 * BLOCKS;
 constexpr int STRIDE = CHANNELS + 1;
-
 struct Shared {
   alignas(16) Ring rings[WARPS];
-  alignas(16) u8 row[X::STRIDE];
+  Codes8 row;
   float parts[SPLITS][STRIDE];
   float sums[WARPS];
 };
@@ -20,37 +19,42 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "as much as the launch gives");
 
 /// What a warp adds up of 16 channels, from group `split` * 4 on.
 template <bool SPLIT_SIGNS>
-__device__ __forceinline__ void add_up(float (&sums)[2], const Table &table, Ring &ring, const u8 *x, const u8 *block, int split) {
+__device__ __forceinline__ void add_up(float (&sums)[2], const Table &table, Ring &ring, const Codes8 &row, const u8 *block, int split) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  int stage = 0;
+  const bool has_column = g / 2 == t;
+  const u8 *x = has_column ? row.codes + (split * 4 + t) * 32 : row.zeros;
+  const int step = has_column ? SPLITS * 128 : 0;
+  const Scaled *groups = row.groups + split * 4 + t;
 #pragma unroll 1
-  for (int first = split * 4; first < W::GROUPS; first += SPLITS * 4) {
-    ring.wait();
-    const u8 *piece = ring.pieces[stage];
-    const Two eight = activations(x, WHOLE ? first + g / 2 : min(first + g / 2, W::GROUPS - 1), t);
-    int products[2] = {0, 0};
+  for (int round = split * 4; round < W::GROUPS; round += STAGES * SPLITS * 4) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      Codes codes;
-      codes.load(piece + i * GROUP_CODES, g, t);
-      Weights<SPLIT_SIGNS> weights;
-      weights.decode(table, codes, t);
-      int four[4];
-      weights.multiply_by(four, eight.x, eight.y, 0);
-      if (t == i) products[0] = four[0], products[1] = four[2];
+    for (int stage = 0; stage < STAGES; ++stage) {
+      const int first = round + stage * SPLITS * 4;
+      if (first < W::GROUPS) {
+        ring.wait();
+        const u8 *piece = ring.pieces[stage];
+        int lower[4] = {}, upper[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          Codes codes;
+          codes.load(piece + t * GROUP_STRIDE, g, i);
+          Weights<SPLIT_SIGNS> weights;
+          weights.decode(table, codes, i);
+          const Two eight = *(const Two *)(x + 8 * i);
+          multiply(lower, weights.a, eight.x, eight.y, lower);
+          if constexpr (W::BITS == 4 && SPLIT_SIGNS) multiply(upper, weights.upper, eight.x, eight.y, upper);
+        }
+        if constexpr (W::BITS == 4 && SPLIT_SIGNS) lower[0] += upper[0], lower[2] += upper[2];
+        Fields fields;
+        fields.load(piece + FIELDS_AT + t * GROUP_FIELDS, g);
+        const Scaled scaled = *groups;
+        sums[0] += fields.part(table, 0, lower[0], scaled.scale, scaled.codes_sum);
+        sums[1] += fields.part(table, 1, lower[2], scaled.scale, scaled.codes_sum);
+        x += step, groups += SPLITS * 4;
+        __syncwarp();
+        ring.ask(stage, block, first + STAGES * SPLITS * 4);
+      }
     }
-    const int group = first + t;
-    if (WHOLE || group < W::GROUPS) {
-      Fields fields;
-      fields.load(piece + 4 * GROUP_CODES + t * GROUP_FIELDS, g);
-      const float scale = *(const float *)(x + X::SCALES + group * 4);
-      const int codes_sum = *(const int *)(x + X::SUMS + group * 4);
-      sums[0] += fields.part(table, 0, products[0], scale, codes_sum);
-      sums[1] += fields.part(table, 1, products[1], scale, codes_sum);
-    }
-    __syncwarp();
-    ring.ask(stage, block, first + STAGES * SPLITS * 4);
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
   }
 }
 
@@ -67,9 +71,17 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
   let_next_launch_begin();
   Table table;
   table.load(packed);
+  float row_scale[2] = {1.f, 1.f};
+  if constexpr (!W::BF16_SCALES) row_scale[0] = ((const float *)block)[2 * g], row_scale[1] = ((const float *)block)[2 * g + 1];
 #pragma unroll
   for (int stage = 0; stage < STAGES; ++stage) ring.ask(stage, block, has_work ? (split + stage * SPLITS) * 4 : W::GROUPS);
+  fill_up(shared.row);
   X_ROW
+  // The residual is on its way while products are.
+  const int channel = blockIdx.x * CHANNELS + threadIdx.x;
+  const float *from = RESIDUAL_ARGUMENT;
+  float before = 0.f;
+  if (from && threadIdx.x < CHANNELS && channel < W::N) before = from[channel];
   __syncthreads();
   float sums[2] = {};
   if (has_work) {
@@ -79,7 +91,7 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
     for (int c = 0; c < 2; ++c) {
       sums[c] += __shfl_xor_sync(ALL_LANES, sums[c], 1);
       sums[c] += __shfl_xor_sync(ALL_LANES, sums[c], 2);
-      if constexpr (!W::BF16_SCALES) sums[c] *= ((const float *)block)[2 * g + c];
+      sums[c] *= row_scale[c];
     }
   }
   if (t == 0) shared.parts[split][local * 16 + 2 * g] = sums[0], shared.parts[split][local * 16 + 2 * g + 1] = sums[1];
@@ -88,8 +100,15 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
     float sum = shared.parts[0][threadIdx.x];
 #pragma unroll
     for (int s = 1; s < SPLITS; ++s) sum += shared.parts[s][threadIdx.x];
-    shared.parts[0][threadIdx.x] = sum;
+    if constexpr (EPILOGUE == STORE || EPILOGUE == RESIDUAL) {
+      const float *bias = BIAS_ARGUMENT;
+      if (channel < W::N) ((float *)out)[channel] = before + (sum + (bias ? bias[channel] : 0.f));
+    } else {
+      shared.parts[0][threadIdx.x] = sum;
+    }
   }
-  __syncthreads();
-  finish_tile<CHANNELS, STRIDE, WARPS * 32>(&shared.parts[0][0], 1, 0, blockIdx.x * CHANNELS, BIAS_ARGUMENT, RESIDUAL_ARGUMENT, out);
+  if constexpr (EPILOGUE != STORE && EPILOGUE != RESIDUAL) {
+    __syncthreads();
+    finish_tile<CHANNELS, STRIDE, WARPS * 32>(&shared.parts[0][0], 1, 0, blockIdx.x * CHANNELS, BIAS_ARGUMENT, nullptr, out);
+  }
 }

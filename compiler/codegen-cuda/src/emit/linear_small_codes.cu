@@ -52,6 +52,7 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, const
   Ring &ring = shared.rings[threadIdx.x / 32];
   int stage = 0;
   float sums[TILES][4] = {};
+  const int start_bits[4] = {FLOAT_COUNT_BITS, FLOAT_COUNT_BITS, FLOAT_COUNT_BITS, FLOAT_COUNT_BITS};
   // Rows past the last repeat it; their results are not stored.
   const u8 *mine[TILES], *column[TILES][2];
 #pragma unroll
@@ -65,7 +66,7 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, const
     ring.wait();
     const u8 *piece = ring.pieces[stage];
     Fields fields;
-    fields.load(piece + 4 * GROUP_CODES + t * GROUP_FIELDS, g);
+    fields.load(piece + FIELDS_AT + t * GROUP_FIELDS, g);
     if (!WHOLE && first + t >= W::GROUPS) fields.clear();
     float scales[TILES][2][4];
 #pragma unroll
@@ -83,7 +84,7 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, const
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       Codes codes;
-      codes.load(piece + i * GROUP_CODES, g, t);
+      codes.load(piece + i * GROUP_STRIDE, g, t);
       Weights<SPLIT_SIGNS> weights;
       weights.decode(table, codes, t);
       u32 both = __shfl_sync(ALL_LANES, pair, lane & 28 | i);
@@ -94,7 +95,7 @@ __device__ __forceinline__ void add_up(Shared &shared, const Table &table, const
       for (int tile = 0; tile < TILES; ++tile) {
         Two eight = activations(mine[tile], group, t);
         int products[4];
-        weights.multiply_by(products, eight.x, eight.y, FLOAT_COUNT_BITS);
+        weights.multiply_by(products, eight.x, eight.y, start_bits);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           float product = fmaf(__int_as_float(products[c]), scale[c / 2], start[c / 2]);

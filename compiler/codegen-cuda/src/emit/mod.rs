@@ -11,8 +11,7 @@ use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_format::Scale;
 use attar_kernel::{
-    ActInt8Layout, Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue,
-    RowTile,
+    Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
 };
 use constants::Constants;
 
@@ -98,13 +97,18 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             vec![c.finish(), template.to_owned()]
         }
         CudaSpec::Argmax => vec![include_str!("argmax.cu").to_owned()],
-        CudaSpec::QkvRope(q) | CudaSpec::QkvRopeAhead(q) => {
+        CudaSpec::Clear => vec![include_str!("clear.cu").to_owned()],
+        CudaSpec::QkvRope(q) => {
             check_head(q.head_dim, q.page_len).map_err(fail)?;
-            qkv_parts(q, matches!(spec, CudaSpec::QkvRopeAhead(_)))
+            qkv_parts(q)
         }
         CudaSpec::AttentionJoined { attention, out } => {
             blocks = span_blocks(attention);
-            span_parts(attention, Some(*out)).map_err(fail)?
+            span_parts(attention, Some(*out), None).map_err(fail)?
+        }
+        CudaSpec::AttentionFresh { attention, qkv, out } => {
+            blocks = span_blocks(attention);
+            span_parts(attention, Some(*out), Some(qkv)).map_err(fail)?
         }
         CudaSpec::Plain(kernel) => {
             if let KernelSpec::AttentionSpan(a) = kernel
@@ -154,8 +158,8 @@ const MOST_SHARED: usize = 96 << 10;
 /// Fours of groups of a product that a warp has on their way, and bytes of one.
 fn ring(linear: &LinearSpec) -> (usize, usize) {
     let fields = if linear.format.scale == Scale::Bf16 { 32 } else { 16 };
-    let piece = 4 * (linear.format.group_rows() * 64 + fields);
-    ((RING_BYTES / piece).clamp(2, 8), piece)
+    let piece = 4 * (linear.format.group_rows() * 64 + 32 + fields);
+    ((RING_BYTES.div_ceil(piece)).clamp(2, 8), piece)
 }
 
 /// Shared memory of a product with one row, or with up to 16: `Shared` of its template.
@@ -165,7 +169,8 @@ fn few_rows_shared(linear: &LinearSpec, one: bool) -> usize {
     let splits = SMALL_WARPS / blocks;
     let (rings, stride) = (SMALL_WARPS * stages * piece, 16 * blocks + 1);
     let rest = if one {
-        ActInt8Layout::new(linear.k).stride + 4 * (splits * stride + SMALL_WARPS)
+        let fours = (linear.k / 32).div_ceil(4);
+        fours * (128 + 4 * 8) + 32 + 4 * (splits * stride + SMALL_WARPS)
     } else {
         4 * splits * 16 * stride
     };
@@ -245,9 +250,14 @@ fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<Norm
         EPILOGUE.replace("SWIGLU_INT8 };", &format!("SWIGLU_INT8 }};\nconstexpr int EPILOGUE = {kind};"));
     let mut parts = vec![c.finish(), WEIGHTS.to_owned(), products, epilogue];
     match norm {
-        Some(_) => parts.extend([ROW_OF_BLOCK, include_str!("row_normalized.cu")].map(str::to_owned)),
-        None if blocks.shared_bytes > 0 && linear.rows == RowTile::One => {
-            parts.push(include_str!("row_quantized.cu").to_owned());
+        Some(_) => parts.extend(
+            [include_str!("row_of_codes.cu"), ROW_OF_BLOCK, include_str!("row_normalized.cu")]
+                .map(str::to_owned),
+        ),
+        None if linear.rows == RowTile::One && takes_one_row(linear) => {
+            parts.extend(
+                [include_str!("row_of_codes.cu"), include_str!("row_quantized.cu")].map(str::to_owned),
+            );
         }
         None => {}
     }
@@ -278,8 +288,7 @@ fn wgmma(element: &str) -> String {
     [64, 128, 256].map(product).join("\n")
 }
 
-/// With what attention is ahead of whose launch nothing else stands, see [`CudaSpec::QkvRopeAhead`].
-fn qkv_parts(q: &QkvEpilogue, ahead: bool) -> Vec<String> {
+fn qkv_parts(q: &QkvEpilogue) -> Vec<String> {
     let mut c = Constants::new();
     c.cache(q.kv, q.head_dim, q.kv_heads, q.page_len).int("HEADS", q.heads);
     c.flag("QK_NORM", q.qk_norm.is_some()).float("EPS", q.qk_norm.unwrap_or(0.0));
@@ -288,16 +297,11 @@ fn qkv_parts(q: &QkvEpilogue, ahead: bool) -> Vec<String> {
     } else {
         ""
     };
-    c.flag("AHEAD", ahead);
-    if !ahead {
-        c.line("constexpr float *queries = nullptr;").line("constexpr u32 *counters = nullptr;");
-    }
     let gain = |name| if q.qk_norm.is_some() { name } else { "nullptr" };
     let kernel = include_str!("qkv_rope.cu")
         .replace(" GAIN_PARAMETERS", gains)
         .replace("Q_GAIN : K_GAIN", &format!("({}) : ({})", gain("q_gain"), gain("k_gain")))
-        .replace("const float *gain = is_query ? (nullptr) : (nullptr);", "const float *gain = nullptr;")
-        .replace(" AHEAD_PARAMETERS", if ahead { ", float *queries, u32 *counters" } else { "" });
+        .replace("const float *gain = is_query ? (nullptr) : (nullptr);", "const float *gain = nullptr;");
     vec![c.finish(), CACHE.to_owned(), kernel]
 }
 
@@ -359,7 +363,9 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
             Some(tiles) => prompt_parts(attention, *out, tiles)?,
             None => attention_parts(attention, *out, include_str!("attention_tiles.cu"))?,
         },
-        KernelSpec::AttentionSpan(attention) if has_span_products(attention) => span_parts(attention, None)?,
+        KernelSpec::AttentionSpan(attention) if has_span_products(attention) => {
+            span_parts(attention, None, None)?
+        }
         KernelSpec::AttentionSpan(attention) => {
             attention_parts(attention, Activation::F32, include_str!("attention_span.cu"))?
         }
@@ -395,20 +401,42 @@ fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activ
     vec![c.finish(), ROW_OF_BLOCK.to_owned(), template]
 }
 
-/// A span of attention with tensor cores; with `out` the partials are joined as well.
-fn span_parts(a: &AttentionSpec, out: Option<Activation>) -> std::result::Result<Vec<String>, String> {
-    let pick = |yes, no| if out.is_some() { yes } else { no };
-    let template = include_str!("attention_span_halves.cu")
-        .replace(" RESULT_PARAMETERS", pick(", void *out, u32 *counters", ""));
-    let mut parts = attention_parts(a, out.unwrap_or(Activation::F32), &template)?;
+/// A span of attention with tensor cores; with `out` the partials are joined as well, with `fresh` of what is made here.
+fn span_parts(
+    a: &AttentionSpec,
+    out: Option<Activation>,
+    fresh: Option<&QkvEpilogue>,
+) -> std::result::Result<Vec<String>, String> {
+    let norm = fresh.and_then(|q| q.qk_norm);
     let mut c = Constants::new();
-    c.flag("JOINED", out.is_some());
+    c.flag("JOINED", out.is_some()).flag("FRESH", fresh.is_some());
+    c.flag("QK_NORM", norm.is_some()).float("EPS", norm.unwrap_or(0.0));
+    let mut absent = |names: &[&str], kind: &str| {
+        for name in names {
+            c.line(&format!("constexpr {kind} *{name} = nullptr;"));
+        }
+    };
     if out.is_none() {
-        c.line("constexpr void *out = nullptr;").line("constexpr u32 *counters = nullptr;");
+        absent(&["out"], "void");
+        absent(&["counters"], "u32");
     }
+    if norm.is_none() {
+        absent(&["q_gain", "k_gain"], "const float");
+    }
+    absent(if fresh.is_some() { &["q"] } else { &["y", "rope"] }, "const float");
+    let queries = match (fresh, norm) {
+        (None, _) => "q",
+        (Some(_), None) => "y, const float *rope",
+        (Some(_), Some(_)) => "y, const float *q_gain, const float *k_gain, const float *rope",
+    };
+    let results = if out.is_some() { ", void *out, u32 *counters" } else { "" };
+    let template = include_str!("attention_span_halves.cu")
+        .replace("QUERY_PARAMETERS", queries)
+        .replace(" RESULT_PARAMETERS", results);
+    let mut parts = attention_parts(a, out.unwrap_or(Activation::F32), &template)?;
     let pieces = [include_str!("fragments.cu"), ATTENTION_JOIN, ATTENTION_HAND_ON].map(str::to_owned);
-    let more = std::iter::once(c.finish()).chain(pieces);
-    parts.splice(parts.len() - 1..parts.len() - 1, more);
+    let at = parts.len() - 1;
+    parts.splice(at..at, std::iter::once(c.finish()).chain(pieces));
     Ok(parts)
 }
 

@@ -17,7 +17,7 @@ __device__ __forceinline__ void multiply(int (&sums)[4], const u32 (&a)[4], u32 
 struct Codes {
   Two low, high;
 
-  /// `codes` are the group's.
+  /// `codes` are the group's; of its inputs those from `8 t` on.
   __device__ __forceinline__ void load(const u8 *codes, int g, int t) {
     codes += 8 * g;
     if constexpr (W::BITS == 8) {
@@ -58,20 +58,21 @@ struct Weights {
     }
   }
 
-  /// Sums, counted from `start` on.
-  __device__ __forceinline__ void multiply_by(int (&sums)[4], u32 b0, u32 b1, int start) const {
-    const int from[4] = {start, start, start, start};
+  /// sums = products + from.
+  __device__ __forceinline__ void multiply_by(int (&sums)[4], u32 b0, u32 b1, const int (&from)[4]) const {
     multiply(sums, a, b0, b1, from);
     if constexpr (W::BITS == 4 && SPLIT_SIGNS) multiply(sums, upper, b0, b1, sums);
   }
 };
 
-/// A thread's eight activations of a group, in the order of the weights.
-__device__ __forceinline__ Two activations(const u8 *row, int group, int t) {
-  Two eight = *(const Two *)(row + group * 32 + 8 * t);
+/// Eight neighbouring activations in the order of the weights.
+__device__ __forceinline__ Two ordered(Two eight) {
   if constexpr (W::BITS == 8) return eight;
   return {pick(eight.x, eight.y, OCTET_FIRST), pick(eight.x, eight.y, OCTET_SECOND)};
 }
+
+/// A thread's eight activations of a group.
+__device__ __forceinline__ Two activations(const u8 *row, int group, int t) { return ordered(*(const Two *)(row + group * 32 + 8 * t)); }
 
 /// 1.5 * 2^23: that and a whole number of up to 22 bits is a float whose bits are those of the former plus the latter.
 constexpr float FLOAT_COUNT = 12582912.f;

@@ -3,7 +3,7 @@
 
 extern "C" __global__ void __launch_bounds__(128)
 KERNEL(const float *y GAIN_PARAMETERS, const float *rope, const int *positions, const int *sequences, const u32 *tables,
-       u64 stride, u8 *keys, u8 *values, float *q AHEAD_PARAMETERS) {
+       u64 stride, u8 *keys, u8 *values, float *q) {
   constexpr int ALL_HEADS = HEADS + 2 * C::KV_HEADS, HALF = C::HEAD_DIM / 2, PAIRS = (HALF + 31) / 32;
   __shared__ float heads[4][C::HEAD_DIM];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -59,15 +59,10 @@ KERNEL(const float *y GAIN_PARAMETERS, const float *rope, const int *positions, 
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
       const int i = lane + 32 * p;
-      if (HALF % 32 == 0 || i < HALF) {
-        q[at + i] = low[p], q[at + i + HALF] = high[p];
-        if constexpr (AHEAD) queries[at + i] = low[p], queries[at + i + HALF] = high[p];
-      }
+      if (HALF % 32 == 0 || i < HALF) q[at + i] = low[p], q[at + i + HALF] = high[p];
     }
     return;
   }
-  if constexpr (AHEAD)
-    if (lane == 0 && !is_value) counters[token * C::KV_HEADS + kv_head] = 0;
   float *head = heads[warp];
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) {

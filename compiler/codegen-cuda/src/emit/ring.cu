@@ -2,9 +2,11 @@
 // asynchronously, `STAGES` of them at a time.
 
 constexpr bool WHOLE = W::GROUPS % 4 == 0;
-/// Bytes of a four of groups: their codes, then their scales.
+/// Bytes of a four of groups: their codes, then their scales. Codes of neighbouring groups stand so far apart that a row of each
+/// of the four lies in other banks.
 constexpr int GROUP_CODES = W::GROUP_ROWS * 64, GROUP_FIELDS = W::BF16_SCALES ? 32 : 16;
-constexpr int PIECE = 4 * (GROUP_CODES + GROUP_FIELDS);
+constexpr int GROUP_STRIDE = GROUP_CODES + 32, FIELDS_AT = 4 * GROUP_STRIDE;
+constexpr int PIECE = FIELDS_AT + 4 * GROUP_FIELDS;
 
 /// 16 bytes, or zeros instead.
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
@@ -25,11 +27,11 @@ struct Ring {
       for (int i = 0; i < (4 * GROUP_CODES + 511) / 512; ++i) {
         const int at = (i * 32 + lane) * 16;
         const bool has = WHOLE || at < there * GROUP_CODES;
-        if (4 * GROUP_CODES % 512 == 0 || at < 4 * GROUP_CODES) copy_async(to + at, has ? codes + at : codes, has);
+        if (4 * GROUP_CODES % 512 == 0 || at < 4 * GROUP_CODES) copy_async(to + at / GROUP_CODES * GROUP_STRIDE + at % GROUP_CODES, has ? codes + at : codes, has);
       }
       if (const int at = lane * 16; at < 4 * GROUP_FIELDS) {
         const bool has = WHOLE || at < there * GROUP_FIELDS;
-        copy_async(to + 4 * GROUP_CODES + at, has ? fields + at : fields, has);
+        copy_async(to + FIELDS_AT + at, has ? fields + at : fields, has);
       }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");

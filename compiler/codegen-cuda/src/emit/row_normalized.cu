@@ -1,6 +1,6 @@
 // The row of activations of a product: an RMS norm of a row of f32, quantized.
 
-__device__ __forceinline__ void take_row(u8 *to, const float *x, const float *gains, float *parts) {
+__device__ __forceinline__ void take_row(Codes8 &to, const float *x, const float *gains, float *parts) {
   Row gain, row;
   if constexpr (GAIN) gain.begin(gains);
   wait_for_launches();
@@ -12,6 +12,15 @@ __device__ __forceinline__ void take_row(u8 *to, const float *x, const float *ga
     if constexpr (GAIN) factor = gain.get(time);
 #pragma unroll
     for (int i = 0; i < NEAR; ++i) near.v[i] = GAIN ? near.v[i] * inverse * factor.v[i] : near.v[i] * inverse;
-    store_int8_four(to, place(time), near);
+    Quantized quantized;
+    quantized.make(near);
+    // Two lanes have eight neighbours, which change places.
+    const u32 other = __shfl_xor_sync(ALL_LANES, quantized.codes, 1);
+    const bool is_second = threadIdx.x % 2 == 1;
+    const Two eight = ordered(is_second ? Two{other, quantized.codes} : Two{quantized.codes, other});
+    if (const int at = place(time); at < DIM) {
+      *(u32 *)(to.codes + at) = is_second ? eight.y : eight.x;
+      if (at % 32 == 0) to.groups[at / 32] = {quantized.scale, quantized.sum};
+    }
   }
 }

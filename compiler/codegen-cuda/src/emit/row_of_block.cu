@@ -41,37 +41,36 @@ struct Row {
   }
 };
 
-/// Quantizes the fours of eight neighbouring lanes, which are a group of 32.
-__device__ __forceinline__ void store_int8_four(u8 *row, int at, const Near &near) {
-  typedef Int8Rows<DIM> Rows;
-  const int lane = threadIdx.x % 32;
-  float most = 0.f;
-  bool bad = false;
+/// Fours of eight neighbouring lanes, which are a group of 32, as codes.
+struct Quantized {
+  u32 codes;
+  /// Of the group.
+  float scale;
+  int sum;
+
+  __device__ __forceinline__ void make(const Near &near) {
+    const int lane = threadIdx.x % 32;
+    float most = 0.f;
+    bool bad = false;
 #pragma unroll
-  for (int i = 0; i < NEAR; ++i) most = fmaxf(most, fabsf(near.v[i])), bad |= !(fabsf(near.v[i]) <= 3.402823466e38f);
+    for (int i = 0; i < NEAR; ++i) most = fmaxf(most, fabsf(near.v[i])), bad |= !(fabsf(near.v[i]) <= 3.402823466e38f);
 #pragma unroll
-  for (int apart = 1; apart < 8; apart *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, apart));
-  const bool broken = (__ballot_sync(ALL_LANES, bad) >> (lane & 24) & 0xff) != 0;
-  float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
-  u32 codes = 0;
-  int sum = 0;
+    for (int apart = 1; apart < 8; apart *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, apart));
+    const bool broken = (__ballot_sync(ALL_LANES, bad) >> (lane & 24) & 0xff) != 0;
+    const float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
+    codes = 0, sum = 0;
 #pragma unroll
-  for (int i = 0; i < NEAR; ++i) {
-    float scaled = near.v[i] * inverse;
-    float low = scaled > -127.f ? scaled : -127.f;
-    int code = __float2int_rn(low < 127.f ? low : 127.f);
-    codes |= (u32)(code & 0xff) << (8 * i), sum += code;
-  }
-#pragma unroll
-  for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, apart);
-  if (at < DIM) {
-    *(u32 *)(row + at) = codes;
-    if (lane % 8 == 0) {
-      *(float *)(row + Rows::SCALES + at / 32 * 4) = broken ? __uint_as_float(0x7fc00000u) : __fdiv_rn(most, 127.f);
-      *(int *)(row + Rows::SUMS + at / 32 * 4) = sum;
+    for (int i = 0; i < NEAR; ++i) {
+      float scaled = near.v[i] * inverse;
+      float low = scaled > -127.f ? scaled : -127.f;
+      int code = __float2int_rn(low < 127.f ? low : 127.f);
+      codes |= (u32)(code & 0xff) << (8 * i), sum += code;
     }
+#pragma unroll
+    for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, apart);
+    scale = broken ? __uint_as_float(0x7fc00000u) : __fdiv_rn(most, 127.f);
   }
-}
+};
 
 /// A sum over the row of what `term` makes of its numbers, zeros behind the end not counted.
 template <typename Term>

@@ -12,7 +12,17 @@ __device__ __forceinline__ void store_row(void *out, Value value) {
     const int at = place(time);
     const Near near = value(time);
     if constexpr (INT8) {
-      store_int8_four((u8 *)out + blockIdx.x * (size_t)Int8Rows<DIM>::STRIDE, at, near);
+      typedef Int8Rows<DIM> Rows;
+      u8 *row = (u8 *)out + blockIdx.x * (size_t)Rows::STRIDE;
+      Quantized quantized;
+      quantized.make(near);
+      if (at < DIM) {
+        *(u32 *)(row + at) = quantized.codes;
+        if (at % 32 == 0) {
+          *(float *)(row + Rows::SCALES + at / 32 * 4) = quantized.scale;
+          *(int *)(row + Rows::SUMS + at / 32 * 4) = quantized.sum;
+        }
+      }
     } else if (at < DIM) {
       float *to = (float *)out + blockIdx.x * (size_t)DIM + at;
       u32 bits[4];

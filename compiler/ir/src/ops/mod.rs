@@ -70,6 +70,12 @@ macro_rules! ops {
         }
 
         impl OpKind {
+            /// Whether a node of the op does nothing but yield its outputs: `attention` extends the KV cache, inputs are the
+            /// signature.
+            pub fn is_pure(&self) -> bool {
+                !matches!(self, OpKind::Attention(_) | OpKind::Input(_))
+            }
+
             /// Builds the op of that name from its attributes, as the text form gives them.
             ///
             /// # Errors

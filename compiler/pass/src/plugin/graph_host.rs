@@ -9,13 +9,18 @@ use crate::globs::TensorGlobs;
 use crate::metrics::MetricValue;
 use crate::registry::registered;
 use attar_format::{Encoded, FormatRef, PackedLayout, Scale, is_described};
-use attar_ir::ops::Custom;
-use attar_ir::{Attrs, Elem, Graph, NodeId, Op, OpKind, Sym, TensorType, ValueId, WeightName, WeightValues};
-use attar_plugin::host::{Held, HeldMut, HeldStatistics};
+use attar_ir::interp::{EvalCx, KvState, Sizes};
+use attar_ir::ops::{Custom, Weight};
+use attar_ir::{
+    Attrs, Elem, Graph, NodeId, Op, OpKind, Sym, Tensor, TensorType, ValueId, WeightInfo, WeightName,
+    WeightValues,
+};
+use attar_plugin::host::{Held, HeldMut, HeldStatistics, Native};
 use attar_plugin::{
     Attr, Dim, FormatInfo, FormatKind, Host, Level, Metric, Node, NodeInfo, Result, TensorInfo, Type, Value,
 };
 use rayon::prelude::*;
+use std::any::TypeId;
 use std::collections::BTreeMap;
 
 /// Rows that one thread encodes at a time.
@@ -31,12 +36,16 @@ pub struct GraphHost<'r, 'a> {
     /// Bodies of custom ops, by space; `None` once the op has been added.
     bodies: Vec<Option<Body>>,
     buffers: BTreeMap<u64, Buffer>,
+    /// The tensor read last, at which revision of the weights.
+    last_read: Option<(String, u64, WeightValues)>,
     /// The first thing the pass did that it must not: the call and what was wrong.
     misused: Option<(String, String)>,
     /// What the pass says of its failure.
     failed: Option<String>,
-    /// Whether a question failed for the machine's sake.
-    environment: bool,
+    /// Whose fault the last question that failed was.
+    family: Family,
+    /// Why work within the compiler failed.
+    own: Option<Error>,
 }
 
 struct Body {
@@ -69,9 +78,11 @@ impl<'r, 'a> GraphHost<'r, 'a> {
             handles: Handles::new(),
             bodies: Vec::new(),
             buffers: BTreeMap::new(),
+            last_read: None,
             misused: None,
             failed: None,
-            environment: false,
+            family: Family::Input,
+            own: None,
         }
     }
 
@@ -92,37 +103,67 @@ impl<'r, 'a> GraphHost<'r, 'a> {
         attar_plugin::Error::of(attar_plugin::ErrorKind::Misuse, problem).in_call(call)
     }
 
-    /// Buffers that the pass has not given back.
-    pub fn unreleased(&self) -> usize {
-        self.buffers.len()
+    /// What a run came to, for a pass that is linked in; `plugin` is what messages call the crate. Its mistakes are the program's
+    /// own. The manager verifies what it left behind.
+    ///
+    /// # Errors
+    /// That of the work the pass did within the compiler; [`ErrorKind::Plugin`]; [`ErrorKind::Cancelled`].
+    pub(super) fn finish_linked(mut self, plugin: &str, result: Result<()>) -> crate::Result<()> {
+        let family = match &result {
+            _ if self.misused.is_some() => Family::Bug,
+            Err(e) if e.kind == attar_plugin::ErrorKind::Panic => Family::Bug,
+            Err(e) if e.call.is_some() => self.family,
+            _ => Family::Input,
+        };
+        match (self.own.take(), &result) {
+            (Some(own), Err(_)) => Err(own),
+            _ => self.outcome(plugin, result, family),
+        }
     }
 
-    /// What a run came to: `plugin` is what messages call the plugin.
+    /// What a run came to, for a pass of a library; `plugin` is what messages call it.
     ///
     /// # Errors
     /// [`ErrorKind::Plugin`] when the pass failed, or left an invalid graph behind; [`ErrorKind::Cancelled`].
     pub fn finish(self, plugin: &str, result: Result<()>) -> crate::Result<()> {
-        self.cx.check_cancelled()?;
-        let error = |call: Option<String>, problem: String, family: Family| {
-            let plugin = plugin.to_owned();
-            Err(Error::new(ErrorKind::Plugin { plugin, call, problem, family }))
+        let family = match self.family {
+            Family::Environment if self.misused.is_none() => Family::Environment,
+            _ => Family::Input,
         };
-        if let Some((call, problem)) = self.misused {
-            return error(Some(call), problem, Family::Input);
-        }
-        if let Err(e) = result {
-            if e.kind == attar_plugin::ErrorKind::Cancelled {
+        self.outcome(plugin, result, family)?;
+        let Err(e) = attar_ir::verify(self.graph, Some(self.cx.weights)) else { return Ok(()) };
+        let after = self.cx.last_rewrite().map_or(String::new(), |r| format!(" after its rewrite of {r}"));
+        let problem = format!("it left an invalid graph behind{after}: {e}");
+        let plugin = plugin.to_owned();
+        Err(Error::new(ErrorKind::Plugin { plugin, call: None, problem, family: Family::Input }))
+    }
+
+    fn outcome(&self, plugin: &str, result: Result<()>, family: Family) -> crate::Result<()> {
+        self.cx.check_cancelled()?;
+        let (call, problem) = match (&self.misused, result) {
+            (Some((call, problem)), _) => (Some(call.clone()), problem.clone()),
+            (None, Ok(())) => return Ok(()),
+            (None, Err(e)) if e.kind == attar_plugin::ErrorKind::Cancelled => {
                 return Err(Error::new(ErrorKind::Cancelled));
             }
-            let family = if self.environment { Family::Environment } else { Family::Input };
-            return error(e.call.map(str::to_owned), self.failed.unwrap_or(e.message), family);
-        }
-        if let Err(e) = attar_ir::verify(self.graph, Some(self.cx.weights)) {
-            let after =
-                self.cx.last_rewrite().map_or(String::new(), |r| format!(" after its rewrite of {r}"));
-            return error(None, format!("it left an invalid graph behind{after}: {e}"), Family::Input);
-        }
-        Ok(())
+            (None, Err(e)) => (e.call.map(str::to_owned), self.failed.clone().unwrap_or(e.message)),
+        };
+        let plugin = plugin.to_owned();
+        Err(Error::new(ErrorKind::Plugin { plugin, call, problem, family }))
+    }
+
+    /// Graph and context for work within the compiler. No handle is good afterwards.
+    pub(super) fn lend<T>(
+        &mut self,
+        work: impl FnOnce(&mut Graph, &mut PassCx<'_>) -> crate::Result<T>,
+    ) -> Result<T> {
+        let result = work(self.graph, self.cx);
+        self.handles.forget_space(GRAPH);
+        result.map_err(|own| {
+            let e = self.pass("in_compiler", own.clone());
+            self.own = Some(own);
+            e
+        })
     }
 
     // ---- handles
@@ -197,11 +238,13 @@ impl<'r, 'a> GraphHost<'r, 'a> {
     // ---- errors
 
     fn ir(&mut self, call: &'static str, e: attar_ir::Error) -> attar_plugin::Error {
-        refused(call, e.to_string())
+        let problem = e.to_string();
+        self.family = Error::from(e).family();
+        refused(call, problem)
     }
 
     fn pass(&mut self, call: &'static str, e: Error) -> attar_plugin::Error {
-        self.environment |= e.family() == Family::Environment;
+        self.family = e.family();
         let kind = match &*e.kind {
             ErrorKind::Cancelled => attar_plugin::ErrorKind::Cancelled,
             ErrorKind::Uncalibrated | ErrorKind::NoModel | ErrorKind::NoTokenizer { .. } => {
@@ -239,6 +282,25 @@ impl<'r, 'a> GraphHost<'r, 'a> {
         (nodes.first().map(|(_, n)| n.clone()), nodes.into_iter().map(|(id, _)| id).collect())
     }
 
+    /// Whether a new tensor may have that name.
+    fn check_fresh(&self, call: &'static str, tensor: &str) -> Result<()> {
+        if tensor.is_empty() || self.cx.weights.contains(tensor) {
+            let problem = format!("the name {tensor:?} is taken; give a new tensor one of its own");
+            return Err(refused(call, problem));
+        }
+        Ok(())
+    }
+
+    /// Makes the handles of nodes stale that are no more.
+    fn forget_removed(&mut self, space: Space) {
+        let gone = self.handles.nodes_of(space);
+        let gone: Vec<NodeId> = match self.space(space) {
+            Some(graph) => gone.filter(|id| !graph.contains(*id)).collect(),
+            None => gone.collect(),
+        };
+        gone.into_iter().for_each(|id| self.handles.forget(space, id));
+    }
+
     /// Shape of an uncompressed matrix, as a format asks for.
     fn matrix(&mut self, call: &'static str, tensor: &str, format: FormatRef) -> Result<(usize, usize)> {
         let info = match self.cx.weights.info(tensor) {
@@ -268,7 +330,7 @@ impl<'r, 'a> GraphHost<'r, 'a> {
     fn store(&mut self, call: &'static str, tensor: &str, encoded: &Encoded, error: f64) -> Result<()> {
         let (n, k, format) = (encoded.n, encoded.k, encoded.format);
         let stored = self.cx.weights.set_encoded(tensor, encoded).map_err(|e| {
-            self.environment = true;
+            self.family = Family::Environment;
             refused(call, e.to_string())
         })?;
         let ty = TensorType::new(Elem::coded(format), [n.into(), k.into()]);
@@ -299,10 +361,10 @@ impl<'r, 'a> GraphHost<'r, 'a> {
         };
         let before = self.cx.metrics().len();
         let run = || -> crate::Result<()> {
-            let given = [("format".to_owned(), OptionValue::Str(format.name.to_owned()))];
-            let pass = (decl.make)(&Options::new(decl, &given)?)?;
+            let given = [("format".to_owned(), OptionValue::Text(format.name.to_owned()))];
+            let options = Options::new(decl, &given)?;
             let tensors = TensorGlobs::new(&[tensor.to_owned()], &[])?;
-            self.cx.run_within(self.graph, &*pass, &tensors)
+            self.cx.run_within(self.graph, decl, &options, &tensors)
         };
         let result = { run }();
         result.map_err(|e| self.pass(call, e))?;
@@ -629,7 +691,13 @@ unsafe impl Host for GraphHost<'_, '_> {
         let count = shape.first().copied().unwrap_or(1);
         let first = usize::try_from(first).unwrap_or(usize::MAX).min(count);
         let end = first.saturating_add(usize::try_from(rows).unwrap_or(usize::MAX)).min(count);
-        let view = self.cx.weights.view_f32(tensor).map_err(|e| self.ir(CALL, e))?;
+        // Whoever reads row by row reads the same tensor again, which may have to be decoded.
+        let revision = self.cx.weights.revision();
+        let view = match &self.last_read {
+            Some((name, at, view)) if name == tensor && *at == revision => view.clone(),
+            _ => self.cx.weights.view_f32(tensor).map_err(|e| self.ir(CALL, e))?,
+        };
+        self.last_read = Some((tensor.to_owned(), revision, view.clone()));
         Ok(self.hold(Buffer::View(view), |b| match b {
             Buffer::View(view) => view.get(first * width..end * width).unwrap_or(&[]),
             _ => &[],
@@ -652,12 +720,7 @@ unsafe impl Host for GraphHost<'_, '_> {
 
     fn tensor_create(&mut self, tensor: &str, shape: &[usize]) -> Result<HeldMut> {
         const CALL: &str = "tensor_create";
-        if tensor.is_empty() || self.cx.weights.contains(tensor) {
-            return Err(refused(
-                CALL,
-                format!("the name {tensor:?} is taken; give a new tensor one of its own"),
-            ));
-        }
+        self.check_fresh(CALL, tensor)?;
         let size = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n > 0);
         let ty = TensorType::f32(shape.iter().map(|d| (*d).into()));
         let Some(size) = size.filter(|_| ty.is_bounded() && !shape.is_empty()) else {
@@ -665,7 +728,7 @@ unsafe impl Host for GraphHost<'_, '_> {
         };
         let mut values = Vec::new();
         if values.try_reserve_exact(size).is_err() {
-            self.environment = true;
+            self.family = Family::Environment;
             return Err(refused(CALL, format!("there is no memory for {size} values")));
         }
         values.resize(size, 0.0);
@@ -850,6 +913,98 @@ unsafe impl Host for GraphHost<'_, '_> {
             Buffer::Floats(values) => values,
             _ => &[],
         }))
+    }
+
+    fn refused(&mut self, subject: &str, reason: &str) -> Result<()> {
+        self.cx.refused(subject, reason);
+        Ok(())
+    }
+
+    fn replace_node(&mut self, node: Node, values: &[Value]) -> Result<()> {
+        const CALL: &str = "replace_node";
+        let (space, id) = self.find_node(CALL, node)?;
+        let (from, with) = self.find_all(CALL, values)?;
+        if from != space || with.iter().any(|v| v.node == id) {
+            return Err(refused(CALL, "the values are the node's own, or of another graph"));
+        }
+        let replaced = self.space_mut(space).map_or(Ok(()), |graph| graph.replace_and_clean(id, &with));
+        self.forget_removed(space);
+        replaced.map_err(|e| self.ir(CALL, e))
+    }
+
+    fn remove_unused(&mut self, node: Node) -> Result<()> {
+        const CALL: &str = "remove_unused";
+        let (space, id) = self.find_node(CALL, node)?;
+        let removed = self.space_mut(space).map_or(Ok(()), |graph| graph.remove_unused(id));
+        self.forget_removed(space);
+        removed.map_err(|e| self.ir(CALL, e))
+    }
+
+    fn node_evaluate(&mut self, node: Node, tensor: &str) -> Result<()> {
+        const CALL: &str = "node_evaluate";
+        let (space, id) = self.find_node(CALL, node)?;
+        self.check_fresh(CALL, tensor)?;
+        if space != GRAPH
+            || !self.graph.op(id).is_pure()
+            || self.graph.node(id).outputs.len() != 1
+            || self.graph.inputs_of(id).is_empty()
+        {
+            return Err(refused(
+                CALL,
+                "only nodes of the graph with inputs, one output and no effect are computed",
+            ));
+        }
+        let mut inputs = Vec::new();
+        for v in self.graph.inputs_of(id) {
+            let OpKind::Weight(Weight { name, .. }) = self.graph.op(v.node).clone() else {
+                return Err(refused(CALL, "it takes what is known when the model runs only"));
+            };
+            let info = self.cx.weights.info(&name).cloned().map_err(|e| self.ir(CALL, e))?;
+            if info.elem != Elem::F32 {
+                let has = info.elem.name();
+                return Err(refused(CALL, format!("tensor {name} is stored as {has} already")));
+            }
+            let values = self.cx.weights.read_f32(&name).map_err(|e| self.ir(CALL, e))?;
+            inputs.push(Tensor::real(info.shape, values.into_iter().map(f64::from).collect()));
+        }
+        let mut cache = KvState::default();
+        let mut cx =
+            EvalCx { weights: self.cx.weights, cache: &mut cache, seqs: &[], sizes: Sizes::default() };
+        let results = self.graph.op(id).eval(&mut cx, &inputs).map_err(|e| self.ir(CALL, e))?;
+        let Some(result) = results.first() else { return Err(refused(CALL, "the node gives nothing")) };
+        let values = result.as_real().iter().map(|v| *v as f32).collect();
+        self.cx.weights.add_values(tensor, &result.shape, values);
+        Ok(())
+    }
+
+    fn tensor_stack(&mut self, tensor: &str, parts: &[&str]) -> Result<bool> {
+        const CALL: &str = "tensor_stack";
+        self.check_fresh(CALL, tensor)?;
+        let mut first: Option<WeightInfo> = None;
+        for part in parts {
+            let info = self.cx.weights.info(part).cloned().map_err(|e| self.ir(CALL, e))?;
+            let first = first.get_or_insert_with(|| info.clone());
+            if info.elem != first.elem || info.shape.get(1..) != first.shape.get(1..) {
+                return Ok(false);
+            }
+        }
+        let Some(first) = first else { return Err(refused(CALL, "there is nothing to stack")) };
+        if matches!(first.elem, Elem::Coded(format) if format.table().is_some()) {
+            let mut table = None;
+            for part in parts {
+                let coded = self.cx.weights.read_encoded(part).map_err(|e| self.ir(CALL, e))?;
+                if *table.get_or_insert((coded.table, coded.shift)) != (coded.table, coded.shift) {
+                    return Ok(false);
+                }
+            }
+        }
+        let names: Vec<WeightName> = parts.iter().map(|p| (*p).into()).collect();
+        self.cx.weights.add_concat_rows(tensor, &names).map_err(|e| self.ir(CALL, e))?;
+        Ok(true)
+    }
+
+    fn native(&mut self) -> Option<Native> {
+        Some(Native { of: TypeId::of::<GraphHost<'static, 'static>>(), at: (&raw mut *self).cast() })
     }
 }
 

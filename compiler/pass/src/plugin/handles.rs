@@ -118,9 +118,14 @@ impl Handles {
         }
     }
 
-    /// Forgets all nodes of a custom op's body.
+    /// Nodes of the graph, or of a custom op's body, that have handles.
+    pub(super) fn nodes_of(&self, space: Space) -> impl Iterator<Item = NodeId> {
+        self.by_node.keys().filter(move |(s, _)| *s == space).map(|(_, n)| *n)
+    }
+
+    /// Forgets all nodes of the graph, or of a custom op's body.
     pub(super) fn forget_space(&mut self, space: Space) {
-        let gone: Vec<NodeId> = self.by_node.keys().filter(|(s, _)| *s == space).map(|(_, n)| *n).collect();
+        let gone: Vec<NodeId> = self.nodes_of(space).collect();
         gone.into_iter().for_each(|node| self.forget(space, node));
     }
 }

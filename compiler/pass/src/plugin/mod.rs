@@ -7,16 +7,17 @@ mod handles;
 pub use graph_host::GraphHost;
 pub use handles::is_handle_of_run;
 
-use crate::context::{Changed, Pass, PassCx};
-use crate::decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, Value};
-use crate::error::{Error, ErrorKind, Result};
+use crate::context::PassCx;
+use crate::decl::{Options, PassDecl, Phase};
+use crate::error::Result;
 use attar_format::described::Codes;
 use attar_format::{Description, Scale};
 use attar_ir::Graph;
-use attar_plugin::{OptionValue, PassEntry, Registered};
+use attar_plugin::{Context, PassEntry, Registered};
+use std::any::TypeId;
 use std::sync::OnceLock;
 
-/// The passes of `attar-plugin` that are linked into this program. Their formats become known.
+/// The passes that are linked into this program. Their formats become known.
 pub(crate) fn linked() -> &'static [&'static PassDecl] {
     static LINKED: OnceLock<Vec<&'static PassDecl>> = OnceLock::new();
     LINKED.get_or_init(|| {
@@ -26,7 +27,7 @@ pub(crate) fn linked() -> &'static [&'static PassDecl] {
                 // One that is refused is missed by the pass that wants it, with its name.
                 let _ = description_of(format).register();
             }
-            all.extend(registered.passes.iter().map(|entry| declare_linked(registered, entry)));
+            all.extend(registered.passes.iter().map(|entry| declare(registered, entry)));
         }
         all
     })
@@ -53,37 +54,15 @@ pub fn description_of(format: &attar_plugin::Format) -> Description {
     }
 }
 
-/// What a declaration says, without the means to build the pass.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts {
-    pub name: &'static str,
-    pub summary: &'static str,
-    pub phase: Phase,
-    pub numerics: Numerics,
-    pub takes_tensors: bool,
-    pub options: &'static [OptionDecl],
-    pub file: &'static str,
-}
-
-/// A declaration made while the program runs. It lives as long as the program, as those of built-in passes do.
-pub fn declare(
-    facts: Facts,
-    make: impl Fn(&'static PassDecl, &Options) -> Box<dyn Pass> + Send + Sync + 'static,
-) -> &'static PassDecl {
-    let cell: &'static OnceLock<&'static PassDecl> = Box::leak(Box::default());
-    let Facts { name, summary, phase, numerics, takes_tensors, options, file } = facts;
-    let make = move |given: &Options| match cell.get() {
-        Some(decl) => Ok(make(decl, given)),
-        // Nobody has the declaration before it is in the cell.
-        None => Err(Error::new(ErrorKind::UnknownPass { name: name.to_owned(), nearest: None })),
+fn declare(registered: &'static Registered, entry: &'static PassEntry) -> &'static PassDecl {
+    let plugin = format!("{} {}", registered.name, registered.version);
+    let run = move |options: &Options, graph: &mut Graph, cx: &mut PassCx<'_>| {
+        let mut host = GraphHost::new(graph, cx);
+        let values = options.values().iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let result = (entry.run)(values.collect(), &mut host);
+        host.finish_linked(&plugin, result)
     };
-    let make = Box::leak(Box::new(make));
-    let decl = PassDecl { name, summary, phase, numerics, takes_tensors, options, file, make };
-    cell.get_or_init(|| Box::leak(Box::new(decl)))
-}
-
-fn declare_linked(registered: &'static Registered, entry: &'static PassEntry) -> &'static PassDecl {
-    let facts = Facts {
+    Box::leak(Box::new(PassDecl {
         name: entry.about.name,
         summary: entry.about.summary,
         phase: match entry.about.phase {
@@ -91,63 +70,32 @@ fn declare_linked(registered: &'static Registered, entry: &'static PassEntry) ->
             attar_plugin::Phase::Compress => Phase::Compress,
             attar_plugin::Phase::Fuse => Phase::Fuse,
         },
-        numerics: match entry.about.numerics {
-            attar_plugin::Numerics::Exact => Numerics::Exact,
-            attar_plugin::Numerics::Rounding => Numerics::Rounding,
-            attar_plugin::Numerics::Lossy => Numerics::Lossy,
-        },
+        numerics: entry.about.numerics,
         takes_tensors: entry.about.takes_tensors,
-        options: entry.options.iter().map(option_decl).collect::<Vec<_>>().leak(),
+        options: entry.options,
         file: entry.file,
-    };
-    declare(facts, move |decl, options| {
-        let values = options.values().iter();
-        let values = values.map(|(name, value)| ((*name).to_owned(), option_value(value))).collect();
-        Box::new(Linked { decl, registered, entry, values })
+        run: Box::leak(Box::new(run)),
+    }))
+}
+
+/// Gives a pass that is linked into the compiler the graph and the context it is run with, for what [`Context`] does not offer.
+/// What the host gave before, nodes and values, means nothing afterwards.
+///
+/// # Errors
+/// Those of the work, which the manager gets as they are. [`ErrorKind::Unavailable`](attar_plugin::ErrorKind::Unavailable) where
+/// the pass is not linked into the compiler.
+pub fn in_compiler<T>(
+    cx: &Context<'_>,
+    work: impl FnOnce(&mut Graph, &mut PassCx<'_>) -> Result<T>,
+) -> attar_plugin::Result<T> {
+    cx.native(|native| {
+        if native.of != TypeId::of::<GraphHost<'static, 'static>>() {
+            let problem = "the pass was compiled for another compiler than the one it is linked into";
+            return Err(attar_plugin::Error::of(attar_plugin::ErrorKind::Unavailable, problem));
+        }
+        // SAFETY: the host is what its type says, and stays borrowed until the work is done. The work is for references of any
+        // lifetime, so it keeps none.
+        let host = unsafe { &mut *native.at.cast::<GraphHost<'_, '_>>() };
+        host.lend(work)
     })
-}
-
-fn option_decl(option: &attar_plugin::OptionDecl) -> OptionDecl {
-    let doc: Vec<&str> = option.doc.iter().map(|line| line.trim()).collect();
-    OptionDecl {
-        name: option.name,
-        kind: match option.kind {
-            attar_plugin::OptionKind::Bool { default } => OptionKind::Bool { default },
-            attar_plugin::OptionKind::Int { default, min, max } => OptionKind::Int { default, min, max },
-            attar_plugin::OptionKind::Float { default, min, max } => OptionKind::Float { default, min, max },
-            attar_plugin::OptionKind::Choice { default, of } => OptionKind::Choice { default, of },
-            attar_plugin::OptionKind::Text { default } => OptionKind::Text { default },
-        },
-        doc: doc.join(" ").leak(),
-    }
-}
-
-fn option_value(value: &Value) -> OptionValue {
-    match value {
-        Value::Bool(v) => OptionValue::Bool(*v),
-        Value::Int(v) => OptionValue::Int(*v),
-        Value::Float(v) => OptionValue::Float(*v),
-        Value::Str(v) => OptionValue::Text(v.clone()),
-    }
-}
-
-/// A pass that is linked in.
-struct Linked {
-    decl: &'static PassDecl,
-    registered: &'static Registered,
-    entry: &'static PassEntry,
-    values: Vec<(String, OptionValue)>,
-}
-
-impl Pass for Linked {
-    fn decl(&self) -> &'static PassDecl {
-        self.decl
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
-        let mut host = GraphHost::new(graph, cx);
-        let result = (self.entry.run)(self.values.clone(), &mut host);
-        host.finish(&format!("{} {}", self.registered.name, self.registered.version), result)?;
-        Ok(cx.changed())
-    }
 }

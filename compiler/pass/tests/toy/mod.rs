@@ -2,9 +2,7 @@
 
 use attar_ir::ops::{Add, Linear};
 use attar_ir::{Dim, Graph, OpKind, TensorType, WeightStore};
-use attar_pass::{
-    Changed, Numerics, OptionDecl, OptionKind, Options, Pass, PassCx, PassDecl, Phase, Registry, Result,
-};
+use attar_pass::{Numerics, OptionDecl, OptionKind, PassDecl, Phase, Registry, Value};
 
 /// `y = x·w1ᵀ + x·w2ᵀ`.
 pub(crate) fn graph() -> (Graph, WeightStore) {
@@ -23,13 +21,6 @@ pub(crate) fn graph() -> (Graph, WeightStore) {
 }
 
 /// Counts one rewrite per tensor it may touch, and changes nothing.
-pub(crate) struct Touch {
-    pub(crate) strength: f64,
-    pub(crate) mode: String,
-    pub(crate) rounds: i64,
-    pub(crate) loud: bool,
-}
-
 pub(crate) static TOUCH: PassDecl = PassDecl {
     name: "touch-weights",
     summary: "counts weights",
@@ -51,36 +42,22 @@ pub(crate) static TOUCH: PassDecl = PassDecl {
         OptionDecl { name: "loud", kind: OptionKind::Bool { default: false }, doc: "whether to say so" },
     ],
     file: file!(),
-    make: &|o: &Options| {
-        Ok(Box::new(Touch {
-            strength: o.float("strength")?,
-            mode: o.choice("mode")?.to_owned(),
-            rounds: o.int("rounds")?,
-            loud: o.bool("loud")?,
-        }))
-    },
-};
-
-impl Pass for Touch {
-    fn decl(&self) -> &'static PassDecl {
-        &TOUCH
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    run: &|options, graph, cx| {
+        let [(_, Value::Text(mode)), (_, Value::Float(strength)), ..] = options.values() else {
+            panic!("options come in the order they are declared in: {options:?}")
+        };
         let subjects = cx.subjects(graph);
         for (i, s) in subjects.iter().enumerate() {
             cx.progress(&s.name, i as u64, subjects.len() as u64);
             if cx.rewrite(&s.name) {
-                cx.metric(&s.name, [("strength", self.strength.into()), ("mode", self.mode.as_str().into())]);
+                cx.metric(&s.name, [("strength", (*strength).into()), ("mode", mode.as_str().into())]);
             }
         }
-        Ok(cx.changed())
-    }
-}
+        Ok(())
+    },
+};
 
 /// Swaps the operands of every add, forever.
-pub(crate) struct SwapAdd;
-
 pub(crate) static SWAP: PassDecl = PassDecl {
     name: "swap-add",
     summary: "swaps what is added",
@@ -89,15 +66,7 @@ pub(crate) static SWAP: PassDecl = PassDecl {
     takes_tensors: false,
     options: &[],
     file: file!(),
-    make: &|_| Ok(Box::new(SwapAdd)),
-};
-
-impl Pass for SwapAdd {
-    fn decl(&self) -> &'static PassDecl {
-        &SWAP
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    run: &|_, graph, cx| {
         for id in graph.topo() {
             if !matches!(graph.op(id), OpKind::Add(_)) || !cx.rewrite(&graph.node(id).name) {
                 continue;
@@ -107,13 +76,11 @@ impl Pass for SwapAdd {
             graph.replace_uses(attar_ir::ValueId { node: id, slot: 0 }, new)?;
             graph.remove(id)?;
         }
-        Ok(cx.changed())
-    }
-}
+        Ok(())
+    },
+};
 
 /// Leaves a weight node whose shape the store does not have.
-pub(crate) struct BreakWeight;
-
 pub(crate) static BREAK: PassDecl = PassDecl {
     name: "break-weight",
     summary: "makes the graph invalid",
@@ -122,22 +89,14 @@ pub(crate) static BREAK: PassDecl = PassDecl {
     takes_tensors: false,
     options: &[],
     file: file!(),
-    make: &|_| Ok(Box::new(BreakWeight)),
-};
-
-impl Pass for BreakWeight {
-    fn decl(&self) -> &'static PassDecl {
-        &BREAK
-    }
-
-    fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<Changed> {
+    run: &|_, graph, cx| {
         if cx.rewrite("the first weight") {
             let name = "no.such.weight".into();
             graph.add_weight(&name, TensorType::f32([4.into(), 4.into()]));
         }
-        Ok(cx.changed())
-    }
-}
+        Ok(())
+    },
+};
 
 pub(crate) fn registry() -> Registry {
     let mut registry = Registry::new().unwrap();
