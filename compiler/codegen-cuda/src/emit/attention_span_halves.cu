@@ -67,7 +67,7 @@ __device__ __forceinline__ void load_values(u8 *to, const u8 *from, u32 mask) {
   for (int i = 0; i < TILES; ++i) {
     const int piece = i * 32 + lane, value = piece / TILES;
     const bool seen = mask >> (32 % TILES == 0 ? i * 32 / TILES : value) & 1;
-    copy_async(to + value_line(value) * VALUE_STRIDE + piece % TILES * 16, from + i * 512, seen);
+    copy_async(shared_address(to) + value_line(value) * VALUE_STRIDE + piece % TILES * 16, from + i * 512, seen);
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
