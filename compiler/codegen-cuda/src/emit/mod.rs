@@ -62,7 +62,7 @@ pub(crate) fn has_span_products(a: &AttentionSpec) -> bool {
 
 /// How spans are launched whose values lie in shared memory: 32 for each warp, an odd number of 16 bytes apart.
 fn span_blocks(a: &AttentionSpec) -> EntryBlocks {
-    let stride = (a.head_dim / 8 | 1) * 16;
+    let stride = ((a.head_dim / 8) | 1) * 16;
     EntryBlocks { shared_bytes: (SPAN_WARPS * 32 * stride) as u32, ..EntryBlocks::PLAIN }
 }
 
