@@ -9,11 +9,11 @@ mod nvrtc_here;
 use attar_artifact::manifest::KvType;
 use attar_artifact::program::StepSize;
 use attar_codegen_cuda::{CudaPrograms, CudaSpec, CudaTarget};
-use attar_format::formats;
+use attar_format::{FormatRef, Scale, formats};
 use attar_kernel::{ActInt8Layout, Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 use attar_ptx::{Launch, Memory, Param};
 use case::attention_cases::{self, Store};
-use case::{Arg, Case, Check, Random, bytes_of, linear_cases, row_cases};
+use case::{Arg, Case, Check, Random, Rounding, bytes_of, linear_cases, row_cases};
 use half::f16;
 use modules::Modules;
 
@@ -29,7 +29,11 @@ fn agree_on(target: CudaTarget, cases: &[Case]) {
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let want = case.reference();
             let (got, _) = case.interpreted(&mut |programs, name| modules.module(programs, name));
+            let halves = |spec: &KernelSpec| matches!(spec, KernelSpec::Linear(l) if has_halves(l.format));
             match case.rounding() {
+                Some(_) if target.has_wgmma() && halves(&case.spec) => {
+                    case.check_rounded("PTX interpreter", &want, &got, Rounding::F16_PRODUCTS);
+                }
                 Some(rounding) => case.check_rounded("PTX interpreter", &want, &got, rounding),
                 None => case.check("PTX interpreter", &want, &got),
             }
@@ -40,6 +44,11 @@ fn agree_on(target: CudaTarget, cases: &[Case]) {
         }
     }
     assert!(faults.is_empty(), "{} of {} launches\n{}", faults.len(), cases.len(), faults.join("\n"));
+}
+
+/// Whether `wgmma` multiplies f16 by weights of that format.
+fn has_halves(format: FormatRef) -> bool {
+    matches!(format.scale, Scale::RowF32Field8 { .. })
 }
 
 #[test]

@@ -18,6 +18,8 @@ impl Rounding {
     /// sums with each other; a sixfold leaves room for them. The largest of many thousand errors is some five times their
     /// root mean square, and of products of such sums some thirty times.
     pub(crate) const BF16: Rounding = Rounding { mean: 0.01, largest: 0.06 };
+    /// As [`Rounding::BF16`], for products of f16, which has three bits more.
+    pub(crate) const F16_PRODUCTS: Rounding = Rounding { mean: 0.01 / 8.0, largest: 0.06 / 8.0 };
     /// Attention with queries and weights in f16, which has eleven bits: either is off by 2^-11 at most. A score, of some units,
     /// is off by as much as a sum of such products, and changes its weight by a factor of 2^error; what comes of both in sums of
     /// values with signs at random is 2^-12 of their size. A result has few large weights, so the largest error is some ten

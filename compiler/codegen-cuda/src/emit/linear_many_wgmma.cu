@@ -29,13 +29,25 @@ template <int ROWS>
 struct Ring {
   static constexpr int X = ROWS * SLAB * 2, STAGE = X + WARPS * (SLAB_CODES + SLAB_FIELDS);
   static constexpr int ROOM = SHARED_BYTES - 1024 - ROWS * 4 - 2 * 16 * 8;
-  static constexpr int STAGES = ROOM / STAGE >= 16 ? 16 : ROOM / STAGE >= 8 ? 8 : 4;
+  static constexpr int MOST = ROOM / STAGE < 16 ? ROOM / STAGE : 16;
+  /// An even number where warpgroups may share slabs out, so that each has slots of its own.
+  static constexpr int STAGES = ROWS == 256 ? MOST : MOST / 2 * 2;
   static constexpr int CODES = STAGES * X, FIELDS = CODES + STAGES * WARPS * SLAB_CODES;
   static constexpr int FACTORS = STAGES * STAGE, BARRIERS = FACTORS + ROWS * 4;
-  /// Two slabs of each warpgroup are in use before the first of them is filled again.
+  /// Two slabs of a warpgroup are in use before the first of them is filled again.
   static constexpr bool MAY_SPLIT = STAGES >= 8;
-  static_assert(STAGES * STAGE <= ROOM, "four stages fit");
+  static_assert(STAGES >= 4, "and two more are under way");
   static_assert(ROWS * OUT_STRIDE * 4 <= FACTORS, "results fit where the ring was");
+};
+
+/// A slot of the ring, and the parity of the times that it was filled.
+struct Place {
+  int slot, parity;
+
+  __device__ __forceinline__ Place after(int slots, int all) const {
+    int to = slot + slots;
+    return to < all ? Place{to, parity} : Place{to - all, parity ^ 1};
+  }
 };
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
@@ -234,23 +246,22 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
   __syncthreads();
 
   // A warp brings its own codes and fields of a slab, and one of them x.
-  auto fill = [&](int slab) {
-    const int slot = slab % R::STAGES;
+  auto fill = [&](int slab, int slot) {
     bring<SLAB_CODES, CODES>(base + R::CODES + (slot * WARPS + warp) * SLAB_CODES, block + W::CODES, slab, lane);
     if constexpr (GROUPED)
       bring<SLAB_FIELDS, FIELDS>(base + R::FIELDS + (slot * WARPS + warp) * SLAB_FIELDS, block + W::FIELDS, slab, lane);
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(full + slot * 8) : "memory");
   };
   const bool brings_x = local == 0 && lane == 0;
-  auto fill_x = [&](int slab) {
-    const int slot = slab % R::STAGES, bytes = there * SLAB * 2;
+  auto fill_x = [&](int slab, int slot) {
+    const int bytes = there * SLAB * 2;
     expect(full + slot * 8, bytes);
     copy(base + slot * R::X, x + ((size_t)slab * rows + first_row) * SLAB, bytes, full + slot * 8);
   };
-  for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill(slab);
+  for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill(slab, slab);
   wait_for_launches();
   if (brings_x)
-    for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill_x(slab);
+    for (int slab = begin; slab < min(SLABS, R::STAGES); slab += apart) fill_x(slab, slab);
   __syncwarp();
 
   Decoder decoder;
@@ -267,44 +278,46 @@ __device__ __forceinline__ Tile multiply_tile(u8 *shared, const u16 *x, const u8
 
   float sums[ROWS / 2] = {};
   const u64 matrices = descriptor(base);
-  auto decode_group = [&](u32 (&a)[2][4], int slab, int half) {
-    const int slot = (slab % R::STAGES * WARPS + warp) * 2 + half;
-    decode(a, decoder, shared + R::CODES + slot * (SLAB_CODES / 2), shared + R::FIELDS + slot * FIELD_ROW, slab * 2 + half, g, t);
+  auto decode_group = [&](u32 (&a)[2][4], int slab, int slot, int half) {
+    const int at = (slot * WARPS + warp) * 2 + half;
+    decode(a, decoder, shared + R::CODES + at * (SLAB_CODES / 2), shared + R::FIELDS + at * FIELD_ROW, slab * 2 + half, g, t);
   };
-  auto multiply_group = [&](const u32 (&a)[2][4], int slab, int half) {
+  auto multiply_group = [&](const u32 (&a)[2][4], int slot, int half) {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int i = 0; i < 2; ++i) multiply(sums, a[i], matrices + slab % R::STAGES * (R::X >> 4) + half * 4 + i * 2);
+    for (int i = 0; i < 2; ++i) multiply(sums, a[i], matrices + slot * (R::X >> 4) + half * 4 + i * 2);
     // Besides these products, those of the group before may go on; what was read for the one before that is free.
     asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 2;" ::: "memory");
   };
-  auto wait_for = [&](int slab) { wait(full + slab % R::STAGES * 8, slab / R::STAGES % 2); };
+  // Where the slab is that is multiplied, the next, and the two before.
+  Place here = {begin, 0}, next = here.after(apart, R::STAGES), done = here, older = here;
   // Multiplies a slab, and decodes the next into registers of the one before.
-  auto turn = [&](const u32 (&now)[2][2][4], u32 (&next)[2][2][4], int slab) {
+  auto turn = [&](const u32 (&now)[2][2][4], u32 (&then)[2][2][4], int slab) {
     const bool more = slab + apart < SLABS;
-    multiply_group(now[0], slab, 0);
+    multiply_group(now[0], here.slot, 0);
     if (more) {
-      wait_for(slab + apart);
-      decode_group(next[0], slab + apart, 0);
+      wait(full + next.slot * 8, next.parity);
+      decode_group(then[0], slab + apart, next.slot, 0);
     }
-    multiply_group(now[1], slab, 1);
-    const int done = slab - apart, refilled = done - apart;
-    if (done >= 0 && lane == 0) arrive(empty + done % R::STAGES * 8);
+    multiply_group(now[1], here.slot, 1);
+    if (slab >= apart && lane == 0) arrive(empty + done.slot * 8);
     // The other warpgroup is given one slab's time to be done with what is overwritten.
-    if (refilled >= 0 && refilled + R::STAGES < SLABS) {
+    const int refill = slab - 2 * apart + R::STAGES;
+    if (slab >= 2 * apart && refill < SLABS) {
       if (brings_x) {
-        wait(empty + refilled % R::STAGES * 8, refilled / R::STAGES % 2);
-        fill_x(refilled + R::STAGES);
+        wait(empty + older.slot * 8, older.parity);
+        fill_x(refill, older.slot);
       }
       __syncwarp();
-      fill(refilled + R::STAGES);
+      fill(refill, older.slot);
     }
-    if (more) decode_group(next[1], slab + apart, 1);
+    if (more) decode_group(then[1], slab + apart, next.slot, 1);
+    older = done, done = here, here = next, next = next.after(apart, R::STAGES);
   };
   u32 even[2][2][4], odd[2][2][4];
   if (begin < SLABS) {
-    wait_for(begin);
-    decode_group(even[0], begin, 0), decode_group(even[1], begin, 1);
+    wait(full + here.slot * 8, here.parity);
+    decode_group(even[0], begin, here.slot, 0), decode_group(even[1], begin, here.slot, 1);
   }
   for (int slab = begin; slab < SLABS; slab += 2 * apart) {
     turn(even, odd, slab);

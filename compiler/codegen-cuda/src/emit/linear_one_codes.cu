@@ -77,6 +77,9 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
   for (int stage = 0; stage < STAGES; ++stage) ring.ask(stage, block, has_work ? (split + stage * SPLITS) * 4 : W::GROUPS);
   fill_up(shared.row);
   X_ROW
+  // Where the sums go that they multiply.
+  float *const own = &shared.parts[split][local * 16 + 2 * g];
+  if (t == 0) own[0] = row_scale[0], own[1] = row_scale[1];
   // The residual is on its way while products are.
   const int channel = blockIdx.x * CHANNELS + threadIdx.x;
   const float *from = RESIDUAL_ARGUMENT;
@@ -91,10 +94,9 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
     for (int c = 0; c < 2; ++c) {
       sums[c] += __shfl_xor_sync(ALL_LANES, sums[c], 1);
       sums[c] += __shfl_xor_sync(ALL_LANES, sums[c], 2);
-      sums[c] *= row_scale[c];
     }
   }
-  if (t == 0) shared.parts[split][local * 16 + 2 * g] = sums[0], shared.parts[split][local * 16 + 2 * g + 1] = sums[1];
+  if (t == 0) own[0] *= sums[0], own[1] *= sums[1];
   __syncthreads();
   if (threadIdx.x < CHANNELS) {
     float sum = shared.parts[0][threadIdx.x];
