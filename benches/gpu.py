@@ -172,28 +172,49 @@ def bench(attar, model, *arguments):
 
 
 def torch_steps(torch, config, deadline):
-    """Milliseconds of a step in bf16 with compile and a static cache, by batch and context, as far as time allows."""
+    """Milliseconds of a step in bf16, by batch and context, as far as time allows: transformers with a static cache, decoder
+    layers compiled, the step replayed as a CUDA graph."""
     from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
     torch.manual_seed(1)
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**config)).to(torch.bfloat16).eval()
-    forward = torch.compile(model, mode="reduce-overhead")
+        model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    torch.set_default_dtype(torch.float32)
+    torch._dynamo.config.recompile_limit = 64
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)
     out = {}
     for context in CONTEXTS:
         for batch in BATCHES:
             if time.monotonic() > deadline:
                 return out
-            try:
-                cache = StaticCache(config=model.config, max_batch_size=batch, max_cache_len=context + 64,
-                                    device="cuda", dtype=torch.bfloat16)
-                ids = torch.ones(batch, 1, dtype=torch.long, device="cuda")
-                where = torch.tensor([context], device="cuda")
+            # Every replay goes one place further.
+            cache = StaticCache(config=model.config, max_cache_len=context + 64)
+            ids = torch.ones(batch, 1, dtype=torch.long, device="cuda")
+            where = torch.full((batch, 1), context, dtype=torch.long, device="cuda")
+
+            def step():
                 with torch.no_grad():
-                    step = lambda: forward(ids, past_key_values=cache, cache_position=where, use_cache=True)
-                    out[batch, context] = timed(torch, step) * 1e3
-            except torch.cuda.OutOfMemoryError:
-                out[batch, context] = None
+                    return model(ids, position_ids=where, past_key_values=cache, use_cache=True).logits
+
+            try:
+                side = torch.cuda.Stream()
+                with torch.cuda.stream(side):
+                    for _ in range(3):
+                        step()
+                torch.cuda.synchronize()
+                work = step
+                try:
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph):
+                        step()
+                    work = graph.replay
+                except RuntimeError as problem:
+                    print(f"  torch, batch {batch}, context {context}: without a graph ({str(problem).splitlines()[0]})")
+                out[batch, context] = timed(torch, work) * 1e3
+            except (torch.cuda.OutOfMemoryError, RuntimeError, TypeError, ValueError) as problem:
+                print(f"  torch, batch {batch}, context {context}: {str(problem).splitlines()[0]}")
     return out
 
 
@@ -232,8 +253,15 @@ def main():
             for batch in BATCHES:
                 tests = bench(options.attar, model, "--prompt", 0, "--generate", 32, "--context", context, "--batch", batch)
                 rows.append({"batch": batch, "context": context, "ms": tests[-1]["step_ms"]})
+                print(f"    batch {batch}, context {context}: {tests[-1]['step_ms']:.3f} ms", flush=True)
         prompt = bench(options.attar, model, "--prompt", PROMPT, "--generate", 0)[0]["step_ms"]
-        theirs = torch_steps(torch, config, deadline) if torch else {}
+        theirs = {}
+        if torch:
+            try:
+                theirs = torch_steps(torch, config, deadline)
+            except Exception as problem:  # What is timed beside must not cost what was timed already.
+                print(f"  torch: {problem}")
+            torch.cuda.empty_cache()
         print(f"  {'batch':>5} {'context':>7} {'ms/step':>9} {'of copy':>8} {'torch bf16 ms':>14}")
         for row in rows:
             row["of_copy"] = weights / (row["ms"] / 1e3) / copy if copy else None
