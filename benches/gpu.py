@@ -223,6 +223,7 @@ def main():
     parser.add_argument("--attar", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--shapes", default="smollm2,1b,8b")
+    parser.add_argument("--target", default="native,cuda:sm_90a", help="what to make code for, as attar compile takes it")
     parser.add_argument("--minutes", type=float, default=8, help="after which no more of torch is timed")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
@@ -244,10 +245,13 @@ def main():
         recipe = options.folder / "recipe.toml"
         recipe.write_text(RECIPE)
         run(options.attar, "compile", folder, "--recipe", recipe, "--no-certify", "--no-resume",
-            "--target", "native,cuda:sm_90a", "-o", model)
+            "--target", options.target, "-o", model)
         shutil.rmtree(folder)
         right &= verify(options.attar, model)
-        weights = sum(t["bytes"] for t in json.loads(run(options.attar, "inspect", model, "--json"))["tensors"])
+        # Of the embedding a step reads one row, unless it is the head as well.
+        read = [t for t in json.loads(run(options.attar, "inspect", model, "--json"))["tensors"]
+                if config["tie_word_embeddings"] or "embed" not in t["name"]]
+        weights = sum(t["bytes"] for t in read)
         rows = []
         for context in CONTEXTS:
             for batch in BATCHES:
@@ -270,7 +274,8 @@ def main():
             shown.append(f"{row['of_copy']:>8.0%}" if row["of_copy"] else f"{'-':>8}")
             shown.append(f"{row['torch_ms']:>14.3f}" if row["torch_ms"] else f"{'-':>14}")
             print("  " + " ".join(shown))
-        matrices = sum(int(np.prod(d)) for n, d, _ in tensors(config) if len(d) == 2 and "embed" not in n)
+        # The head is multiplied with the last row only.
+        matrices = sum(int(np.prod(d)) for n, d, _ in tensors(config) if len(d) == 2 and ".layers." in n)
         rate = 2 * matrices * PROMPT / (prompt / 1e3)
         share = f", {rate / matrix:.0%} of the product's rate" if matrix else ""
         print(f"  prompt of {PROMPT}: {prompt:.1f} ms, {rate / 1e12:.0f} TFLOP/s{share}")
