@@ -22,6 +22,10 @@ pub(crate) struct AttentionTiles {
 }
 
 impl AttentionTiles {
+    /// Blocks of each KV head beside one for each tile of rows. Where tiles are few they share out the sequences of a tile: a step of
+    /// many sequences has few rows of each, all of which a block would walk one after the other.
+    pub(crate) const SPARE_BLOCKS: usize = 15;
+
     /// `None` where attention is left to the kernel that computes in f32: f32 caches, and heads that are no multiples of 16 wide.
     pub(crate) fn of(attention: &AttentionSpec) -> Option<AttentionTiles> {
         let AttentionSpec { head_dim, heads, kv, .. } = *attention;

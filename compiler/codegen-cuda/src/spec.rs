@@ -304,8 +304,11 @@ impl Translation {
             KernelSpec::Attention { attention, out } => {
                 let group = Extent::per_token(attention.group() as u64);
                 let x = Tiles::each(Extent::fixed(attention.kv_heads as u64));
-                let per = AttentionTiles::of(attention).map_or(16, |tiles| tiles.rows() as u32);
-                let blocks = (x, Tiles { extent: group, per });
+                let y = AttentionTiles::of(attention).map_or(Tiles { extent: group, per: 16 }, |tiles| {
+                    let spare = (tiles.rows() * AttentionTiles::SPARE_BLOCKS) as u64;
+                    Tiles { extent: Extent { base: spare, ..group }, per: tiles.rows() as u32 }
+                });
+                let blocks = (x, y);
                 let make = |out| KernelSpec::Attention { attention: *attention, out };
                 self.attention(make, *out, attention.heads * attention.head_dim, 7, blocks, launch)?;
             }

@@ -216,9 +216,12 @@ KERNEL(const float *q, const int *positions, const int *sequences,
   Shared &shared = given[0];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.x;
   const int rows = (int)token_count * GROUP;
-  // Later tokens see most and come first.
-  const int block_row = ((int)gridDim.y - 1 - (int)blockIdx.y) * BLOCK_ROWS, first = block_row + warp * WARP_ROWS;
+  // Later tokens see most and come first. The runs of a tile go to its parts in turns.
+  const int row_tiles = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, parts = (int)gridDim.y / row_tiles;
+  const int part = (int)blockIdx.y / row_tiles, tile = row_tiles - 1 - (int)blockIdx.y % row_tiles;
+  const int block_row = tile * BLOCK_ROWS, first = block_row + warp * WARP_ROWS;
   const int last_token = (min(block_row + BLOCK_ROWS, rows) - 1) / GROUP;
+  if (part >= parts) return;
   const Paging paging = {positions, sequences, tables, stride};
   u16(*queries)[QUERY_STRIDE] = shared.queries + warp * WARP_ROWS;
   float *query_scales = shared.query_scales + warp * WARP_ROWS;
@@ -237,18 +240,24 @@ KERNEL(const float *q, const int *positions, const int *sequences,
   float unit = LEAST;
   const u32 query_rows = shared_address(&queries[lane % 16][lane / 16 * 8]);
   int now = 0;
-  for (int token = block_row / GROUP; token <= last_token;) {
+  bool has_queries = false;
+  for (int token = block_row / GROUP, turn = 0; token <= last_token; ++turn) {
     const Run run = run_from(paging, token, last_token);
+    if (turn % parts != part) {
+      token = run.end;
+      continue;
+    }
     int start = run.low / POSITIONS * POSITIONS;
     shared.tiles.fetch(now, keys, values, block_offset(paging.page(run.sequence, start), kv_head), start, run.low, run.high);
     u32 next_page = start + POSITIONS < run.high ? paging.page(run.sequence, start + POSITIONS) : 0;
     // Queries are loaded while the first positions are under way.
-    if (token == block_row / GROUP)
+    if (!has_queries)
       load_queries(queries, query_scales, [&](int r) {
         // Rows past the last repeat it; their results are not stored.
         int row = min(first + r, rows - 1);
         return q + ((size_t)(row / GROUP) * HEADS + kv_head * GROUP + row % GROUP) * C::HEAD_DIM;
       });
+    has_queries = true;
     // Behind what rows see; and what all rows of the warp see, and what any of them does. A lane looks after one row.
     int low = 0x7fffffff, high = 0, all_from = 0, all_to = 0x7fffffff;
     __syncwarp();
@@ -387,13 +396,16 @@ KERNEL(const float *q, const int *positions, const int *sequences,
         }
     }
   }
+  if (!has_queries) return;
 
 #pragma unroll
   for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = first + m * 16 + h * 8 + lane / 4, head = kv_head * GROUP + row % GROUP;
-      const float factor = reciprocal(quad_sum(total[m][h])) * (HAS_CODES ? unit : 1.f);
+      const float all = quad_sum(total[m][h]), factor = reciprocal(all) * (HAS_CODES ? unit : 1.f);
+      // A row of another part has seen nothing.
+      const bool there = row < rows && all != 0.f;
       float y[C::HEAD_DIM / 4];
 #pragma unroll
       for (int i = 0; i < C::HEAD_DIM / 4; ++i) y[i] = sums[m][i / 2][2 * h + i % 2] * factor;
@@ -403,8 +415,8 @@ KERNEL(const float *q, const int *positions, const int *sequences,
         u8 *to_row = (u8 *)out + (size_t)(row / GROUP) * Int8Rows<WIDTH>::STRIDE;
 #pragma unroll
         for (int g = 0; g < C::HEAD_DIM / 32; ++g)
-          store_int8_quads<WIDTH>(to_row, head * (C::HEAD_DIM / 32) + g, y + g * 8, row < rows);
-      } else if (row < rows) {
+          store_int8_quads<WIDTH>(to_row, head * (C::HEAD_DIM / 32) + g, y + g * 8, there);
+      } else if (there) {
         float *to_row = (float *)out + (size_t)(row / GROUP) * WIDTH + head * C::HEAD_DIM + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < C::HEAD_DIM / 8; ++n) {
