@@ -287,6 +287,28 @@ entry_points! {
         elapsed(milliseconds, start, end);
 
     // Launches.
+    fn cuLaunchKernel(
+        function: usize,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared: c_uint,
+        stream: usize,
+        params: *const *const c_void,
+        extra: *const *const c_void
+    ) = {
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let (attributes, attribute_count) = (std::ptr::null(), 0);
+        if extra.is_null() {
+            let config = LaunchConfig { grid, block, shared, stream, attributes, attribute_count };
+            launch(function, &config, params)
+        } else {
+            codes::NOT_SUPPORTED
+        }
+    };
     fn cuLaunchKernelEx(
         config: *const LaunchConfig,
         function: usize,
@@ -335,7 +357,6 @@ not_supported! {
     cuExternalMemoryGetMappedBuffer
     cuImportExternalMemory
     cuLaunchCooperativeKernel
-    cuLaunchKernel
     cuMemAdvise_v2
     cuMemAllocFromPoolAsync
     cuMemAllocManaged
