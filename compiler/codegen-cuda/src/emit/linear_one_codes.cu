@@ -1,5 +1,5 @@
 // y[n] = sum_k x[k] w[n, k] for one row of int8 activations and weights of 2 to 8 bits; or for a row of f32 that is normalized and
-// quantized here first, by every block alike, which takes less time than a launch.
+// quantized here first, by every block alike, which saves a launch.
 //
 // A warp takes four groups at a time, and thread t of four has the weights of group t, eight inputs in each of four products. Columns
 // 2t and 2t + 1 of the activations are zero but for those eight inputs that thread t has, so that sums of groups stay apart: thread
