@@ -546,3 +546,56 @@ impl Translation {
         (arena, launches.collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attar_format::formats::N4;
+
+    fn place(offset: u64) -> Arg {
+        Arg::Arena { offset: Extent::fixed(offset), len: Extent::fixed(256) }
+    }
+
+    fn launch(spec: &KernelSpec, args: &[Arg]) -> Launch {
+        Launch {
+            kernel: spec.name(),
+            args: args.to_vec(),
+            grid: Extent::fixed(1),
+            weight_bytes: 0,
+            note: String::new(),
+            tail: false,
+            blocks: None,
+        }
+    }
+
+    /// A norm goes into the product behind it only if no other launch reads it before its place is written again.
+    #[test]
+    fn a_norm_that_others_read_stays_a_launch() {
+        let norm = KernelSpec::RmsNorm { dim: 64, eps: 1e-5, gain: false, out: Activation::Int8 };
+        let product = KernelSpec::Linear(LinearSpec {
+            format: &N4,
+            n: 64,
+            k: 64,
+            rows: RowTile::One,
+            bias: false,
+            epilogue: Epilogue::Store,
+        });
+        let multiply = |x: u64, out: u64| {
+            launch(&product, &[place(x), Arg::Imm(0), place(out), Arg::Imm(1), Arg::Imm(0)])
+        };
+        let normed = launch(&norm, &[place(0), place(1024)]);
+        let launches = |kind, later: &[Launch]| -> Vec<bool> {
+            let launches = [std::slice::from_ref(&normed), later].concat();
+            let program = Program { kind, max_tokens: 1, arena: Extent::fixed(8192), launches };
+            let made =
+                translate(&[norm.clone(), product.clone()], &[program]).expect("launches as documented");
+            made.programs[0].launches.iter().map(|l| l.kernel.starts_with("norm_")).collect()
+        };
+        let decode = ProgramKind::Decode;
+        assert_eq!(launches(decode, &[multiply(1024, 2048)]), [true]);
+        assert_eq!(launches(decode, &[multiply(1024, 2048), multiply(2048, 1024)]), [true, false]);
+        assert_eq!(launches(decode, &[multiply(1024, 2048), multiply(1024, 4096)]), [false; 3]);
+        assert_eq!(launches(decode, &[multiply(2048, 4096)]), [false; 2]);
+        assert_eq!(launches(ProgramKind::SmallBatch, &[multiply(1024, 2048)]), [false; 2]);
+    }
+}
