@@ -167,6 +167,13 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
         assert_eq!(chosen, want, "{rows} rows");
         engine.truncate(second, before)?;
     }
+    // A GPU takes more tokens in a step than it gives rows of logits.
+    batch.clear();
+    (0..513).for_each(|_| batch.push(second, 1, true));
+    let refused = engine.step(&batch).expect_err("too many").to_string();
+    let why =
+        if model.target().starts_with("cuda") { "the logits of 513 tokens" } else { "a step of 513 tokens" };
+    assert!(refused.contains(why), "{refused}");
     if model.tokenizer().is_ok() {
         let mut session = model.session(&SessionOptions { context: Some(48) })?;
         let options = GenerateOptions { max_tokens: Some(6), ignore_eos: true, ..GenerateOptions::default() };
