@@ -25,8 +25,9 @@ METHODS = {
     "rounding": ("quantize-rtn", "search = false\nimportance = false", False),
     "scale search": ("quantize-rtn", "importance = false", False),
     "search by importance": ("quantize-rtn", "", True),
-    "GPTQ": ("quantize-gptq", "correct_drift = 0.0", True),
-    "GPTQ, drift corrected": ("quantize-gptq", "", True),
+    "GPTQ": ("quantize-gptq", "guidance = 0.0\ncorrect_drift = 0.0", True),
+    "GPTQ, drift corrected": ("quantize-gptq", "guidance = 0.0", True),
+    "GPTQ, guided and drift corrected": ("quantize-gptq", "", True),
 }
 FORMATS = ["n2", "n3", "n4", "n5", "n6", "w8"]
 # w8 has nothing to search.
@@ -150,7 +151,7 @@ def llama_rows(options):
             [tool("perplexity"), "-m", options.gguf, *common, "--kl-divergence-base", base], work / "base.log"
         ),
     )
-    for form in LLAMA:
+    for form in options.llama_formats.split(","):
         file, log = work / f"{form}.gguf", work / f"{form}.log"
         print(f"llama.cpp: {form}", flush=True)
         cost = once(
@@ -224,12 +225,13 @@ def main():
     parser.add_argument("model", help="checkpoint, as `attar compile` takes it")
     parser.add_argument("--attar", type=Path, default=Path("target/release/attar"))
     parser.add_argument("--calibrate", type=Path, required=True, help="text that codes are chosen by")
-    parser.add_argument("--calibration-windows", type=int, default=96)
+    parser.add_argument("--calibration-windows", type=int, default=64)
     parser.add_argument("--text", type=Path, required=True, help="text that is predicted")
     parser.add_argument("--windows", type=int, default=100)
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--only", help="regular expression over the names of rows, e.g. '^n4|mixed'")
     parser.add_argument("--llama", type=Path, help="folder with llama-imatrix, -quantize, -perplexity and -bench")
+    parser.add_argument("--llama-formats", default=",".join(LLAMA), help="which of llama.cpp's formats")
     parser.add_argument("--gguf", type=Path, help="the checkpoint as f16 GGUF")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for llama.cpp")
     options = parser.parse_args()

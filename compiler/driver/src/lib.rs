@@ -40,7 +40,7 @@ pub use report::{
     CompileReport, FormatReport, ModelReport, PassRow, PhaseReport, SectionReport, TensorReport,
 };
 pub use session::{
-    CompileOptions, Session, beside_matrices, describe, describe_inputs, registry, registry_with,
+    CompileOptions, Session, Sizes, describe, describe_inputs, registry, registry_with, sizes,
 };
 pub use targets::{Targets, resolve_all_targets, resolve_targets};
 

@@ -77,12 +77,21 @@ pub fn describe_inputs(source: &Path) -> Result<Vec<InputFile>> {
     hash_files(&imported.map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?.source.files)
 }
 
-/// About how many bytes of an artifact are no matrices: vectors, code, programs, tokenizer, and what describes them. A
-/// little more than it will be.
+/// What there is of a model before it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// About how many bytes of an artifact are no matrices: vectors, code, programs, tokenizer, and what describes them. A
+    /// little more than it will be.
+    pub beside: u64,
+    /// Elements of all matrices.
+    pub elements: u64,
+}
+
+/// How large a checkpoint is, and what comes beside its matrices in an artifact.
 ///
 /// # Errors
 /// Those of importing the checkpoint.
-pub fn beside_matrices(source: &Path, targets: &Targets) -> Result<u64> {
+pub fn sizes(source: &Path, targets: &Targets) -> Result<Sizes> {
     /// Code of one target; programs, graph and manifest of the model, and of each of its layers.
     const TARGET: u64 = 250_000;
     const MODEL: u64 = 100_000;
@@ -91,14 +100,16 @@ pub fn beside_matrices(source: &Path, targets: &Targets) -> Result<u64> {
     const GPU: u64 = 900_000;
     let gpus = if targets.cuda.is_empty() { 0 } else { targets.cuda.len() as u64 + 1 };
     let imported = attar_import::open(source).map_err(|e| Error::new(Phase::Import, ErrorKind::Import(e)))?;
-    let vectors = imported.weights.names().filter_map(|n| imported.weights.info(n).ok());
+    let infos = || imported.weights.names().filter_map(|n| imported.weights.info(n).ok());
+    let elements =
+        infos().filter(|i| i.shape.len() > 1).map(|i| i.shape.iter().product::<usize>() as u64).sum();
     let vectors: u64 =
-        vectors.filter(|i| i.shape.len() == 1).map(|i| (i.shape[0] as u64 * 4).next_multiple_of(64)).sum();
+        infos().filter(|i| i.shape.len() == 1).map(|i| (i.shape[0] as u64 * 4).next_multiple_of(64)).sum();
     let tokenizer = imported.tokenizer_json.as_deref().map_or(0, attar_artifact::tokenizer_bytes);
     let template = imported.chat_template.as_ref().map_or(0, |t| t.len() as u64);
     let described =
         MODEL + LAYER * imported.model.layers as u64 + TARGET * targets.cpu.len() as u64 + GPU * gpus;
-    Ok(vectors + tokenizer + template + described)
+    Ok(Sizes { beside: vectors + tokenizer + template + described, elements })
 }
 
 /// What to compile, how, and where to.

@@ -99,6 +99,8 @@ pub struct InputDrift {
     pub of_input: Vec<f32>,
     /// `(R - R̂)ᵀ X̂`, `[M, K]`, for the value R `[n_tokens, M]` that was asked for beside.
     pub of_sum: Option<Vec<f32>>,
+    /// Tokens behind it; when they do not count alike, `(Σ c)² / Σ c²` of what they count.
+    pub n_effective: f64,
 }
 
 /// The nodes that compute one value from another and from weights alone, such as a decoder layer between two states of the
@@ -153,6 +155,23 @@ pub trait Calibrator {
     ) -> Result<Option<InputDrift>> {
         let _ = (graph, weights, input, sum, progress);
         Ok(None)
+    }
+
+    /// Makes tokens count, from here on, in second moments and drifts by how far the model's predictions move when what a linear
+    /// layer gives for the token does, raised to `power` (0 counts all alike), and relative to the mean over tokens. To be
+    /// asked before anything is encoded. Whether there is text to measure it on; by default there is none.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn weigh_tokens(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        power: f64,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<bool> {
+        let _ = (graph, weights, power, progress);
+        Ok(false)
     }
 
     /// Runs the model up to a part, and remembers what goes in: everything before it has been encoded for good. Parts are to be

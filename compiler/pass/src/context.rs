@@ -207,6 +207,14 @@ impl<'a> PassCx<'a> {
         self.ask(|calibrator, weights, parts| calibrator.input_drift(graph, weights, input, sum, parts))
     }
 
+    /// Makes tokens count by what predictions depend on, see [`Calibrator::weigh_tokens`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn weigh_tokens(&mut self, graph: &Graph, power: f64) -> Result<bool> {
+        self.ask(|calibrator, weights, parts| calibrator.weigh_tokens(graph, weights, power, parts))
+    }
+
     /// Runs the model up to a part of it, see [`Calibrator::enter_part`].
     ///
     /// # Errors

@@ -45,6 +45,8 @@ attar_plugin::options! {
         pub(crate) refine_rounds: usize = ROUNDS, int 0..=64;
         /// share of what layers before have changed in a layer's inputs that its weights make up for
         pub(crate) correct_drift: f64 = FOLLOW, float 0.0..=1.0;
+        /// power of what a token matters to predictions that it counts with; 0 counts all alike
+        pub(crate) guidance: f64 = GUIDANCE, float 0.0..=1.0;
         /// steps of gradient descent over each decoder layer that holds matrices of at most 3 bits
         pub(crate) reconstruct_steps: usize = 0, int 0..=100_000;
     }
@@ -53,7 +55,10 @@ attar_plugin::options! {
 /// Defaults of the options.
 const DAMPING: f64 = 0.01;
 const ROUNDS: i64 = 4;
-const FOLLOW: f64 = 1.0;
+pub(super) const FOLLOW: f64 = 1.0;
+pub(super) const GUIDANCE: f64 = 1.0;
+/// Tokens that each column of a matrix needs until half of the drift that they show is believed.
+const FITTED: f64 = 10.0;
 
 /// See the file's header.
 pub(crate) struct QuantizeGptq;
@@ -78,6 +83,7 @@ impl Pass for QuantizeGptq {
             by_magnitude: options.act_order,
             rounds: options.refine_rounds,
             follow: options.correct_drift,
+            guidance: options.guidance,
             reconstruction: Reconstruction { steps: options.reconstruct_steps },
         };
         // It needs the drift of inputs, gradients of blocks and the journal.
@@ -93,6 +99,7 @@ pub(super) struct Gptq {
     rounds: usize,
     /// Share of the drift of inputs that weights make up for.
     follow: f64,
+    guidance: f64,
     reconstruction: Reconstruction,
 }
 
@@ -112,6 +119,9 @@ impl Gptq {
         let resumed = subjects.iter().filter(|(s, _)| cx.has_kept(&kept_as(&s.name))).count();
         if resumed > 0 {
             cx.progress(&format!("resumed: {resumed} of {} tensors", subjects.len()), 0, total);
+        }
+        if self.guidance > 0.0 && cx.is_calibrated() {
+            cx.weigh_tokens(graph, self.guidance)?;
         }
         let mut done = 0;
         let sites = sites(graph, subjects.into_iter().map(|(s, _)| s).collect());
@@ -136,14 +146,15 @@ impl Gptq {
         Ok(())
     }
 
-    /// What chooses codes site by site, with default options; blocks are left to whoever calls it.
-    pub(super) fn with_format(format: FormatRef) -> Gptq {
+    /// What chooses codes site by site, with default options but for one; blocks and tokens are left to whoever calls it.
+    pub(super) fn with_format(format: FormatRef, follow: f64) -> Gptq {
         Gptq {
             format,
             damping: DAMPING,
             by_magnitude: true,
             rounds: ROUNDS as usize,
-            follow: FOLLOW,
+            follow,
+            guidance: 0.0,
             reconstruction: Reconstruction::NONE,
         }
     }
@@ -326,7 +337,9 @@ impl Context {
         let Some(drift) = &self.drift else { return weights.to_vec() };
         const ROWS: usize = 64;
         let k = self.curvature.width();
-        let share = (follow / self.curvature.n_tokens()) as f32;
+        // What is fitted to noise grows with the numbers that are fitted, so little text is trusted little.
+        let trust = 1.0 / (1.0 + FITTED * k as f64 / drift.n_effective);
+        let share = (follow * trust / self.curvature.n_tokens()) as f32;
         let mut targets = weights.to_vec();
         targets.par_chunks_mut(ROWS * k).enumerate().for_each(|(chunk, rows)| {
             let n = rows.len() / k;
@@ -577,7 +590,11 @@ mod tests {
             };
             let context = Context {
                 curvature: Curvature::new(&statistics, 1e-7, true).unwrap(),
-                drift: Some(InputDrift { of_input: f32s(&product(&change, k, &now, k)), of_sum }),
+                drift: Some(InputDrift {
+                    of_input: f32s(&product(&change, k, &now, k)),
+                    of_sum,
+                    n_effective: f64::INFINITY,
+                }),
             };
             let found: Vec<f64> = context.targets(&f32s(&w), 1.0).iter().map(|v| f64::from(*v)).collect();
             let left = |w: &[f64]| -> Vec<f64> {
@@ -589,6 +606,14 @@ mod tests {
             let before = product(&left(&w), n, &now, k);
             assert!(size(&along) < 1e-8 * size(&before), "{} of {}", size(&along), size(&before));
             assert_eq!(context.targets(&f32s(&w), 0.0), f32s(&w));
+            // Of what few tokens show, half is believed.
+            let mut few = context;
+            if let Some(drift) = &mut few.drift {
+                drift.n_effective = FITTED * k as f64;
+            }
+            for ((half, full), w) in few.targets(&f32s(&w), 1.0).iter().zip(&found).zip(&w) {
+                assert!((f64::from(*half) - 0.5 * (full + w)).abs() < 1e-5, "{half} between {w} and {full}");
+            }
         }
     }
 }

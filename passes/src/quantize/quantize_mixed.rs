@@ -33,6 +33,10 @@ attar_plugin::options! {
         pub(crate) coarsest: String = "n2", of CODED_FORMATS;
         /// format of most bits that a matrix may get
         pub(crate) finest: String = "w8", of CODED_FORMATS;
+        /// share of what layers before have changed in a layer's inputs that weights of at most 4 bits make up for
+        pub(crate) correct_drift: f64 = quantize_gptq::FOLLOW, float 0.0..=1.0;
+        /// power of what a token matters to predictions that it counts with; 0 counts all alike
+        pub(crate) guidance: f64 = quantize_gptq::GUIDANCE, float 0.0..=1.0;
         /// steps of gradient descent over each decoder layer that holds matrices of at most 3 bits
         pub(crate) reconstruct_steps: usize = 0, int 0..=100_000;
     }
@@ -41,6 +45,8 @@ attar_plugin::options! {
 /// Divergence that choosing codes by calibration leaves of what rounding costs, on the careful side: what is foretold with it
 /// was 1.1 to 1.6 times what was measured (docs/quality.md).
 const LEFT_BY_CALIBRATION: f64 = 0.5;
+/// Bits up to which layers make up for drift. With more there is little of it, and what is fitted is noise.
+const FOLLOWING_BITS: usize = 4;
 /// Rows of a matrix from which the error of a format is estimated.
 const SAMPLE_ROWS: usize = 96;
 
@@ -70,6 +76,8 @@ struct Mixed {
     /// From few bits to many.
     formats: Vec<FormatRef>,
     budget: Budget,
+    follow: f64,
+    guidance: f64,
     reconstruction: Reconstruction,
 }
 
@@ -128,7 +136,13 @@ impl Mixed {
         }
         let budget = if bytes > 0 { Budget::Bytes(bytes) } else { Budget::Loss(kld / LEFT_BY_CALIBRATION) };
         let reconstruction = Reconstruction { steps: options.reconstruct_steps };
-        Ok(Mixed { formats, budget, reconstruction })
+        Ok(Mixed {
+            formats,
+            budget,
+            follow: options.correct_drift,
+            guidance: options.guidance,
+            reconstruction,
+        })
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<()> {
@@ -142,6 +156,9 @@ impl Mixed {
             self.judge(graph, cx, unit).map_err(|e| e.at_tensor(&name))?;
         }
         let plan = self.plan(&units)?;
+        if self.guidance > 0.0 {
+            cx.weigh_tokens(graph, self.guidance)?;
+        }
         let few = |choice: &usize| self.formats[*choice].code_bits() <= Reconstruction::FEW_BITS;
         let sites = units.iter().zip(&plan).map(|(unit, choice)| (&unit.site, few(choice)));
         let mut blocks = BlockByBlock::new(graph, self.reconstruction, sites);
@@ -155,7 +172,8 @@ impl Mixed {
             blocks.before(graph, cx, &unit.site)?;
             let first = unit.site.subjects[0].name.clone();
             let format = self.formats[*choice];
-            let gptq = Gptq::with_format(format);
+            let follow = if format.code_bits() <= FOLLOWING_BITS { self.follow } else { 0.0 };
+            let gptq = Gptq::with_format(format, follow);
             cx.progress(&first, count + 2 * i as u64, total);
             // A matrix that no coded format fits stays with what does.
             let suited = |s: &Suitable| Suitable {

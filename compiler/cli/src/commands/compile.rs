@@ -13,7 +13,7 @@ use crate::terminal::{Terminal, bytes_text, seconds_text, table};
 use attar_artifact::manifest::KvType;
 use attar_compiler::{
     Again, CalibrationSource, Certify, CompileOptions, CompileReport, DEFAULT_WINDOWS, Event, Family, Phase,
-    Plugin, Remake, Session, beside_matrices, registry, registry_with, resolve_all_targets,
+    Plugin, Remake, Session, Sizes, registry, registry_with, resolve_all_targets, sizes,
 };
 use attar_pass::{Fuel, MetricValue, NoteLevel, Preset, PrintAfter, Recipe};
 use clap::{Args, ValueEnum};
@@ -154,6 +154,10 @@ impl Kv {
     }
 }
 
+/// Bits per weight from which a budget leaves more of the error to rounded activations, which smoothing takes some of, than it
+/// costs to scale weights (docs/quality.md).
+const SMOOTHED_BITS: f64 = 4.5;
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -216,16 +220,20 @@ impl Compile {
 
     /// The recipe that shares a budget out.
     fn budget(&self) -> Result<Recipe> {
+        let mut before = "";
         let option = match (self.max_bytes, self.max_kld) {
             (Some(file), _) => {
-                let beside =
-                    beside_matrices(&find_checkpoint(&self.model)?, &resolve_all_targets(&self.target)?)?;
+                let Sizes { beside, elements } =
+                    sizes(&find_checkpoint(&self.model)?, &resolve_all_targets(&self.target)?)?;
                 let left = file.checked_sub(beside).filter(|left| *left > 0).ok_or_else(|| {
                     let (asked, least) = (bytes_text(file), bytes_text(beside));
                     Failure::input(format!(
                         "--max-bytes {asked}: tokenizer, code and vectors alone take about {least}"
                     ))
                 })?;
+                if 8.0 * left as f64 >= SMOOTHED_BITS * elements as f64 {
+                    before = "[[pass]]\nname = \"smooth-activations\"\n\n";
+                }
                 format!("max_bytes = {left}")
             }
             (None, Some(kld)) if kld.is_finite() && kld > 0.0 => format!("max_kld = {kld:?}"),
@@ -236,7 +244,7 @@ impl Compile {
                 return Err(Failure::input("give --quantize, --recipe, --max-bytes, --max-kld or --pass"));
             }
         };
-        let text = format!("[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
+        let text = format!("{before}[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
         Ok(Recipe::parse(&text, "the budget", &registry()?)?)
     }
 

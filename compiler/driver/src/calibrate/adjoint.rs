@@ -2,10 +2,11 @@
 //!
 //! Like [`super::dense`] it computes one window on one thread, in f32 with sums in one order.
 
-use super::dense::{self, Operand, linear};
+use super::dense::{self, Operand, lane_sum, linear, paired};
 use attar_ir::ops::{Attention, Rope};
 use attar_ir::{Graph, NodeId, OpKind};
 use attar_pass::Result;
+use attar_passes::quantize::vector_level::{Level, Work};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
@@ -15,6 +16,30 @@ use faer::{Accum, MatMut, MatRef, Par};
 /// # Errors
 /// As [`dense::evaluate`].
 pub(crate) fn gradients(
+    graph: &Graph,
+    node: NodeId,
+    operands: &[Operand<'_>],
+    widths: &[usize],
+    gradient: &[f32],
+    wanted: &[bool],
+) -> Result<Vec<Option<Vec<f32>>>> {
+    struct Node<'a>(&'a Graph, NodeId, &'a [Operand<'a>], &'a [usize], &'a [f32], &'a [bool]);
+
+    impl Work for Node<'_> {
+        type Output = Result<Vec<Option<Vec<f32>>>>;
+
+        #[inline(always)]
+        fn run(self) -> Self::Output {
+            gradients_here(self.0, self.1, self.2, self.3, self.4, self.5)
+        }
+    }
+
+    Level::widest().run(Node(graph, node, operands, widths, gradient, wanted))
+}
+
+/// The same with the vectors of whoever calls it.
+#[inline(always)]
+fn gradients_here(
     graph: &Graph,
     node: NodeId,
     operands: &[Operand<'_>],
@@ -78,7 +103,7 @@ pub(crate) fn gradients(
         OpKind::Add(_) => (0..2).filter(|i| want(*i)).for_each(|i| out[i] = Some(dy.to_vec())),
         OpKind::Mul(_) => {
             for (i, other) in [(0, real(1)?), (1, real(0)?)] {
-                out[i] = want(i).then(|| dy.iter().zip(other).map(|(d, v)| d * v).collect());
+                out[i] = want(i).then(|| paired(dy, other, |d, v| d * v));
             }
         }
         OpKind::Silu(_) => {
@@ -86,7 +111,7 @@ pub(crate) fn gradients(
                 let sigmoid = 1.0 / (1.0 + dense::exp(-x));
                 sigmoid * (1.0 + x * (1.0 - sigmoid))
             };
-            out[0] = want(0).then_some(dy.iter().zip(real(0)?).map(|(d, x)| d * slope(*x)).collect());
+            out[0] = want(0).then_some(paired(dy, real(0)?, |d, x| d * slope(x)));
         }
         OpKind::Gelu(_) => {
             let slope = |x: f32| {
@@ -94,7 +119,7 @@ pub(crate) fn gradients(
                 let below = 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
                 (below + x * libm::exp(-0.5 * x * x) / std::f64::consts::TAU.sqrt()) as f32
             };
-            out[0] = want(0).then_some(dy.iter().zip(real(0)?).map(|(d, x)| d * slope(*x)).collect());
+            out[0] = want(0).then_some(paired(dy, real(0)?, |d, x| d * slope(x)));
         }
         OpKind::Softmax(_) => {
             let mut p = real(0)?.to_vec();
@@ -163,6 +188,7 @@ fn transposed_product(dy: &[f32], n: usize, x: &[f32], k: usize) -> Vec<f32> {
     out
 }
 
+#[inline(always)]
 fn column_sums(dy: &[f32], width: usize) -> Vec<f32> {
     let mut sums = vec![0.0f32; width];
     dy.chunks_exact(width).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, d)| *s += d));
@@ -170,14 +196,16 @@ fn column_sums(dy: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// With `f = (mean(x²) + ε)^(-1/2)`: `dx = f g dy - x f³ mean(x g dy)` and `dg = Σ x f dy`.
+#[inline(always)]
 fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let ones = vec![1.0; if gain.is_some() { 0 } else { width }];
     let gain = gain.unwrap_or(&ones);
     let (mut dx, mut dg) = (Vec::with_capacity(x.len()), vec![0.0f32; width]);
     for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
-        let square: f64 = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        let gain = &gain[..width];
+        let square = lane_sum(width, |i| x[i] * x[i]);
         let factor = 1.0 / (square / width as f64 + eps).sqrt();
-        let along: f64 = x.iter().zip(gain).zip(dy).map(|((x, g), d)| f64::from(x * g * d)).sum();
+        let along = lane_sum(width, |i| x[i] * gain[i] * dy[i]);
         let back = (factor.powi(3) * along / width as f64) as f32;
         let factor = factor as f32;
         dx.extend(x.iter().zip(gain).zip(dy).map(|((x, g), d)| factor * g * d - x * back));
@@ -187,6 +215,7 @@ fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64, dy: &[f32])
 }
 
 /// With `z = (x - mean) f` and `e = g dy`: `dx = f (e - mean(e) - z mean(e z))` and `dg = Σ z dy`.
+#[inline(always)]
 fn layer_norm(x: &[f32], width: usize, gain: &[f32], eps: f64, dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut dx, mut dg) = (Vec::with_capacity(x.len()), vec![0.0f32; width]);
     let count = width as f64;
@@ -211,16 +240,20 @@ fn turned_back(op: &Rope, dy: &[f32], positions: &[i32]) -> Vec<f32> {
 }
 
 /// `p ∘ (d - Σ p d)` in place of `p`, the gradient at the input of a softmax that gave `p`.
+#[inline(always)]
 fn softmax_gradient(p: &mut [f32], d: &[f32]) {
-    let along: f64 = p.iter().zip(d).map(|(p, d)| f64::from(p * d)).sum();
-    let along = along as f32;
-    p.iter_mut().zip(d).for_each(|(p, d)| *p *= d - along);
+    let d = &d[..p.len()];
+    let along = lane_sum(p.len(), |i| p[i] * d[i]) as f32;
+    for (p, d) in p.iter_mut().zip(d) {
+        *p *= d - along;
+    }
 }
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 64;
 
 /// Gradients of q, k and v; scores are computed again.
+#[inline(always)]
 fn attention(
     op: &Attention,
     [q, k, v]: [&[f32]; 3],
@@ -285,6 +318,7 @@ fn attention(
 }
 
 /// Adds rows to parts of the rows of `m`, `at` behind each row's start, from row `first` on.
+#[inline(always)]
 fn add_rows(m: &mut [f32], at: usize, stride: usize, first: usize, rows: &[f32], width: usize) {
     for (i, row) in rows.chunks_exact(width).enumerate() {
         let at = (first + i) * stride + at;

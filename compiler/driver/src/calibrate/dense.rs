@@ -7,6 +7,7 @@
 use attar_ir::ops::{Attention, Custom, Rope};
 use attar_ir::{Graph, NodeId, Op, OpKind, ValueId};
 use attar_pass::{Error, ErrorKind, Result};
+use attar_passes::quantize::vector_level::{Level, Work};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -46,6 +47,28 @@ pub(crate) fn evaluate(
     operands: &[Operand<'_>],
     widths: &[usize],
 ) -> Result<Vec<f32>> {
+    struct Node<'a>(&'a Graph, NodeId, &'a [Operand<'a>], &'a [usize]);
+
+    impl Work for Node<'_> {
+        type Output = Result<Vec<f32>>;
+
+        #[inline(always)]
+        fn run(self) -> Result<Vec<f32>> {
+            evaluate_here(self.0, self.1, self.2, self.3)
+        }
+    }
+
+    Level::widest().run(Node(graph, node, operands, widths))
+}
+
+/// The same with the vectors of whoever calls it.
+#[inline(always)]
+fn evaluate_here(
+    graph: &Graph,
+    node: NodeId,
+    operands: &[Operand<'_>],
+    widths: &[usize],
+) -> Result<Vec<f32>> {
     let op = graph.op(node);
     let wrong = || unsupported(graph, node);
     let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
@@ -69,12 +92,12 @@ pub(crate) fn evaluate(
             let heads = |i: usize| shape(i)[1].fixed().unwrap_or(1);
             attention(op, [real(0)?, real(1)?, real(2)?], index(3)?, [heads(0), heads(1)], width(0))
         }
-        OpKind::Add(_) => real(0)?.iter().zip(real(1)?).map(|(a, b)| a + b).collect(),
-        OpKind::Mul(_) => real(0)?.iter().zip(real(1)?).map(|(a, b)| a * b).collect(),
-        OpKind::Silu(_) => real(0)?.iter().map(|x| x / (1.0 + exp(-x))).collect(),
+        OpKind::Add(_) => paired(real(0)?, real(1)?, |a, b| a + b),
+        OpKind::Mul(_) => paired(real(0)?, real(1)?, |a, b| a * b),
+        OpKind::Silu(_) => mapped(real(0)?, |x| x / (1.0 + exp(-x))),
         OpKind::Gelu(_) => {
             let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
-            real(0)?.iter().map(|x| gelu(f64::from(*x)) as f32).collect()
+            mapped(real(0)?, |x| gelu(f64::from(x)) as f32)
         }
         OpKind::Softmax(_) => {
             let mut out = real(0)?.to_vec();
@@ -94,6 +117,26 @@ pub(crate) fn evaluate(
         | OpKind::GateUpSwiglu(_)
         | OpKind::LinearResidual(_) => return Err(wrong()),
     })
+}
+
+/// `f` of each number.
+#[inline(always)]
+pub(crate) fn mapped(x: &[f32], f: impl Fn(f32) -> f32) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f(*x);
+    }
+    out
+}
+
+/// `f` of each pair of numbers.
+#[inline(always)]
+pub(crate) fn paired(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
+    let mut out = vec![0.0; a.len()];
+    for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        *out = f(*a, *b);
+    }
+    out
 }
 
 /// A custom op of one output is what its body gives.
@@ -151,8 +194,8 @@ pub(crate) fn linear(x: &[f32], w: &[f32], k: usize, bias: Option<&[f32]>) -> Ve
     out
 }
 
-/// Outputs of a linear layer that one thread computes at a time.
-const OUTPUTS: usize = 512;
+/// Outputs of a linear layer that one thread computes at a time: few, so that threads end together.
+const OUTPUTS: usize = 96;
 
 /// [`linear`] of several windows at once: weights are prepared once for all of their rows, and threads share out the outputs.
 pub(crate) fn linear_of_all(windows: &[&[f32]], w: &[f32], k: usize, bias: Option<&[f32]>) -> Vec<Vec<f32>> {
@@ -177,10 +220,11 @@ pub(crate) fn linear_of_all(windows: &[&[f32]], w: &[f32], k: usize, bias: Optio
     results
 }
 
+#[inline(always)]
 fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(width) {
-        let square: f64 = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        let square = lane_sum(width, |i| row[i] * row[i]);
         let factor = (1.0 / (square / width as f64 + eps).sqrt()) as f32;
         match gain {
             Some(gain) => out.extend(row.iter().zip(gain).map(|(v, g)| v * factor * g)),
@@ -190,6 +234,7 @@ fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64) -> Vec<f32>
     out
 }
 
+#[inline(always)]
 fn layer_norm(x: &[f32], width: usize, gain: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(width) {
@@ -201,6 +246,7 @@ fn layer_norm(x: &[f32], width: usize, gain: &[f32], bias: &[f32], eps: f64) -> 
     out
 }
 
+#[inline(always)]
 pub(crate) fn rope(op: &Rope, x: &[f32], positions: &[i32]) -> Vec<f32> {
     let half = op.inv_freq.len();
     let mut out = x.to_vec();
@@ -228,6 +274,7 @@ pub(crate) fn rope(op: &Rope, x: &[f32], positions: &[i32]) -> Vec<f32> {
 const QUERIES: usize = 64;
 
 /// Causal attention of one sequence whose tokens stand at `positions`, ascending by 1 from 0.
+#[inline(always)]
 fn attention(
     op: &Attention,
     [q, k, v]: [&[f32]; 3],
@@ -295,12 +342,45 @@ pub(crate) fn gathered(
     rows.flat_map(|row| m[row * stride + at..row * stride + at + width].iter().copied()).collect()
 }
 
+#[inline(always)]
 pub(crate) fn softmax(row: &mut [f32]) {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|v| *v = exp(*v - largest));
-    let total: f64 = row.iter().map(|v| f64::from(*v)).sum();
-    let inverse = (1.0 / total) as f32;
-    row.iter_mut().for_each(|v| *v *= inverse);
+    let largest = largest(row);
+    for v in row.iter_mut() {
+        *v = exp(*v - largest);
+    }
+    let inverse = (1.0 / lane_sum(row.len(), |i| row[i])) as f32;
+    for v in row {
+        *v *= inverse;
+    }
+}
+
+/// Numbers that are added up, or compared, beside each other.
+const LANES: usize = 16;
+
+/// The largest of some numbers.
+#[inline(always)]
+pub(crate) fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane = if *v > *lane { *v } else { *lane };
+        }
+    }
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `Σ term(i)` in f64, in an order that vectorises.
+#[inline(always)]
+pub(crate) fn lane_sum(count: usize, term: impl Fn(usize) -> f32) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let whole = count - count % LANES;
+    for first in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f64::from(term(first + lane));
+        }
+    }
+    lanes.iter().sum::<f64>() + (whole..count).map(|i| f64::from(term(i))).sum::<f64>()
 }
 
 /// `eˣ` within two units in the last place, in arithmetic that vectorises and is the same on every machine.

@@ -7,6 +7,7 @@
 
 mod activations;
 mod adjoint;
+mod backward;
 mod dense;
 mod part;
 mod probe;
@@ -16,6 +17,7 @@ mod sequential;
 #[cfg(test)]
 mod tests;
 mod text;
+mod token_weights;
 
 use crate::error::{Error, Result};
 use crate::inputs::InputFile;
@@ -29,6 +31,7 @@ use probe::Probe;
 use saved::SavedStatistics;
 use std::path::{Path, PathBuf};
 use text::Language;
+use token_weights::TokenWeights;
 
 pub(crate) use sequential::SequentialRun;
 pub(crate) use text::problem;
@@ -62,7 +65,7 @@ pub struct CalibrationOptions {
 
 impl CalibrationOptions {
     /// Windows that a second moment of a few thousand columns needs to be more than noise.
-    pub const WINDOWS: usize = 96;
+    pub const WINDOWS: usize = 64;
     /// Tokens that show most of what attention does in a short text.
     pub const CONTEXT: usize = 512;
     /// Memory that every machine has.
@@ -181,6 +184,7 @@ fn windows_of(bytes: &[u8]) -> Vec<Vec<u32>> {
 /// Keys of the journal.
 const TEXT: &str = "calibration/text";
 const TEXT_HASH: &str = "calibration/text hash";
+const MATTERS: &str = "calibration/what predictions depend on";
 
 /// The calibrator of a compile: prepares its text when it is first asked.
 pub(crate) struct DriverCalibrator<'a> {
@@ -207,6 +211,10 @@ struct Running {
     original: Option<SequentialRun>,
     /// The part entered last.
     part: Option<PartRun>,
+    /// What predictions depend on, once a pass has asked.
+    matters: Option<TokenWeights>,
+    /// The power of what a token matters that it counts with; 0 when all count alike.
+    power: f64,
 }
 
 impl<'a> DriverCalibrator<'a> {
@@ -256,7 +264,15 @@ impl DriverCalibrator<'_> {
                         journal.put(TEXT, &bytes_of(&windows));
                     }
                     let run = SequentialRun::new(windows.clone(), self.options.max_memory / 2);
-                    State::Running(Box::new(Running { windows, text_hash, run, original: None, part: None }))
+                    State::Running(Box::new(Running {
+                        windows,
+                        text_hash,
+                        run,
+                        original: None,
+                        part: None,
+                        matters: None,
+                        power: 0.0,
+                    }))
                 }
             };
             let text_hash = match &self.state {
@@ -269,6 +285,44 @@ impl DriverCalibrator<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl DriverCalibrator<'_> {
+    /// Measures what predictions depend on, when there is text and it was not done.
+    fn measure_matters(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<()> {
+        let State::Running(running) = &mut self.state else { return Ok(()) };
+        if running.matters.is_some() {
+            return Ok(());
+        }
+        let kept =
+            self.journal.and_then(|j| j.get(MATTERS)).and_then(|bytes| TokenWeights::read(graph, &bytes));
+        let matters = match kept {
+            Some(matters) => matters,
+            None => {
+                let memory = self.options.max_memory;
+                let matters = TokenWeights::measure(&running.run, graph, weights, memory, progress)?;
+                if let Some(journal) = self.journal {
+                    journal.put(MATTERS, &matters.bytes(graph));
+                }
+                matters
+            }
+        };
+        running.matters = Some(matters);
+        Ok(())
+    }
+}
+
+impl Running {
+    /// What tokens count at a value, window by window; nothing when all count alike.
+    fn counts(&self, value: ValueId) -> Option<Vec<Vec<f32>>> {
+        let matters = self.matters.as_ref().filter(|_| self.power > 0.0)?;
+        matters.at(value, self.power)
     }
 }
 
@@ -294,6 +348,25 @@ impl Calibrator for DriverCalibrator<'_> {
             Some(probe) => probe.divergence(graph, weights, from, changed),
             None => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
         }
+    }
+
+    fn weigh_tokens(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        power: f64,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<bool> {
+        self.prepare(progress)?;
+        let State::Running(_) = &self.state else { return Ok(false) };
+        if !TokenWeights::fit(graph) {
+            return Ok(false);
+        }
+        self.measure_matters(graph, weights, progress)?;
+        if let State::Running(running) = &mut self.state {
+            running.power = power;
+        }
+        Ok(true)
     }
 
     fn window(
@@ -359,9 +432,10 @@ impl Calibrator for DriverCalibrator<'_> {
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> attar_pass::Result<Option<InputDrift>> {
         let State::Running(running) = &mut self.state else { return Ok(None) };
+        let counts = running.counts(input);
         let Running { run, original, .. } = &mut **running;
         let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
-        run.input_drift(original, graph, weights, input, sum, progress).map(Some)
+        run.input_drift(original, graph, weights, input, sum, counts.as_deref(), progress).map(Some)
     }
 
     fn input_statistics(
@@ -375,7 +449,10 @@ impl Calibrator for DriverCalibrator<'_> {
         // Weights are about to change: nothing can be compared with the original after this.
         self.probe = None;
         match &mut self.state {
-            State::Running(running) => running.run.input_statistics(graph, weights, input, progress),
+            State::Running(running) => {
+                let counts = running.counts(input);
+                running.run.input_statistics(graph, weights, input, counts.as_deref(), progress)
+            }
             State::Saved(saved) => saved.input_statistics(graph, input),
             State::Fresh => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),
         }

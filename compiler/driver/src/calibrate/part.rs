@@ -1,9 +1,8 @@
 //! A part of a model on its own: how far it is from what the uncompressed model gives there, and which way its weights lead
 //! nearer.
 
-use super::adjoint;
-use super::dense::Operand;
-use super::sequential::{Indices, SequentialRun, Snapshot, damaged, evaluate, operands, widths};
+use super::backward::Tape;
+use super::sequential::{Indices, SequentialRun, Snapshot, damaged, evaluate};
 use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName, WeightStore};
 use attar_pass::{Part, PartGradient, Result};
 use rayon::prelude::*;
@@ -168,49 +167,19 @@ impl PartRun {
         if !slopes {
             return Ok(Windowed { loss, tokens, weights: Vec::new() });
         }
-        let weights = self.backward(graph, &value_of, &values, indices, changed, slope)?;
-        Ok(Windowed { loss, tokens, weights })
-    }
-
-    /// Gradients of the changed weights from that of the part's output.
-    fn backward<'v>(
-        &self,
-        graph: &Graph,
-        value_of: &dyn Fn(NodeId) -> Option<&'v [f32]>,
-        values: &BTreeMap<ValueId, Vec<f32>>,
-        indices: &Indices<'_>,
-        changed: &[(WeightName, Vec<f32>)],
-        slope: Vec<f32>,
-    ) -> Result<Vec<Vec<f32>>> {
         let place = |node: NodeId| match graph.op(node) {
             OpKind::Weight(w) => changed.iter().position(|(name, _)| *name == w.name),
             _ => None,
         };
-        let mut of_weights: Vec<Vec<f32>> = changed.iter().map(|(_, v)| vec![0.0; v.len()]).collect();
-        let mut of_values = BTreeMap::from([(self.part.to, slope)]);
-        for id in self.nodes.iter().rev() {
-            let Some(slope) = of_values.remove(&ValueId { node: *id, slot: 0 }) else { continue };
-            let inputs = graph.inputs_of(*id);
-            let operands: Vec<Operand<'_>> = operands(graph, &inputs, value_of, values, indices)?;
-            let wanted: Vec<bool> = inputs
-                .iter()
-                .map(|v| place(v.node).is_some() || (values.contains_key(v) && *v != self.part.from))
-                .collect();
-            let found = adjoint::gradients(graph, *id, &operands, &widths(graph, &inputs), &slope, &wanted)?;
-            for (v, gradient) in inputs.iter().zip(found) {
-                let Some(gradient) = gradient else { continue };
-                let add = |sum: &mut Vec<f32>| sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g);
-                match place(v.node) {
-                    Some(at) => add(&mut of_weights[at]),
-                    None => match of_values.get_mut(v) {
-                        Some(sum) => add(sum),
-                        None => {
-                            of_values.insert(*v, gradient);
-                        }
-                    },
-                }
+        let wanted = |v: ValueId| place(v.node).is_some() || (values.contains_key(&v) && v != self.part.from);
+        let tape = Tape { graph, nodes: &self.nodes, weight: &value_of, values: &values, indices };
+        let found = tape.back(BTreeMap::from([(self.part.to, slope)]), &wanted, &mut |_, _| ())?;
+        let mut weights: Vec<Vec<f32>> = changed.iter().map(|(_, v)| vec![0.0; v.len()]).collect();
+        for (v, gradient) in found {
+            if let Some(at) = place(v.node) {
+                weights[at].iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g);
             }
         }
-        Ok(of_weights)
+        Ok(Windowed { loss, tokens, weights })
     }
 }

@@ -1,6 +1,6 @@
 //! How far a model's predictions move when some of its weights change: short runs of what depends on them.
 
-use super::dense::exp;
+use super::dense::{exp, lane_sum, largest};
 use super::sequential::SequentialRun;
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
 use attar_pass::{Error, ErrorKind, Result};
@@ -84,31 +84,15 @@ fn output(graph: &Graph) -> Result<ValueId> {
         .ok_or_else(|| Error::new(ErrorKind::Calibration { problem: "the graph has no output".to_owned() }))
 }
 
-/// Sums that are added up beside each other.
-const LANES: usize = 16;
-
 /// `ln Σ exp`.
 fn log_sum(logits: &[f32]) -> f32 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    top + libm::log(sum(logits.len(), |i| exp(logits[i] - top))) as f32
+    let top = largest(logits);
+    top + libm::log(lane_sum(logits.len(), |i| exp(logits[i] - top))) as f32
 }
 
 /// `Σ p (ln p - ln q)` of log-probabilities and logits.
 fn divergence_of(base: &[f32], new: &[f32]) -> f64 {
     let total = log_sum(new);
     let (base, new) = (&base[..new.len()], new);
-    sum(new.len(), |i| exp(base[i]) * (base[i] - (new[i] - total))).max(0.0)
-}
-
-/// `Σ term(i)`, in an order that vectorises.
-#[inline(always)]
-fn sum(count: usize, term: impl Fn(usize) -> f32) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let whole = count - count % LANES;
-    for first in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f64::from(term(first + lane));
-        }
-    }
-    lanes.iter().sum::<f64>() + (whole..count).map(|i| f64::from(term(i))).sum::<f64>()
+    lane_sum(new.len(), |i| exp(base[i]) * (base[i] - (new[i] - total))).max(0.0)
 }

@@ -120,6 +120,11 @@ impl SequentialRun {
         Ok(())
     }
 
+    /// Windows.
+    pub(crate) fn count(&self) -> usize {
+        self.windows.len()
+    }
+
     /// Tokens of all windows.
     pub(crate) fn tokens(&self) -> u64 {
         self.windows.iter().map(|w| w.len() as u64).sum()
@@ -131,11 +136,17 @@ impl SequentialRun {
         graph: &Graph,
         weights: &WeightStore,
         input: ValueId,
+        counts: Option<&[Vec<f32>]>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputStatistics> {
         let width = graph.ty(input).last().ok_or_else(|| damaged(graph, input, "has no fixed width"))?;
         let mut tiles = Tiles::new(width);
-        self.advance(graph, weights, input, progress, &mut |inputs| tiles.add(inputs))?;
+        let mut seen = 0;
+        self.advance(graph, weights, input, progress, &mut |inputs| {
+            let counts = counts.map(|c| &c[seen..seen + inputs.len()]);
+            seen += inputs.len();
+            tiles.add(inputs, counts);
+        })?;
         Ok(tiles.statistics(self.tokens()))
     }
 
@@ -169,6 +180,7 @@ impl SequentialRun {
         weights: &WeightStore,
         input: ValueId,
         sum: Option<ValueId>,
+        counts: Option<&[Vec<f32>]>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputDrift> {
         let width = |v| graph.ty(v).last().ok_or_else(|| damaged(graph, v, "has no fixed width"));
@@ -186,7 +198,14 @@ impl SequentialRun {
                 self.compute(graph, &open, range.clone())?,
                 original.compute(graph, &before, range.clone())?,
             );
-            of_input.add(&differences(&was, &now), &now);
+            let counts = counts.map(|c| &c[range.clone()]);
+            let counted = |mut differences: Vec<Vec<f32>>| {
+                if let Some(counts) = counts {
+                    differences.iter_mut().zip(counts).for_each(|(d, c)| scale_rows(d, c, |c| c));
+                }
+                differences
+            };
+            of_input.add(&counted(differences(&was, &now)), &now);
             if let (Some(product), Some(v)) = (&mut of_sum, sum) {
                 let values = |run: &SequentialRun| -> Result<Vec<Vec<f32>>> {
                     let get = |window| {
@@ -197,16 +216,23 @@ impl SequentialRun {
                     };
                     range.clone().map(get).collect()
                 };
-                product.add(&differences(&values(original)?, &values(self)?), &now);
+                product.add(&counted(differences(&values(original)?, &values(self)?)), &now);
             }
         }
         self.close(open);
         original.close(before);
-        Ok(InputDrift { of_input: of_input.sum, of_sum: of_sum.map(|p| p.sum) })
+        let n_effective = match counts {
+            None => self.tokens() as f64,
+            Some(counts) => {
+                let of = |power: i32| counts.iter().flatten().map(|c| f64::from(*c).powi(power)).sum::<f64>();
+                of(1).powi(2) / of(2).max(f64::MIN_POSITIVE)
+            }
+        };
+        Ok(InputDrift { of_input: of_input.sum, of_sum: of_sum.map(|p| p.sum), n_effective })
     }
 
     /// Windows that are computed together.
-    fn portions(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    pub(crate) fn portions(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let (total, at_once) = (self.windows.len(), rayon::current_num_threads() * WINDOWS_PER_THREAD);
         (0..total).step_by(at_once).map(move |first| first..(first + at_once).min(total))
     }
@@ -453,10 +479,23 @@ impl SequentialRun {
 }
 
 /// What the graph's inputs are for one window.
+#[derive(Clone)]
 pub(crate) struct Indices<'a> {
     tokens: &'a [i32],
     positions: Vec<i32>,
     rows: &'a [i32],
+}
+
+impl<'a> Indices<'a> {
+    /// Rows of logits that are wanted.
+    pub(crate) fn rows(&self) -> &'a [i32] {
+        self.rows
+    }
+
+    /// The same window with some of those alone.
+    pub(crate) fn with_rows(&self, rows: std::ops::Range<usize>) -> Indices<'a> {
+        Indices { rows: &self.rows[rows], ..self.clone() }
+    }
 }
 
 /// Runs one node over one window. `weight` gives the values of weight nodes.
@@ -517,13 +556,22 @@ pub(crate) fn damaged(graph: &Graph, value: ValueId, problem: &str) -> Error {
     Error::new(ErrorKind::Calibration { problem: format!("%{} {problem}", graph.node(value.node).name) })
 }
 
-fn spill(e: std::io::Error) -> Error {
+pub(crate) fn spill(e: std::io::Error) -> Error {
     Error::new(ErrorKind::CalibrationIo { problem: format!("the temporary file for activations: {e}") })
 }
 
 /// `was - now`, window by window.
 fn differences(was: &[Vec<f32>], now: &[Vec<f32>]) -> Vec<Vec<f32>> {
     was.iter().zip(now).map(|(was, now)| was.iter().zip(now).map(|(a, b)| a - b).collect()).collect()
+}
+
+/// Multiplies each row by what `factor` makes of its count.
+fn scale_rows(rows: &mut [f32], counts: &[f32], factor: impl Fn(f32) -> f32) {
+    let width = rows.len() / counts.len().max(1);
+    for (row, count) in rows.chunks_exact_mut(width.max(1)).zip(counts) {
+        let by = factor(*count);
+        row.iter_mut().for_each(|v| *v *= by);
+    }
 }
 
 /// A sum of products `Yᵀ X` over windows, `[M, K]`.
@@ -593,11 +641,20 @@ impl Tiles {
         Tiles { width, tiles: tiles.map(tile).collect(), columns: cuts().map(columns).collect() }
     }
 
-    /// Adds the rows of some windows, in order.
-    fn add(&mut self, windows: &[Vec<f32>]) {
+    /// Adds the rows of some windows, in order; in moments each row counts as often as `counts` says.
+    fn add(&mut self, windows: &[Vec<f32>], counts: Option<&[Vec<f32>]>) {
         let width = self.width;
+        let scaled: Option<Vec<Vec<f32>>> = counts.map(|counts| {
+            let of_window = |(x, counts): (&Vec<f32>, &Vec<f32>)| {
+                let mut x = x.clone();
+                scale_rows(&mut x, counts, f32::sqrt);
+                x
+            };
+            windows.par_iter().zip(counts).map(of_window).collect()
+        });
+        let counted = scaled.as_deref().unwrap_or(windows);
         self.tiles.par_iter_mut().for_each(|tile| {
-            for x in windows {
+            for x in counted {
                 let x = MatRef::from_row_major_slice(x, x.len() / width, width);
                 let (left, right) = (x.get(.., tile.rows.clone()), x.get(.., tile.columns.clone()));
                 let sum =

@@ -34,7 +34,7 @@ fn all_statistics(model: &Imported, memory: u64, threads: usize) -> Vec<InputSta
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
         let mut run = SequentialRun::new(windows(), memory);
-        let of = |v| run.input_statistics(&model.graph, &model.weights, v, &mut |_, _, _| {});
+        let of = |v| run.input_statistics(&model.graph, &model.weights, v, None, &mut |_, _, _| {});
         linear_inputs(&model.graph).into_iter().map(of).collect::<Result<_, _>>().expect("statistics")
     })
 }
@@ -106,7 +106,7 @@ fn going_back_starts_again_with_the_weights_as_they_are() {
     let inputs = linear_inputs(&model.graph);
     let mut run = SequentialRun::new(windows(), 1 << 30);
     let mut of = |model: &Imported, v| {
-        run.input_statistics(&model.graph, &model.weights, v, &mut |_, _, _| {}).expect("statistics")
+        run.input_statistics(&model.graph, &model.weights, v, None, &mut |_, _, _| {}).expect("statistics")
     };
     let last = inputs[inputs.len() - 1];
     let (first, end) = (of(&model, inputs[0]), of(&model, last));
@@ -127,7 +127,9 @@ fn a_value_that_is_no_number_is_named() {
     model.weights.add_values(name, &shape, vec![f32::INFINITY; shape[0]]);
     let mut run = SequentialRun::new(windows(), 1 << 30);
     let first = linear_inputs(&model.graph)[0];
-    let e = run.input_statistics(&model.graph, &model.weights, first, &mut |_, _, _| {}).expect_err("damage");
+    let e = run
+        .input_statistics(&model.graph, &model.weights, first, None, &mut |_, _, _| {})
+        .expect_err("damage");
     assert!(e.to_string().contains("%l0_attn_norm holds"), "{e}");
 }
 
@@ -253,7 +255,7 @@ fn a_part_left_is_run_again() {
         PartRun::enter(&mut run, &model.graph, &model.weights, part, &mut |_, _, _| {}).expect("a part");
     let last = inputs[inputs.len() - 1];
     let of = |run: &mut SequentialRun, model: &Imported| {
-        run.input_statistics(&model.graph, &model.weights, last, &mut |_, _, _| {}).expect("statistics")
+        run.input_statistics(&model.graph, &model.weights, last, None, &mut |_, _, _| {}).expect("statistics")
     };
     let before = of(&mut run, &model);
     let name = "model.layers.1.mlp.down_proj.weight";
@@ -286,8 +288,16 @@ fn drift_is_measured_from_the_original() {
     let drift = |model: &Imported| {
         let mut run = SequentialRun::new(windows(), 1 << 30);
         let mut original = run.of_original(1 << 30);
-        run.input_drift(&mut original, &model.graph, &model.weights, down, Some(residual), &mut |_, _, _| {})
-            .expect("drift")
+        run.input_drift(
+            &mut original,
+            &model.graph,
+            &model.weights,
+            down,
+            Some(residual),
+            None,
+            &mut |_, _, _| {},
+        )
+        .expect("drift")
     };
     assert!(drift(&model).of_input.iter().all(|v| *v == 0.0));
     let name = "model.layers.0.self_attn.o_proj.weight";
@@ -318,4 +328,53 @@ fn drift_is_measured_from_the_original() {
     };
     check(&found.of_input, &x, &x_now);
     check(&found.of_sum.expect("the sum's"), &r, &r_now);
+}
+
+/// Tokens that count double are as good as seen twice.
+#[test]
+fn moments_and_drift_count_tokens() {
+    let mut model = tiny("tiny/smollm2");
+    let down = linear_inputs(&model.graph)[3];
+    let counts: Vec<Vec<f32>> =
+        windows().iter().map(|w| (0..w.len()).map(|t| (t % 3) as f32).collect()).collect();
+    let name = "model.layers.0.self_attn.o_proj.weight";
+    let info = model.weights.info(name).expect("a weight").clone();
+    let coarse = attar_format::by_name("bf16").expect("a format");
+    let halved: Vec<f32> = model.weights.read_f32(name).expect("values").iter().map(|v| v * 0.5).collect();
+    let encoded =
+        attar_format::Encoded::from_f32(coarse, info.shape[0], info.shape[1], &halved).expect("codes");
+    model.weights.set_encoded(name, &encoded).expect("encoded");
+    let (graph, weights) = (&model.graph, &model.weights);
+    let values = |original: bool| {
+        let run = SequentialRun::new(windows(), 1 << 30);
+        let mut run = if original { run.of_original(1 << 30) } else { run };
+        let mut all = Vec::new();
+        run.advance(graph, weights, down, &mut |_, _, _| {}, &mut |v| all.extend(v.concat()))
+            .expect("values");
+        all
+    };
+    let (was, now) = (values(true), values(false));
+    let mut run = SequentialRun::new(windows(), 1 << 30);
+    let mut silent = |_: &str, _, _| {};
+    let moments = run.input_statistics(graph, weights, down, Some(&counts), &mut silent).expect("statistics");
+    let mut run = SequentialRun::new(windows(), 1 << 30);
+    let mut original = run.of_original(1 << 30);
+    let drift = run
+        .input_drift(&mut original, graph, weights, down, None, Some(&counts), &mut silent)
+        .expect("drift");
+    let flat: Vec<f64> = counts.concat().into_iter().map(f64::from).collect();
+    let k = moments.width;
+    for (i, j) in (0..k).flat_map(|i| (0..k).map(move |j| (i, j))) {
+        let at = |all: &[f32], t: usize, i: usize| f64::from(all[t * k + i]);
+        let sum =
+            |term: &dyn Fn(usize) -> f64| flat.iter().enumerate().map(|(t, c)| c * term(t)).sum::<f64>();
+        let moment = sum(&|t| at(&now, t, i) * at(&now, t, j));
+        let moved = sum(&|t| (at(&was, t, i) - at(&now, t, i)) * at(&now, t, j));
+        let close = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-4 * (1.0 + b.abs());
+        assert!(close(moments.second_moment[i * k + j], moment) && close(drift.of_input[i * k + j], moved));
+    }
+    // Counts 0, 1, 2: nine for every fifteen squared.
+    let expected = flat.iter().sum::<f64>().powi(2) / flat.iter().map(|c| c * c).sum::<f64>();
+    assert!((drift.n_effective - expected).abs() < 1e-9 && expected < 0.7 * flat.len() as f64);
+    assert_eq!(moments.n_tokens, flat.len() as u64);
 }
