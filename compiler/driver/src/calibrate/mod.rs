@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use text::Language;
 use token_weights::TokenWeights;
 
+use sequential::Counted;
 pub(crate) use sequential::SequentialRun;
 pub(crate) use text::problem;
 
@@ -435,7 +436,8 @@ impl Calibrator for DriverCalibrator<'_> {
         let counts = running.counts(input);
         let Running { run, original, .. } = &mut **running;
         let original = original.get_or_insert_with(|| run.of_original(self.options.max_memory / 2));
-        run.input_drift(original, graph, weights, input, sum, counts.as_deref(), progress).map(Some)
+        let input = Counted { value: input, counts: counts.as_deref() };
+        run.input_drift(original, graph, weights, input, sum, progress).map(Some)
     }
 
     fn input_statistics(
@@ -451,7 +453,8 @@ impl Calibrator for DriverCalibrator<'_> {
         match &mut self.state {
             State::Running(running) => {
                 let counts = running.counts(input);
-                running.run.input_statistics(graph, weights, input, counts.as_deref(), progress)
+                let input = Counted { value: input, counts: counts.as_deref() };
+                running.run.input_statistics(graph, weights, input, progress)
             }
             State::Saved(saved) => saved.input_statistics(graph, input),
             State::Fresh => Err(attar_pass::Error::new(attar_pass::ErrorKind::Uncalibrated)),

@@ -95,7 +95,7 @@ fn run(
     let mut outliers = Vec::new();
     for (done, (name, value)) in (0u64..).zip(&sites) {
         progress(name, done, sites.len() as u64);
-        let s = sequence.input_statistics(graph, &imported.weights, *value, None, &mut |_, _, _| {})?;
+        let s = sequence.input_statistics(graph, &imported.weights, (*value).into(), &mut |_, _, _| {})?;
         let lower = (0..s.width).flat_map(|i| &s.second_moment[i * s.width..=i * s.width + i]);
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let lower = lower.flat_map(|v| v.to_le_bytes()).collect();

@@ -52,6 +52,19 @@ struct Stage {
     finished: Vec<NodeId>,
 }
 
+/// A value whose rows are summed over, and how often each token counts, window by window; once when nothing is said.
+#[derive(Clone, Copy)]
+pub(crate) struct Counted<'a> {
+    pub(crate) value: ValueId,
+    pub(crate) counts: Option<&'a [Vec<f32>]>,
+}
+
+impl From<ValueId> for Counted<'_> {
+    fn from(value: ValueId) -> Self {
+        Counted { value, counts: None }
+    }
+}
+
 /// Which nodes had run at some time.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
@@ -135,8 +148,7 @@ impl SequentialRun {
         &mut self,
         graph: &Graph,
         weights: &WeightStore,
-        input: ValueId,
-        counts: Option<&[Vec<f32>]>,
+        Counted { value: input, counts }: Counted<'_>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputStatistics> {
         let width = graph.ty(input).last().ok_or_else(|| damaged(graph, input, "has no fixed width"))?;
@@ -178,9 +190,8 @@ impl SequentialRun {
         original: &mut SequentialRun,
         graph: &Graph,
         weights: &WeightStore,
-        input: ValueId,
+        Counted { value: input, counts }: Counted<'_>,
         sum: Option<ValueId>,
-        counts: Option<&[Vec<f32>]>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputDrift> {
         let width = |v| graph.ty(v).last().ok_or_else(|| damaged(graph, v, "has no fixed width"));

@@ -2,7 +2,7 @@
 
 use super::part::PartRun;
 use super::probe::Probe;
-use super::sequential::SequentialRun;
+use super::sequential::{Counted, SequentialRun};
 use attar_import::Imported;
 use attar_ir::interp::{KvState, Precision, Step, run_step};
 use attar_ir::{Graph, OpKind, ValueId, WeightName};
@@ -34,7 +34,7 @@ fn all_statistics(model: &Imported, memory: u64, threads: usize) -> Vec<InputSta
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
         let mut run = SequentialRun::new(windows(), memory);
-        let of = |v| run.input_statistics(&model.graph, &model.weights, v, None, &mut |_, _, _| {});
+        let of = |v: ValueId| run.input_statistics(&model.graph, &model.weights, v.into(), &mut |_, _, _| {});
         linear_inputs(&model.graph).into_iter().map(of).collect::<Result<_, _>>().expect("statistics")
     })
 }
@@ -105,8 +105,8 @@ fn going_back_starts_again_with_the_weights_as_they_are() {
     let mut model = tiny("tiny/smollm2");
     let inputs = linear_inputs(&model.graph);
     let mut run = SequentialRun::new(windows(), 1 << 30);
-    let mut of = |model: &Imported, v| {
-        run.input_statistics(&model.graph, &model.weights, v, None, &mut |_, _, _| {}).expect("statistics")
+    let mut of = |model: &Imported, v: ValueId| {
+        run.input_statistics(&model.graph, &model.weights, v.into(), &mut |_, _, _| {}).expect("statistics")
     };
     let last = inputs[inputs.len() - 1];
     let (first, end) = (of(&model, inputs[0]), of(&model, last));
@@ -128,7 +128,7 @@ fn a_value_that_is_no_number_is_named() {
     let mut run = SequentialRun::new(windows(), 1 << 30);
     let first = linear_inputs(&model.graph)[0];
     let e = run
-        .input_statistics(&model.graph, &model.weights, first, None, &mut |_, _, _| {})
+        .input_statistics(&model.graph, &model.weights, first.into(), &mut |_, _, _| {})
         .expect_err("damage");
     assert!(e.to_string().contains("%l0_attn_norm holds"), "{e}");
 }
@@ -255,7 +255,8 @@ fn a_part_left_is_run_again() {
         PartRun::enter(&mut run, &model.graph, &model.weights, part, &mut |_, _, _| {}).expect("a part");
     let last = inputs[inputs.len() - 1];
     let of = |run: &mut SequentialRun, model: &Imported| {
-        run.input_statistics(&model.graph, &model.weights, last, None, &mut |_, _, _| {}).expect("statistics")
+        run.input_statistics(&model.graph, &model.weights, last.into(), &mut |_, _, _| {})
+            .expect("statistics")
     };
     let before = of(&mut run, &model);
     let name = "model.layers.1.mlp.down_proj.weight";
@@ -292,9 +293,8 @@ fn drift_is_measured_from_the_original() {
             &mut original,
             &model.graph,
             &model.weights,
-            down,
+            down.into(),
             Some(residual),
-            None,
             &mut |_, _, _| {},
         )
         .expect("drift")
@@ -356,12 +356,11 @@ fn moments_and_drift_count_tokens() {
     let (was, now) = (values(true), values(false));
     let mut run = SequentialRun::new(windows(), 1 << 30);
     let mut silent = |_: &str, _, _| {};
-    let moments = run.input_statistics(graph, weights, down, Some(&counts), &mut silent).expect("statistics");
+    let counted = Counted { value: down, counts: Some(&counts) };
+    let moments = run.input_statistics(graph, weights, counted, &mut silent).expect("statistics");
     let mut run = SequentialRun::new(windows(), 1 << 30);
     let mut original = run.of_original(1 << 30);
-    let drift = run
-        .input_drift(&mut original, graph, weights, down, None, Some(&counts), &mut silent)
-        .expect("drift");
+    let drift = run.input_drift(&mut original, graph, weights, counted, None, &mut silent).expect("drift");
     let flat: Vec<f64> = counts.concat().into_iter().map(f64::from).collect();
     let k = moments.width;
     for (i, j) in (0..k).flat_map(|i| (0..k).map(move |j| (i, j))) {
