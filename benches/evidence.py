@@ -225,7 +225,7 @@ def main():
     parser.add_argument("model", help="checkpoint, as `attar compile` takes it")
     parser.add_argument("--attar", type=Path, default=Path("target/release/attar"))
     parser.add_argument("--calibrate", type=Path, required=True, help="text that codes are chosen by")
-    parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("--calibration-windows", type=int, default=96)
     parser.add_argument("--text", type=Path, required=True, help="text that is predicted")
     parser.add_argument("--windows", type=int, default=100)
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made")

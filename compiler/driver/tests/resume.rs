@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 /// Blocks of three bits, reconstructed.
 const BLOCKS: &str = "[[pass]]\nname = \"quantize-gptq\"\ntensors = [\"model.layers.*\"]\nformat = \"n3\"\n\
     reconstruct_steps = 8\n[[pass]]\nname = \"quantize-rtn\"\nformat = \"n6\"\n";
+/// Tokens count by what predictions depend on.
+const GUIDED: &str = "[[pass]]\nname = \"quantize-gptq\"\nformat = \"n4\"\nguidance = 1.0\n";
 const MIXED: &str = "[[pass]]\nname = \"quantize-mixed\"\nmax_kld = 0.05\n";
 
 fn options(recipe: &str, out: &Path) -> CompileOptions {
@@ -73,13 +75,15 @@ fn bytes(path: &Path) -> Vec<u8> {
 #[test]
 fn resuming_gives_the_bytes_of_an_uninterrupted_compile() {
     let dir = tempfile::tempdir().expect("a folder");
-    let recipes = [Preset::N4.calibrated_recipe(), MIXED.to_owned(), BLOCKS.to_owned()];
+    let recipes = [Preset::N4.calibrated_recipe(), MIXED.to_owned(), BLOCKS.to_owned(), GUIDED.to_owned()];
     for (i, recipe) in recipes.iter().enumerate() {
         let whole = dir.path().join(format!("whole{i}.attar"));
         let (report, told) = compile(options(recipe, &whole));
         assert_eq!(report.resumed_tensors, 0);
         assert!(told.iter().any(|t| t.starts_with("writing calibration text")), "{told:?}");
         assert!(!partial(&whole).exists());
+        let weighs = |told: &[String]| told.iter().any(|t| t.starts_with("weighing tokens"));
+        assert_eq!(weighs(&told), recipe == GUIDED, "{told:?}");
         let points =
             ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.gate_proj", "sensitivity of model.layers.1"];
         for (at, point) in points.iter().enumerate() {
@@ -92,7 +96,8 @@ fn resuming_gives_the_bytes_of_an_uninterrupted_compile() {
             let (report, told) = compile(options(recipe, &out));
             assert!(bytes(&whole) == bytes(&out), "{point}");
             assert!(!partial(&out).exists());
-            // The model does not write its text again, and what was chosen is not chosen again.
+            // The model does not write its text again, and what was measured or chosen is not again.
+            assert!(!weighs(&told), "{told:?}");
             assert!(!told.iter().any(|t| t.starts_with("writing calibration text")), "{told:?}");
             if point.starts_with("model") {
                 assert!(report.resumed_tensors >= 4, "{}", report.resumed_tensors);

@@ -56,7 +56,7 @@ attar_plugin::options! {
 const DAMPING: f64 = 0.01;
 const ROUNDS: i64 = 4;
 pub(super) const FOLLOW: f64 = 1.0;
-pub(super) const GUIDANCE: f64 = 1.0;
+pub(super) const GUIDANCE: f64 = 0.0;
 /// Tokens that each column of a matrix needs until half of the drift that they show is believed.
 const FITTED: f64 = 10.0;
 

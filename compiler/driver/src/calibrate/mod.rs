@@ -66,7 +66,7 @@ pub struct CalibrationOptions {
 
 impl CalibrationOptions {
     /// Windows that a second moment of a few thousand columns needs to be more than noise.
-    pub const WINDOWS: usize = 64;
+    pub const WINDOWS: usize = 96;
     /// Tokens that show most of what attention does in a short text.
     pub const CONTEXT: usize = 512;
     /// Memory that every machine has.
