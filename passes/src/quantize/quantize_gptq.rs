@@ -338,7 +338,7 @@ impl Context {
         const ROWS: usize = 64;
         let k = self.curvature.width();
         // What is fitted to noise grows with the numbers that are fitted, so little text is trusted little.
-        let trust = 1.0 / (1.0 + FITTED * k as f64 / drift.n_effective);
+        let trust = 1.0 / (1.0 + (FITTED * k as f64 / drift.n_effective).powi(2));
         let share = (follow * trust / self.curvature.n_tokens()) as f32;
         let mut targets = weights.to_vec();
         targets.par_chunks_mut(ROWS * k).enumerate().for_each(|(chunk, rows)| {

@@ -33,7 +33,7 @@ attar_plugin::options! {
         pub(crate) coarsest: String = "n2", of CODED_FORMATS;
         /// format of most bits that a matrix may get
         pub(crate) finest: String = "w8", of CODED_FORMATS;
-        /// share of what layers before have changed in a layer's inputs that weights of at most 4 bits make up for
+        /// share of what layers before have changed in a layer's inputs that its weights make up for
         pub(crate) correct_drift: f64 = quantize_gptq::FOLLOW, float 0.0..=1.0;
         /// power of what a token matters to predictions that it counts with; 0 counts all alike
         pub(crate) guidance: f64 = quantize_gptq::GUIDANCE, float 0.0..=1.0;
@@ -45,8 +45,6 @@ attar_plugin::options! {
 /// Divergence that choosing codes by calibration leaves of what rounding costs, on the careful side: what is foretold with it
 /// was 1.1 to 1.6 times what was measured (docs/quality.md).
 const LEFT_BY_CALIBRATION: f64 = 0.5;
-/// Bits up to which layers make up for drift. With more there is little of it, and what is fitted is noise.
-const FOLLOWING_BITS: usize = 4;
 /// Rows of a matrix from which the error of a format is estimated.
 const SAMPLE_ROWS: usize = 96;
 
@@ -172,8 +170,7 @@ impl Mixed {
             blocks.before(graph, cx, &unit.site)?;
             let first = unit.site.subjects[0].name.clone();
             let format = self.formats[*choice];
-            let follow = if format.code_bits() <= FOLLOWING_BITS { self.follow } else { 0.0 };
-            let gptq = Gptq::with_format(format, follow);
+            let gptq = Gptq::with_format(format, self.follow);
             cx.progress(&first, count + 2 * i as u64, total);
             // A matrix that no coded format fits stays with what does.
             let suited = |s: &Suitable| Suitable {
