@@ -25,9 +25,9 @@ METHODS = {
     "rounding": ("quantize-rtn", "search = false\nimportance = false", False),
     "scale search": ("quantize-rtn", "importance = false", False),
     "search by importance": ("quantize-rtn", "", True),
-    "GPTQ": ("quantize-gptq", "guidance = 0.0\ncorrect_drift = 0.0", True),
-    "GPTQ, drift corrected": ("quantize-gptq", "guidance = 0.0", True),
-    "GPTQ, guided and drift corrected": ("quantize-gptq", "", True),
+    "GPTQ": ("quantize-gptq", "correct_drift = 0.0", True),
+    "GPTQ, drift corrected": ("quantize-gptq", "", True),
+    "GPTQ, drift corrected, guided": ("quantize-gptq", "guidance = 1.0", True),
 }
 FORMATS = ["n2", "n3", "n4", "n5", "n6", "w8"]
 # w8 has nothing to search.

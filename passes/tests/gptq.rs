@@ -243,13 +243,31 @@ fn inputs_are_asked_for_in_the_order_they_are_computed() {
     }
 }
 
+/// Statistics alone tell nothing of gradients; the codes are those without guidance, and the metrics say why.
+#[test]
+fn guidance_that_cannot_be_had_is_refused() {
+    let k = 64;
+    let of = |keys: &str| {
+        let (mut g, mut store) = model(normal(k * k, 1), normal(k * k, 2), k);
+        let mut calibrator = Fixed { statistics: statistics(k, 80, 1, 0), asked: Vec::new() };
+        let report = run(keys, &mut g, &mut store, Some(&mut calibrator)).unwrap();
+        let refused = report.metrics.iter().any(|m| m.subject == "guidance");
+        (store.read_encoded("a.weight").unwrap(), refused)
+    };
+    let (plain, guided) = (of("format = \"n4\""), of("format = \"n4\"\nguidance = 1.0"));
+    assert!(plain.0 == guided.0);
+    assert_eq!((plain.1, guided.1), (false, true));
+}
+
 #[test]
 fn without_calibration_it_says_what_to_do() {
     let k = 64;
     let (mut g, mut store) = model(normal(k * k, 1), normal(k * k, 2), k);
-    let e = run("format = \"n4\"", &mut g, &mut store, None).unwrap_err();
-    assert_eq!((e.family(), e.at.tensor.as_deref()), (Family::Input, Some("a.weight")));
-    assert!(e.to_string().contains("--calibrate") && e.to_string().contains("quantize-rtn"), "{e}");
+    for keys in ["format = \"n4\"", "format = \"n4\"\nguidance = 1.0"] {
+        let e = run(keys, &mut g, &mut store, None).unwrap_err();
+        assert_eq!((e.family(), e.at.tensor.as_deref()), (Family::Input, Some("a.weight")));
+        assert!(e.to_string().contains("--calibrate") && e.to_string().contains("quantize-rtn"), "{e}");
+    }
 }
 
 #[test]

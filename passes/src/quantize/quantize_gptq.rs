@@ -120,9 +120,7 @@ impl Gptq {
         if resumed > 0 {
             cx.progress(&format!("resumed: {resumed} of {} tensors", subjects.len()), 0, total);
         }
-        if self.guidance > 0.0 && cx.is_calibrated() {
-            cx.weigh_tokens(graph, self.guidance)?;
-        }
+        weigh_tokens(graph, cx, self.guidance)?;
         let mut done = 0;
         let sites = sites(graph, subjects.into_iter().map(|(s, _)| s).collect());
         let few = self.format.code_bits() <= Reconstruction::FEW_BITS;
@@ -258,6 +256,14 @@ impl Gptq {
         }
         Ok(())
     }
+}
+
+/// Lets tokens count by what predictions depend on, where there is calibration, and says where that cannot be known.
+pub(super) fn weigh_tokens(graph: &Graph, cx: &mut PassCx<'_>, guidance: f64) -> Result<()> {
+    if guidance > 0.0 && cx.is_calibrated() && !cx.weigh_tokens(graph, guidance)? {
+        cx.refused("guidance", "all tokens count alike: there is no text, or an op without a known gradient");
+    }
+    Ok(())
 }
 
 /// Key of the journal for a matrix.

@@ -154,9 +154,7 @@ impl Mixed {
             self.judge(graph, cx, unit).map_err(|e| e.at_tensor(&name))?;
         }
         let plan = self.plan(&units)?;
-        if self.guidance > 0.0 {
-            cx.weigh_tokens(graph, self.guidance)?;
-        }
+        quantize_gptq::weigh_tokens(graph, cx, self.guidance)?;
         let few = |choice: &usize| self.formats[*choice].code_bits() <= Reconstruction::FEW_BITS;
         let sites = units.iter().zip(&plan).map(|(unit, choice)| (&unit.site, few(choice)));
         let mut blocks = BlockByBlock::new(graph, self.reconstruction, sites);

@@ -154,8 +154,8 @@ impl Kv {
     }
 }
 
-/// Bits per weight from which a budget leaves more of the error to rounded activations, which smoothing takes some of, than it
-/// costs to scale weights (docs/quality.md).
+/// Bits per weight from which a budget begins with smoothing: with more bits, more of the error comes from rounded activations, which
+/// it helps, and less from weights, which it may not. Between two sizes that were measured (docs/quality.md).
 const SMOOTHED_BITS: f64 = 4.5;
 
 /// What `--json` prints.
@@ -220,7 +220,7 @@ impl Compile {
 
     /// The recipe that shares a budget out.
     fn budget(&self) -> Result<Recipe> {
-        let mut before = "";
+        let mut bits = 0.0;
         let option = match (self.max_bytes, self.max_kld) {
             (Some(file), _) => {
                 let Sizes { beside, elements } =
@@ -231,9 +231,7 @@ impl Compile {
                         "--max-bytes {asked}: tokenizer, code and vectors alone take about {least}"
                     ))
                 })?;
-                if 8.0 * left as f64 >= SMOOTHED_BITS * elements as f64 {
-                    before = "[[pass]]\nname = \"smooth-activations\"\n\n";
-                }
+                bits = 8.0 * left as f64 / elements.max(1) as f64;
                 format!("max_bytes = {left}")
             }
             (None, Some(kld)) if kld.is_finite() && kld > 0.0 => format!("max_kld = {kld:?}"),
@@ -244,8 +242,7 @@ impl Compile {
                 return Err(Failure::input("give --quantize, --recipe, --max-bytes, --max-kld or --pass"));
             }
         };
-        let text = format!("{before}[[pass]]\nname = \"quantize-mixed\"\n{option}\n");
-        Ok(Recipe::parse(&text, "the budget", &registry()?)?)
+        Ok(Recipe::parse(&recipe_of_budget(&option, bits), "the budget", &registry()?)?)
     }
 
     fn run_again(
@@ -321,6 +318,12 @@ impl Compile {
 
 fn preset(text: &str) -> std::result::Result<Preset, String> {
     Preset::by_name(text).map_err(|e| e.to_string())
+}
+
+/// The recipe of a budget, of so many bits per weight where that is known.
+fn recipe_of_budget(option: &str, bits: f64) -> String {
+    let smooth = if bits >= SMOOTHED_BITS { "[[pass]]\nname = \"smooth-activations\"\n\n" } else { "" };
+    format!("{smooth}[[pass]]\nname = \"quantize-mixed\"\n{option}\n")
 }
 
 /// `84MB`, `1.5GB`, `900kB`, or plain bytes; decimal, as files are listed.
@@ -542,4 +545,22 @@ pub fn render(r: &CompileReport) -> String {
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_budgets_begin_with_smoothing() {
+        let registry = registry().expect("passes");
+        for (bits, smooths) in [(0.0, false), (4.49, false), (4.5, true), (8.0, true)] {
+            let text = recipe_of_budget("max_bytes = 1000", bits);
+            Recipe::parse(&text, "the budget", &registry).expect("a recipe");
+            assert!(text.contains("max_bytes = 1000"), "{text}");
+            let names: Vec<&str> = text.lines().filter(|line| line.starts_with("name")).collect();
+            assert_eq!(names.last(), Some(&"name = \"quantize-mixed\""));
+            assert_eq!(text.contains("smooth-activations"), smooths, "{bits}: {text}");
+        }
+    }
 }

@@ -23,129 +23,125 @@ pub(crate) fn gradients(
     gradient: &[f32],
     wanted: &[bool],
 ) -> Result<Vec<Option<Vec<f32>>>> {
-    struct Node<'a>(&'a Graph, NodeId, &'a [Operand<'a>], &'a [usize], &'a [f32], &'a [bool]);
-
-    impl Work for Node<'_> {
-        type Output = Result<Vec<Option<Vec<f32>>>>;
-
-        #[inline(always)]
-        fn run(self) -> Self::Output {
-            gradients_here(self.0, self.1, self.2, self.3, self.4, self.5)
-        }
-    }
-
-    Level::widest().run(Node(graph, node, operands, widths, gradient, wanted))
+    Level::widest().run(Differentiated { graph, node, operands, widths, gradient, wanted })
 }
 
-/// The same with the vectors of whoever calls it.
-#[inline(always)]
-fn gradients_here(
-    graph: &Graph,
+/// A node to differentiate with the vectors of whoever calls it.
+struct Differentiated<'a> {
+    graph: &'a Graph,
     node: NodeId,
-    operands: &[Operand<'_>],
-    widths: &[usize],
-    gradient: &[f32],
-    wanted: &[bool],
-) -> Result<Vec<Option<Vec<f32>>>> {
-    let wrong = || dense::unsupported(graph, node);
-    let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
-    let index = |i: usize| operands.get(i).and_then(Operand::index).ok_or_else(wrong);
-    let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
-    let want = |i: usize| wanted.get(i).copied().unwrap_or(false);
-    let dy = gradient;
-    let mut out: Vec<Option<Vec<f32>>> = vec![None; operands.len()];
-    match graph.op(node) {
-        OpKind::Embed(_) => {
-            if want(1) {
-                out[1] = Some(scattered(real(1)?.len(), width(1), index(0)?, dy));
+    operands: &'a [Operand<'a>],
+    widths: &'a [usize],
+    gradient: &'a [f32],
+    wanted: &'a [bool],
+}
+
+impl Work for Differentiated<'_> {
+    type Output = Result<Vec<Option<Vec<f32>>>>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Differentiated { graph, node, operands, widths, gradient, wanted } = self;
+        let wrong = || dense::unsupported(graph, node);
+        let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
+        let index = |i: usize| operands.get(i).and_then(Operand::index).ok_or_else(wrong);
+        let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
+        let want = |i: usize| wanted.get(i).copied().unwrap_or(false);
+        let dy = gradient;
+        let mut out: Vec<Option<Vec<f32>>> = vec![None; operands.len()];
+        match graph.op(node) {
+            OpKind::Embed(_) => {
+                if want(1) {
+                    out[1] = Some(scattered(real(1)?.len(), width(1), index(0)?, dy));
+                }
             }
-        }
-        OpKind::GatherRows(_) => {
-            if want(0) {
-                out[0] = Some(scattered(real(0)?.len(), width(0), index(1)?, dy));
+            OpKind::GatherRows(_) => {
+                if want(0) {
+                    out[0] = Some(scattered(real(0)?.len(), width(0), index(1)?, dy));
+                }
             }
-        }
-        OpKind::Linear(_) => {
-            let (x, w, k) = (real(0)?, real(1)?, width(1));
-            let n = w.len() / k;
-            if want(0) {
-                out[0] = Some(product(dy, n, w, k));
+            OpKind::Linear(_) => {
+                let (x, w, k) = (real(0)?, real(1)?, width(1));
+                let n = w.len() / k;
+                if want(0) {
+                    out[0] = Some(product(dy, n, w, k));
+                }
+                if want(1) {
+                    out[1] = Some(transposed_product(dy, n, x, k));
+                }
+                if want(2) {
+                    out[2] = Some(column_sums(dy, n));
+                }
             }
-            if want(1) {
-                out[1] = Some(transposed_product(dy, n, x, k));
+            OpKind::RmsNorm(norm) => {
+                let gain = if operands.len() > 1 { Some(real(1)?) } else { None };
+                let (dx, dg) = rms_norm(real(0)?, width(0), gain, norm.eps, dy);
+                out[0] = want(0).then_some(dx);
+                if want(1) {
+                    out[1] = Some(dg);
+                }
             }
-            if want(2) {
-                out[2] = Some(column_sums(dy, n));
+            OpKind::LayerNorm(norm) => {
+                let (dx, dg) = layer_norm(real(0)?, width(0), real(1)?, norm.eps, dy);
+                out[0] = want(0).then_some(dx);
+                out[1] = want(1).then_some(dg);
+                out[2] = want(2).then(|| column_sums(dy, width(0)));
             }
-        }
-        OpKind::RmsNorm(norm) => {
-            let gain = if operands.len() > 1 { Some(real(1)?) } else { None };
-            let (dx, dg) = rms_norm(real(0)?, width(0), gain, norm.eps, dy);
-            out[0] = want(0).then_some(dx);
-            if want(1) {
-                out[1] = Some(dg);
+            OpKind::Rope(op) => out[0] = want(0).then_some(turned_back(op, dy, index(1)?)),
+            OpKind::Attention(op) => {
+                let heads = |i: usize| graph.ty(graph.inputs_of(node)[i]).shape[1].fixed().unwrap_or(1);
+                let qkv = [real(0)?, real(1)?, real(2)?];
+                let tokens = index(3)?.len();
+                let all = attention(op, qkv, tokens, [heads(0), heads(1)], width(0), dy);
+                all.into_iter().enumerate().for_each(|(i, d)| out[i] = want(i).then_some(d));
             }
-        }
-        OpKind::LayerNorm(norm) => {
-            let (dx, dg) = layer_norm(real(0)?, width(0), real(1)?, norm.eps, dy);
-            out[0] = want(0).then_some(dx);
-            out[1] = want(1).then_some(dg);
-            out[2] = want(2).then(|| column_sums(dy, width(0)));
-        }
-        OpKind::Rope(op) => out[0] = want(0).then_some(turned_back(op, dy, index(1)?)),
-        OpKind::Attention(op) => {
-            let heads = |i: usize| graph.ty(graph.inputs_of(node)[i]).shape[1].fixed().unwrap_or(1);
-            let qkv = [real(0)?, real(1)?, real(2)?];
-            let tokens = index(3)?.len();
-            let all = attention(op, qkv, tokens, [heads(0), heads(1)], width(0), dy);
-            all.into_iter().enumerate().for_each(|(i, d)| out[i] = want(i).then_some(d));
-        }
-        OpKind::Add(_) => (0..2).filter(|i| want(*i)).for_each(|i| out[i] = Some(dy.to_vec())),
-        OpKind::Mul(_) => {
-            for (i, other) in [(0, real(1)?), (1, real(0)?)] {
-                out[i] = want(i).then(|| paired(dy, other, |d, v| d * v));
+            OpKind::Add(_) => (0..2).filter(|i| want(*i)).for_each(|i| out[i] = Some(dy.to_vec())),
+            OpKind::Mul(_) => {
+                for (i, other) in [(0, real(1)?), (1, real(0)?)] {
+                    out[i] = want(i).then(|| paired(dy, other, |d, v| d * v));
+                }
             }
-        }
-        OpKind::Silu(_) => {
-            let slope = |x: f32| {
-                let sigmoid = 1.0 / (1.0 + dense::exp(-x));
-                sigmoid * (1.0 + x * (1.0 - sigmoid))
-            };
-            out[0] = want(0).then_some(paired(dy, real(0)?, |d, x| d * slope(x)));
-        }
-        OpKind::Gelu(_) => {
-            let slope = |x: f32| {
-                let x = f64::from(x);
-                let below = 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
-                (below + x * libm::exp(-0.5 * x * x) / std::f64::consts::TAU.sqrt()) as f32
-            };
-            out[0] = want(0).then_some(paired(dy, real(0)?, |d, x| d * slope(x)));
-        }
-        OpKind::Softmax(_) => {
-            let mut p = real(0)?.to_vec();
-            p.chunks_exact_mut(width(0)).for_each(dense::softmax);
-            for (p, d) in p.chunks_exact_mut(width(0)).zip(dy.chunks_exact(width(0))) {
-                softmax_gradient(p, d);
+            OpKind::Silu(_) => {
+                let slope = |x: f32| {
+                    let sigmoid = 1.0 / (1.0 + dense::exp(-x));
+                    sigmoid * (1.0 + x * (1.0 - sigmoid))
+                };
+                out[0] = want(0).then_some(paired(dy, real(0)?, |d, x| d * slope(x)));
             }
-            out[0] = want(0).then_some(p);
-        }
-        OpKind::Reshape(_) => out[0] = want(0).then_some(dy.to_vec()),
-        OpKind::Slice(s) => {
-            let mut d = vec![0.0; real(0)?.len()];
-            for (row, part) in d.chunks_exact_mut(width(0)).zip(dy.chunks_exact(s.len)) {
-                row[s.start..s.start + s.len].copy_from_slice(part);
+            OpKind::Gelu(_) => {
+                let slope = |x: f32| {
+                    let x = f64::from(x);
+                    let below = 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
+                    (below + x * libm::exp(-0.5 * x * x) / std::f64::consts::TAU.sqrt()) as f32
+                };
+                out[0] = want(0).then_some(paired(dy, real(0)?, |d, x| d * slope(x)));
             }
-            out[0] = want(0).then_some(d);
+            OpKind::Softmax(_) => {
+                let mut p = real(0)?.to_vec();
+                p.chunks_exact_mut(width(0)).for_each(dense::softmax);
+                for (p, d) in p.chunks_exact_mut(width(0)).zip(dy.chunks_exact(width(0))) {
+                    softmax_gradient(p, d);
+                }
+                out[0] = want(0).then_some(p);
+            }
+            OpKind::Reshape(_) => out[0] = want(0).then_some(dy.to_vec()),
+            OpKind::Slice(s) => {
+                let mut d = vec![0.0; real(0)?.len()];
+                for (row, part) in d.chunks_exact_mut(width(0)).zip(dy.chunks_exact(s.len)) {
+                    row[s.start..s.start + s.len].copy_from_slice(part);
+                }
+                out[0] = want(0).then_some(d);
+            }
+            OpKind::Input(_)
+            | OpKind::Weight(_)
+            | OpKind::NormLinear(_)
+            | OpKind::QkvRope(_)
+            | OpKind::GateUpSwiglu(_)
+            | OpKind::LinearResidual(_)
+            | OpKind::Custom(_) => return Err(wrong()),
         }
-        OpKind::Input(_)
-        | OpKind::Weight(_)
-        | OpKind::NormLinear(_)
-        | OpKind::QkvRope(_)
-        | OpKind::GateUpSwiglu(_)
-        | OpKind::LinearResidual(_)
-        | OpKind::Custom(_) => return Err(wrong()),
+        Ok(out)
     }
-    Ok(out)
 }
 
 /// Rows of `gradient` added up where their indices point. Indices are known to be in range: the op has been evaluated.
@@ -203,9 +199,9 @@ fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64, dy: &[f32])
     let (mut dx, mut dg) = (Vec::with_capacity(x.len()), vec![0.0f32; width]);
     for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
         let gain = &gain[..width];
-        let square = lane_sum(width, |i| x[i] * x[i]);
+        let square = lane_sum(width, |i| f64::from(x[i]) * f64::from(x[i]));
         let factor = 1.0 / (square / width as f64 + eps).sqrt();
-        let along = lane_sum(width, |i| x[i] * gain[i] * dy[i]);
+        let along = lane_sum(width, |i| f64::from(x[i] * gain[i] * dy[i]));
         let back = (factor.powi(3) * along / width as f64) as f32;
         let factor = factor as f32;
         dx.extend(x.iter().zip(gain).zip(dy).map(|((x, g), d)| factor * g * d - x * back));
@@ -243,7 +239,7 @@ fn turned_back(op: &Rope, dy: &[f32], positions: &[i32]) -> Vec<f32> {
 #[inline(always)]
 fn softmax_gradient(p: &mut [f32], d: &[f32]) {
     let d = &d[..p.len()];
-    let along = lane_sum(p.len(), |i| p[i] * d[i]) as f32;
+    let along = lane_sum(p.len(), |i| f64::from(p[i] * d[i])) as f32;
     for (p, d) in p.iter_mut().zip(d) {
         *p *= d - along;
     }

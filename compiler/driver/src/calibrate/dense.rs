@@ -47,76 +47,72 @@ pub(crate) fn evaluate(
     operands: &[Operand<'_>],
     widths: &[usize],
 ) -> Result<Vec<f32>> {
-    struct Node<'a>(&'a Graph, NodeId, &'a [Operand<'a>], &'a [usize]);
-
-    impl Work for Node<'_> {
-        type Output = Result<Vec<f32>>;
-
-        #[inline(always)]
-        fn run(self) -> Result<Vec<f32>> {
-            evaluate_here(self.0, self.1, self.2, self.3)
-        }
-    }
-
-    Level::widest().run(Node(graph, node, operands, widths))
+    Level::widest().run(Evaluated { graph, node, operands, widths })
 }
 
-/// The same with the vectors of whoever calls it.
-#[inline(always)]
-fn evaluate_here(
-    graph: &Graph,
+/// A node to evaluate with the vectors of whoever calls it.
+struct Evaluated<'a> {
+    graph: &'a Graph,
     node: NodeId,
-    operands: &[Operand<'_>],
-    widths: &[usize],
-) -> Result<Vec<f32>> {
-    let op = graph.op(node);
-    let wrong = || unsupported(graph, node);
-    let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
-    let index = |i: usize| operands.get(i).and_then(Operand::index).ok_or_else(wrong);
-    let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
-    let shape = |i: usize| graph.ty(graph.inputs_of(node)[i]).shape.clone();
-    Ok(match op {
-        OpKind::Embed(_) => pick_rows(real(1)?, width(1), index(0)?).ok_or_else(wrong)?,
-        OpKind::GatherRows(_) => pick_rows(real(0)?, width(0), index(1)?).ok_or_else(wrong)?,
-        OpKind::Linear(_) => {
-            let bias = if operands.len() > 2 { Some(real(2)?) } else { None };
-            linear(real(0)?, real(1)?, width(1), bias)
-        }
-        OpKind::RmsNorm(norm) => {
-            let gain = if operands.len() > 1 { Some(real(1)?) } else { None };
-            rms_norm(real(0)?, width(0), gain, norm.eps)
-        }
-        OpKind::LayerNorm(norm) => layer_norm(real(0)?, width(0), real(1)?, real(2)?, norm.eps),
-        OpKind::Rope(op) => rope(op, real(0)?, index(1)?),
-        OpKind::Attention(op) => {
-            let heads = |i: usize| shape(i)[1].fixed().unwrap_or(1);
-            attention(op, [real(0)?, real(1)?, real(2)?], index(3)?, [heads(0), heads(1)], width(0))
-        }
-        OpKind::Add(_) => paired(real(0)?, real(1)?, |a, b| a + b),
-        OpKind::Mul(_) => paired(real(0)?, real(1)?, |a, b| a * b),
-        OpKind::Silu(_) => mapped(real(0)?, |x| x / (1.0 + exp(-x))),
-        OpKind::Gelu(_) => {
-            let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
-            mapped(real(0)?, |x| gelu(f64::from(x)) as f32)
-        }
-        OpKind::Softmax(_) => {
-            let mut out = real(0)?.to_vec();
-            out.chunks_exact_mut(width(0)).for_each(softmax);
-            out
-        }
-        OpKind::Reshape(_) => real(0)?.to_vec(),
-        OpKind::Slice(s) => {
-            let rows = real(0)?.chunks_exact(width(0));
-            rows.flat_map(|row| row[s.start..s.start + s.len].iter().copied()).collect()
-        }
-        OpKind::Custom(op) => body(op, operands).ok_or_else(wrong)?,
-        OpKind::Input(_)
-        | OpKind::Weight(_)
-        | OpKind::NormLinear(_)
-        | OpKind::QkvRope(_)
-        | OpKind::GateUpSwiglu(_)
-        | OpKind::LinearResidual(_) => return Err(wrong()),
-    })
+    operands: &'a [Operand<'a>],
+    widths: &'a [usize],
+}
+
+impl Work for Evaluated<'_> {
+    type Output = Result<Vec<f32>>;
+
+    #[inline(always)]
+    fn run(self) -> Result<Vec<f32>> {
+        let Evaluated { graph, node, operands, widths } = self;
+        let op = graph.op(node);
+        let wrong = || unsupported(graph, node);
+        let real = |i: usize| operands.get(i).and_then(Operand::real).ok_or_else(wrong);
+        let index = |i: usize| operands.get(i).and_then(Operand::index).ok_or_else(wrong);
+        let width = |i: usize| widths.get(i).copied().unwrap_or(0).max(1);
+        let shape = |i: usize| graph.ty(graph.inputs_of(node)[i]).shape.clone();
+        Ok(match op {
+            OpKind::Embed(_) => pick_rows(real(1)?, width(1), index(0)?).ok_or_else(wrong)?,
+            OpKind::GatherRows(_) => pick_rows(real(0)?, width(0), index(1)?).ok_or_else(wrong)?,
+            OpKind::Linear(_) => {
+                let bias = if operands.len() > 2 { Some(real(2)?) } else { None };
+                linear(real(0)?, real(1)?, width(1), bias)
+            }
+            OpKind::RmsNorm(norm) => {
+                let gain = if operands.len() > 1 { Some(real(1)?) } else { None };
+                rms_norm(real(0)?, width(0), gain, norm.eps)
+            }
+            OpKind::LayerNorm(norm) => layer_norm(real(0)?, width(0), real(1)?, real(2)?, norm.eps),
+            OpKind::Rope(op) => rope(op, real(0)?, index(1)?),
+            OpKind::Attention(op) => {
+                let heads = |i: usize| shape(i)[1].fixed().unwrap_or(1);
+                attention(op, [real(0)?, real(1)?, real(2)?], index(3)?, [heads(0), heads(1)], width(0))
+            }
+            OpKind::Add(_) => paired(real(0)?, real(1)?, |a, b| a + b),
+            OpKind::Mul(_) => paired(real(0)?, real(1)?, |a, b| a * b),
+            OpKind::Silu(_) => mapped(real(0)?, |x| x / (1.0 + exp(-x))),
+            OpKind::Gelu(_) => {
+                let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2));
+                mapped(real(0)?, |x| gelu(f64::from(x)) as f32)
+            }
+            OpKind::Softmax(_) => {
+                let mut out = real(0)?.to_vec();
+                out.chunks_exact_mut(width(0)).for_each(softmax);
+                out
+            }
+            OpKind::Reshape(_) => real(0)?.to_vec(),
+            OpKind::Slice(s) => {
+                let rows = real(0)?.chunks_exact(width(0));
+                rows.flat_map(|row| row[s.start..s.start + s.len].iter().copied()).collect()
+            }
+            OpKind::Custom(op) => body(op, operands).ok_or_else(wrong)?,
+            OpKind::Input(_)
+            | OpKind::Weight(_)
+            | OpKind::NormLinear(_)
+            | OpKind::QkvRope(_)
+            | OpKind::GateUpSwiglu(_)
+            | OpKind::LinearResidual(_) => return Err(wrong()),
+        })
+    }
 }
 
 /// `f` of each number.
@@ -224,7 +220,7 @@ pub(crate) fn linear_of_all(windows: &[&[f32]], w: &[f32], k: usize, bias: Optio
 fn rms_norm(x: &[f32], width: usize, gain: Option<&[f32]>, eps: f64) -> Vec<f32> {
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(width) {
-        let square = lane_sum(width, |i| row[i] * row[i]);
+        let square = lane_sum(width, |i| f64::from(row[i]) * f64::from(row[i]));
         let factor = (1.0 / (square / width as f64 + eps).sqrt()) as f32;
         match gain {
             Some(gain) => out.extend(row.iter().zip(gain).map(|(v, g)| v * factor * g)),
@@ -348,7 +344,7 @@ pub(crate) fn softmax(row: &mut [f32]) {
     for v in row.iter_mut() {
         *v = exp(*v - largest);
     }
-    let inverse = (1.0 / lane_sum(row.len(), |i| row[i])) as f32;
+    let inverse = (1.0 / lane_sum(row.len(), |i| f64::from(row[i]))) as f32;
     for v in row {
         *v *= inverse;
     }
@@ -372,15 +368,15 @@ pub(crate) fn largest(row: &[f32]) -> f32 {
 
 /// `Σ term(i)` in f64, in an order that vectorises.
 #[inline(always)]
-pub(crate) fn lane_sum(count: usize, term: impl Fn(usize) -> f32) -> f64 {
+pub(crate) fn lane_sum(count: usize, term: impl Fn(usize) -> f64) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let whole = count - count % LANES;
     for first in (0..whole).step_by(LANES) {
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f64::from(term(first + lane));
+            *sum += term(first + lane);
         }
     }
-    lanes.iter().sum::<f64>() + (whole..count).map(|i| f64::from(term(i))).sum::<f64>()
+    lanes.iter().sum::<f64>() + (whole..count).map(term).sum::<f64>()
 }
 
 /// `eˣ` within two units in the last place, in arithmetic that vectorises and is the same on every machine.

@@ -306,8 +306,8 @@ impl DriverCalibrator<'_> {
         let matters = match kept {
             Some(matters) => matters,
             None => {
-                let memory = self.options.max_memory;
-                let matters = TokenWeights::measure(&running.run, graph, weights, memory, progress)?;
+                let most = (token_weights::LOGITS, self.options.max_memory);
+                let matters = TokenWeights::measure(&running.run, graph, weights, most, progress)?;
                 if let Some(journal) = self.journal {
                     journal.put(MATTERS, &matters.bytes(graph));
                 }

@@ -87,12 +87,12 @@ fn output(graph: &Graph) -> Result<ValueId> {
 /// `ln Σ exp`.
 fn log_sum(logits: &[f32]) -> f32 {
     let top = largest(logits);
-    top + libm::log(lane_sum(logits.len(), |i| exp(logits[i] - top))) as f32
+    top + libm::log(lane_sum(logits.len(), |i| f64::from(exp(logits[i] - top)))) as f32
 }
 
 /// `Σ p (ln p - ln q)` of log-probabilities and logits.
 fn divergence_of(base: &[f32], new: &[f32]) -> f64 {
     let total = log_sum(new);
     let (base, new) = (&base[..new.len()], new);
-    lane_sum(new.len(), |i| exp(base[i]) * (base[i] - (new[i] - total))).max(0.0)
+    lane_sum(new.len(), |i| f64::from(exp(base[i]) * (base[i] - (new[i] - total)))).max(0.0)
 }

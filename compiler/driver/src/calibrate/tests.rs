@@ -372,7 +372,7 @@ fn moments_and_drift_count_tokens() {
         let close = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-4 * (1.0 + b.abs());
         assert!(close(moments.second_moment[i * k + j], moment) && close(drift.of_input[i * k + j], moved));
     }
-    // Counts 0, 1, 2: nine for every fifteen squared.
+    // Counts 0, 1 and 2 in turns: three tokens are worth 3² / 5.
     let expected = flat.iter().sum::<f64>().powi(2) / flat.iter().map(|c| c * c).sum::<f64>();
     assert!((drift.n_effective - expected).abs() < 1e-9 && expected < 0.7 * flat.len() as f64);
     assert_eq!(moments.n_tokens, flat.len() as u64);

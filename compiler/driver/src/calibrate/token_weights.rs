@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbers of logits computed at a time, per thread.
-const LOGITS: usize = 6 << 20;
+pub(crate) const LOGITS: usize = 6 << 20;
 /// Most that a token counts, as a multiple of the median.
 const MOST: f64 = 20.0;
 /// Values of a segment, as a multiple of the value it hands on.
@@ -41,7 +41,7 @@ impl Squares {
             return;
         }
         let width = graph.ty(ValueId { node, slot: 0 }).last().unwrap_or(1).max(1);
-        let square = |row: &[f32]| lane_sum(width, |i| row[i] * row[i]) as f32;
+        let square = |row: &[f32]| lane_sum(width, |i| f64::from(row[i]) * f64::from(row[i])) as f32;
         let squares = gradient.chunks_exact(width).map(square).collect();
         add_to(self.0.entry(graph.inputs_of(node)[0]).or_default(), at, squares);
     }
@@ -60,24 +60,13 @@ impl TokenWeights {
         graph.topo().into_iter().all(|id| !matches!(graph.op(id), OpKind::Custom(_)))
     }
 
-    /// Runs the model over the windows of `run`, there and back.
+    /// Runs the model over the windows of `run`, there and back, with at most so many `logits` at a time and thread, and `memory`
+    /// bytes of values handed from segment to segment.
     pub(crate) fn measure(
         run: &SequentialRun,
         graph: &Graph,
         weights: &WeightStore,
-        memory: u64,
-        progress: &mut dyn FnMut(&str, u64, u64),
-    ) -> Result<TokenWeights> {
-        TokenWeights::measure_by(LOGITS, run, graph, weights, memory, progress)
-    }
-
-    /// The same with so many numbers of logits at a time.
-    fn measure_by(
-        at_once: usize,
-        run: &SequentialRun,
-        graph: &Graph,
-        weights: &WeightStore,
-        memory: u64,
+        (logits, memory): (usize, u64),
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<TokenWeights> {
         let Some(output) = graph.outputs().first().copied() else { return Ok(TokenWeights::default()) };
@@ -103,7 +92,7 @@ impl TokenWeights {
                 let back = |(window, slope): (usize, Vec<f32>)| {
                     let at = OneWindow { graph, read, kept: &kept, window, indices: run.indices(window) };
                     if segment.to == output {
-                        segment.back_from_logits(&at, at_once)
+                        segment.back_from_logits(&at, logits)
                     } else {
                         segment.back(&at, slope)
                     }
@@ -114,6 +103,10 @@ impl TokenWeights {
                 for (slope, squares) in found {
                     slopes.push(slope);
                     for (value, squares) in squares.0 {
+                        if let Some(v) = squares.iter().find(|v| !v.is_finite()) {
+                            let problem = format!("has gradients whose squares sum up to {v}");
+                            return Err(damaged(graph, value, &problem));
+                        }
                         all.0.entry(value).or_default().push(squares);
                     }
                 }
@@ -409,7 +402,7 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         let run = run();
         let measure = || {
-            TokenWeights::measure_by(at_once, &run, &model.graph, &model.weights, memory, &mut |_, _, _| {})
+            TokenWeights::measure(&run, &model.graph, &model.weights, (at_once, memory), &mut |_, _, _| {})
         };
         pool.install(measure).expect("weights")
     }
@@ -458,6 +451,35 @@ mod tests {
         let bytes = expected.bytes(&model.graph);
         assert!(TokenWeights::read(&model.graph, &bytes).as_ref() == Some(&expected));
         assert!(TokenWeights::read(&model.graph, &bytes[..bytes.len() - 4]).is_none());
+    }
+
+    /// Gradients that overflow are an error that names the value, and ops of plugins have none.
+    #[test]
+    fn what_has_no_gradients_is_told() {
+        let mut model = tiny("tiny/smollm2");
+        assert!(TokenWeights::fit(&model.graph));
+        // The same function, with gradients of 1e30 in between.
+        for (name, by) in [("up_proj", 1e-30f32), ("down_proj", 1e30)] {
+            let name = format!("model.layers.1.mlp.{name}.weight");
+            let shape = model.weights.info(&name).expect("a weight").shape.clone();
+            let scaled = model.weights.read_f32(&name).expect("values").iter().map(|v| v * by).collect();
+            model.weights.add_values(&name, &shape, scaled);
+        }
+        let most = (LOGITS, 1 << 30);
+        let e = TokenWeights::measure(&run(), &model.graph, &model.weights, most, &mut |_, _, _| {})
+            .expect_err("an overflow");
+        assert!(e.to_string().contains("%l1_") && e.to_string().contains("gradients"), "{e}");
+
+        let ty = || attar_ir::TensorType::f32([attar_ir::Dim::T, 4.into()]);
+        let mut body = Graph::new("double");
+        let x = body.add_input("x", ty());
+        let sum = body.add(attar_ir::ops::Add {}, &[x, x]).expect("a sum");
+        body.set_outputs(vec![ValueId { node: sum, slot: 0 }]);
+        let custom = attar_ir::ops::Custom::new("double", body).expect("an op");
+        let mut graph = Graph::new("f");
+        let x = graph.add_input("x", ty());
+        graph.add(custom, &[x]).expect("a node");
+        assert!(!TokenWeights::fit(&graph));
     }
 
     #[test]
