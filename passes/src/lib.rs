@@ -5,6 +5,7 @@
 
 mod pattern;
 
+mod distil;
 mod equalize;
 mod fuse;
 mod prune;

@@ -106,6 +106,67 @@ fn blocks_are_reconstructed() {
     assert_eq!(layers.len(), 2, "{layers:?}");
 }
 
+const DISTILLED: &str = "[[pass]]\nname = \"quantize-rtn\"\ntensors = [\"model.layers.*\"]\nformat = \"n2\"\n\
+    [[pass]]\nname = \"distil-gains\"\nwindows = 20\nrate = 0.005\n";
+
+/// Predictions on windows that were not trained on come nearer, and threads change nothing.
+#[test]
+fn gains_are_distilled() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let made = |name: &str, recipe: &str, threads: usize| {
+        let out = dir.path().join(name);
+        let mut options = options("smollm2", source.clone(), &out);
+        options.recipe = Recipe::parse(recipe, "test", &registry().expect("passes")).expect("a recipe");
+        options.calibration.windows = 24;
+        options.threads = Some(threads);
+        let report = compile(options).expect("compiles");
+        (std::fs::read(out).expect("an artifact"), report)
+    };
+    let ((one, report), (three, _)) = (made("one", DISTILLED, 1), made("three", DISTILLED, 3));
+    assert!(one == three);
+    let found = report.metrics.iter().find(|m| m.pass == "distil-gains" && m.subject == "predictions");
+    let values = &found.expect("what was measured").values;
+    let (Some(MetricValue::Number(after)), Some(MetricValue::Number(before))) =
+        (values.get("divergence"), values.get("divergence_before"))
+    else {
+        panic!("{values:?}")
+    };
+    assert!(*after < 0.95 * before && *after > 0.0, "{after} against {before}");
+    let (without, _) =
+        made("without", DISTILLED.split("[[pass]]\nname = \"distil").next().expect("a pass"), 1);
+    assert!(without != one);
+}
+
+/// What there is nothing to learn of or from stays as it is, and says so.
+#[test]
+fn nothing_is_distilled_without_codes_or_text() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let saved = dir.path().join("statistics");
+    let of = CalibrateOptions {
+        source: tiny("smollm2"),
+        calibration: calibration(source.clone()),
+        out: saved.clone(),
+        threads: None,
+    };
+    calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
+    let refused = |recipe: &str, source: CalibrationSource| {
+        let mut options = options("smollm2", source, &dir.path().join("out"));
+        options.recipe = Recipe::parse(recipe, "test", &registry().expect("passes")).expect("a recipe");
+        compile(options).map(|report| {
+            let said = report.metrics.into_iter().find(|m| m.pass == "distil-gains").expect("a reason");
+            format!("{:?}", said.values.get("refused"))
+        })
+    };
+    let plain = "[[pass]]\nname = \"distil-gains\"\n";
+    assert!(refused(plain, source).expect("compiles").contains("none is coded"));
+    let said = refused(DISTILLED, CalibrationSource::Saved(saved)).expect("compiles");
+    assert!(said.contains("there is no text"), "{said}");
+    let e = refused(DISTILLED, CalibrationSource::None).expect_err("no calibration");
+    assert!(e.to_string().contains("calibrat"), "{e}");
+}
+
 #[test]
 fn models_write_the_same_text_each_time() {
     let dir = folder();

@@ -13,6 +13,9 @@ const BLOCKS: &str = "[[pass]]\nname = \"quantize-gptq\"\ntensors = [\"model.lay
     reconstruct_steps = 8\n[[pass]]\nname = \"quantize-rtn\"\nformat = \"n6\"\n";
 /// Tokens count by what predictions depend on.
 const GUIDED: &str = "[[pass]]\nname = \"quantize-gptq\"\nformat = \"n4\"\nguidance = 1.0\n";
+/// Factors of rows and norms follow what the model predicts.
+const DISTILLED: &str = "[[pass]]\nname = \"quantize-gptq\"\nformat = \"n2\"\n\
+    [[pass]]\nname = \"distil-gains\"\nrate = 0.005\n";
 const MIXED: &str = "[[pass]]\nname = \"quantize-mixed\"\nmax_kld = 0.05\n";
 
 fn options(recipe: &str, out: &Path) -> CompileOptions {
@@ -108,6 +111,28 @@ fn resuming_gives_the_bytes_of_an_uninterrupted_compile() {
             }
         }
     }
+}
+
+/// Steps that were taken are not taken again.
+#[test]
+fn distilling_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (whole, out) = (dir.path().join("whole.attar"), dir.path().join("out.attar"));
+    let options = |out: &Path| {
+        let mut options = options(DISTILLED, out);
+        options.calibration.windows = 12;
+        options
+    };
+    let steps = |told: &[String]| told.iter().filter(|t| t.starts_with("predictions")).count();
+    let (_, told) = compile(options(&whole));
+    assert_eq!(steps(&told), 1, "{told:?}");
+    let seen = std::sync::atomic::AtomicUsize::new(0);
+    interrupted(options(&out), |what| {
+        what == "predictions" && seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 3
+    });
+    let (_, told) = compile(options(&out));
+    assert!(told.iter().any(|t| t == "resumed: 3 of 5 steps"), "{told:?}");
+    assert!(bytes(&whole) == bytes(&out));
 }
 
 #[test]

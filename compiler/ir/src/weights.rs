@@ -427,6 +427,26 @@ impl WeightStore {
         ))
     }
 
+    /// Gives an uncompressed tensor values that stand for its own, as codes do: what it was before stays its original.
+    ///
+    /// # Errors
+    /// When it is missing or coded, or the number of values is another.
+    pub fn set_stand_in(&mut self, name: &str, values: Vec<f32>) -> Result<WeightName> {
+        let before = self.entry(name)?.clone();
+        if before.info.elem != Elem::F32 {
+            return Err(weight_error(name, &format!("it is stored as {} already", before.info.elem.name())));
+        }
+        if values.len() != before.info.shape.iter().product::<usize>() {
+            let problem = format!("shape {:?} needs other than {} values", before.info.shape, values.len());
+            return Err(weight_error(name, &problem));
+        }
+        let original = self.originals.get(name).cloned().unwrap_or(before);
+        let WeightInfo { shape, elem, stored_as } = original.info.clone();
+        let name = self.insert(name, &shape, elem, stored_as, Source::Values(Arc::new(values)));
+        self.originals.insert(name.clone(), original);
+        Ok(name)
+    }
+
     fn insert(
         &mut self,
         name: &str,
@@ -714,6 +734,22 @@ mod tests {
         // What is in memory is not copied.
         let (a, b) = (store.view_f32("w").unwrap(), store.view_f32("w").unwrap());
         assert_eq!(a.as_ptr(), b.as_ptr());
+    }
+
+    #[test]
+    fn stand_ins_keep_what_they_stand_for() {
+        let mut store = store();
+        store.add_values("v", &[2], vec![1.0, 2.0]);
+        for value in [4.0, 5.0] {
+            store.set_stand_in("v", vec![value; 2]).unwrap();
+            assert_eq!(store.read_f32("v").unwrap(), [value; 2]);
+            assert_eq!(store.read_original_f32("v").unwrap(), [1.0, 2.0]);
+        }
+        assert!(store.set_stand_in("v", vec![0.0; 3]).is_err());
+        assert!(store.set_stand_in("nothing", vec![]).is_err());
+        let codes = Encoded::zeros(attar_format::by_name("n4").unwrap(), 4, 32).unwrap();
+        store.set_encoded("w", &codes).unwrap();
+        assert!(store.set_stand_in("w", vec![0.0; 128]).is_err());
     }
 
     #[test]

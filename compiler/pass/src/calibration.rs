@@ -4,6 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
+use std::ops::Range;
 
 /// Second moments of the rows `X` `[n_tokens, K]` that reach one value during calibration.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +121,22 @@ pub struct PartGradient {
     pub weights: Vec<Vec<f32>>,
 }
 
+/// How far predictions of the compressed model are from the uncompressed model's, and which way factors of its rows lead nearer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GainGradient {
+    /// Mean Kullback-Leibler divergence over tokens, in nats.
+    pub divergence: f64,
+    /// Its derivatives by the factors that were given, in the same order; zeros when only the divergence was asked for.
+    pub slopes: Vec<Vec<f32>>,
+}
+
+impl GainGradient {
+    /// That of no text.
+    pub fn zeros(gains: &[(WeightName, Vec<f32>)]) -> GainGradient {
+        GainGradient { divergence: 0.0, slopes: gains.iter().map(|(_, g)| vec![0.0; g.len()]).collect() }
+    }
+}
+
 /// Runs the model over calibration text on behalf of passes.
 pub trait Calibrator {
     /// Statistics of the value `input`, a real `[.., K]`, computed by the graph and the weights as they are now: weights
@@ -138,6 +155,21 @@ pub trait Calibrator {
         input: ValueId,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<InputStatistics>;
+
+    /// Largest magnitude in each column of the value `input`, a real `[.., K]`, over a part of the text: extremes show after
+    /// fewer tokens than second moments. By default that of [`Calibrator::input_statistics`].
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn input_sizes(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<Vec<f32>> {
+        Ok(self.input_statistics(graph, weights, input, progress)?.max_abs())
+    }
 
     /// How far `input` has drifted from what it is without encoded weights, and beside it `sum`, a value computed before it.
     /// To be asked after the statistics of `input`, before anything it depends on changes again. `None` when there is
@@ -216,6 +248,25 @@ pub trait Calibrator {
     /// As [`Calibrator::input_statistics`].
     fn leave_part(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// How far predictions over some `windows` of the text are from the uncompressed model's when each row of some matrices, as
+    /// they are encoded by now, and each element of some vectors is multiplied by a factor; with derivatives by the
+    /// factors when `slopes` are wanted. Factors of matrices that give the logits have no derivatives. `None` when there is no
+    /// text, only statistics, or an op without a known gradient; by default there is no text.
+    ///
+    /// # Errors
+    /// As [`Calibrator::input_statistics`].
+    fn gain_gradient(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        gains: &[(WeightName, Vec<f32>)],
+        (windows, slopes): (Range<usize>, bool),
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<Option<GainGradient>> {
+        let _ = (graph, weights, gains, windows, slopes, progress);
+        Ok(None)
     }
 
     /// A window of calibration text, from 0, and how many windows there are; no tokens behind the last. By default there is no

@@ -1,6 +1,6 @@
 //! What a pass may use while it runs.
 
-use crate::calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
+use crate::calibration::{Calibrator, GainGradient, InputDrift, InputStatistics, Part, PartGradient};
 use crate::decl::{Options, PassDecl};
 use crate::error::{Error, ErrorKind, Result};
 use crate::globs::TensorGlobs;
@@ -194,6 +194,14 @@ impl<'a> PassCx<'a> {
         self.ask(|calibrator, weights, parts| calibrator.input_statistics(graph, weights, input, parts))
     }
 
+    /// How large each column of a value gets, see [`Calibrator::input_sizes`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn input_sizes(&mut self, graph: &Graph, input: ValueId) -> Result<Vec<f32>> {
+        self.ask(|calibrator, weights, parts| calibrator.input_sizes(graph, weights, input, parts))
+    }
+
     /// How far a value has drifted from the uncompressed model's, see [`Calibrator::input_drift`].
     ///
     /// # Errors
@@ -242,6 +250,23 @@ impl<'a> PassCx<'a> {
     /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
     pub fn leave_part(&mut self) -> Result<()> {
         self.ask(|calibrator, _, _| calibrator.leave_part())
+    }
+
+    /// How far predictions are from the uncompressed model's, and which way factors lead nearer, see
+    /// [`Calibrator::gain_gradient`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Uncalibrated`] when nobody runs the model; those of the calibrator.
+    pub fn gain_gradient(
+        &mut self,
+        graph: &Graph,
+        gains: &[(WeightName, Vec<f32>)],
+        windows: std::ops::Range<usize>,
+        slopes: bool,
+    ) -> Result<Option<GainGradient>> {
+        self.ask(|calibrator, weights, parts| {
+            calibrator.gain_gradient(graph, weights, gains, (windows, slopes), parts)
+        })
     }
 
     /// A window of calibration text and how many there are, see [`Calibrator::window`].

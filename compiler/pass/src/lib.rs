@@ -20,7 +20,7 @@ mod recipe;
 mod reference;
 mod registry;
 
-pub use calibration::{Calibrator, InputDrift, InputStatistics, Part, PartGradient};
+pub use calibration::{Calibrator, GainGradient, InputDrift, InputStatistics, Part, PartGradient};
 pub use context::{Fuel, NoteLevel, Notes, PassCx, Subject, graph_weights};
 pub use decl::{Numerics, OptionDecl, OptionKind, Options, PassDecl, Phase, RunFn, Value, to_toml};
 pub use error::{Error, ErrorKind, Family, Result, Site};

@@ -6,7 +6,7 @@
 //! both sides of an attention's values (`values`), where query heads that share a KV head share their factors.
 //! Preconditions: weights are uncompressed and used once. All statistics are gathered before anything is changed. Without
 //! calibration nothing is done, and the metrics say so.
-//! Numerics: rounding (weights are rounded to f32 again).   Cost: one run over the calibration text.
+//! Numerics: rounding (weights are rounded to f32 again).   Cost: one run over a quarter of the calibration text.
 //! Reference: Xiao et al. 2023, SmoothQuant, arXiv:2211.10438.
 
 use super::head_values::{own_weight, values_at};
@@ -83,7 +83,7 @@ impl Options {
         let mut sizes = Vec::with_capacity(sites.len());
         for (done, site) in (0..).zip(&sites) {
             cx.progress(&site.name, done, total);
-            sizes.push(cx.input_statistics(graph, site.value)?.max_abs());
+            sizes.push(cx.input_sizes(graph, site.value)?);
         }
         // Norms last: rows of what takes them have then got their sizes.
         let (norms, others): (Vec<_>, Vec<_>) =

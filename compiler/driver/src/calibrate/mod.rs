@@ -9,6 +9,7 @@ mod activations;
 mod adjoint;
 mod backward;
 mod dense;
+mod gains;
 mod part;
 mod probe;
 mod sampled;
@@ -18,17 +19,19 @@ mod sequential;
 mod tests;
 mod text;
 mod token_weights;
+mod whole_model;
 
 use crate::error::{Error, Result};
 use crate::inputs::InputFile;
 use crate::origin::{CalibrationKind, CalibrationOrigin};
 use attar_import::ModelInfo;
 use attar_ir::{Graph, ValueId, WeightName, WeightStore};
-use attar_pass::{Calibrator, InputDrift, InputStatistics, Journal, Part, PartGradient};
+use attar_pass::{Calibrator, GainGradient, InputDrift, InputStatistics, Journal, Part, PartGradient};
 use attar_runtime::{ChatTemplate, Tokenizer};
 use part::PartRun;
 use probe::Probe;
 use saved::SavedStatistics;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use text::Language;
 use token_weights::TokenWeights;
@@ -182,6 +185,9 @@ fn windows_of(bytes: &[u8]) -> Vec<Vec<u32>> {
     windows
 }
 
+/// Of so many windows one is looked at for extremes.
+const SIZES_EVERY: usize = 4;
+
 /// Keys of the journal.
 const TEXT: &str = "calibration/text";
 const TEXT_HASH: &str = "calibration/text hash";
@@ -208,6 +214,8 @@ struct Running {
     windows: Vec<Vec<u32>>,
     text_hash: String,
     run: SequentialRun,
+    /// Over some of the windows, once a pass has asked for extremes.
+    of_sizes: Option<SequentialRun>,
     /// Of the uncompressed model, once a pass has asked what it gives.
     original: Option<SequentialRun>,
     /// The part entered last.
@@ -269,6 +277,7 @@ impl DriverCalibrator<'_> {
                         windows,
                         text_hash,
                         run,
+                        of_sizes: None,
                         original: None,
                         part: None,
                         matters: None,
@@ -306,7 +315,7 @@ impl DriverCalibrator<'_> {
         let matters = match kept {
             Some(matters) => matters,
             None => {
-                let most = (token_weights::LOGITS, self.options.max_memory);
+                let most = (whole_model::LOGITS, self.options.max_memory);
                 let matters = TokenWeights::measure(&running.run, graph, weights, most, progress)?;
                 if let Some(journal) = self.journal {
                     journal.put(MATTERS, &matters.bytes(graph));
@@ -360,7 +369,7 @@ impl Calibrator for DriverCalibrator<'_> {
     ) -> attar_pass::Result<bool> {
         self.prepare(progress)?;
         let State::Running(_) = &self.state else { return Ok(false) };
-        if !TokenWeights::fit(graph) {
+        if !whole_model::has_gradients(graph) {
             return Ok(false);
         }
         self.measure_matters(graph, weights, progress)?;
@@ -368,6 +377,28 @@ impl Calibrator for DriverCalibrator<'_> {
             running.power = power;
         }
         Ok(true)
+    }
+
+    fn gain_gradient(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        gains: &[(WeightName, Vec<f32>)],
+        (windows, slopes): (Range<usize>, bool),
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<Option<GainGradient>> {
+        self.prepare(progress)?;
+        self.probe = None;
+        let State::Running(running) = &self.state else { return Ok(None) };
+        if !whole_model::has_gradients(graph) {
+            return Ok(None);
+        }
+        if windows.is_empty() {
+            return Ok(Some(GainGradient::zeros(gains)));
+        }
+        let (run, most) = (&running.run, (whole_model::LOGITS, self.options.max_memory / 2));
+        let windows = windows.start.min(run.count())..windows.end.min(run.count());
+        gains::gain_gradient(run, graph, weights, most, gains, (windows, slopes)).map(Some)
     }
 
     fn window(
@@ -440,6 +471,23 @@ impl Calibrator for DriverCalibrator<'_> {
         run.input_drift(original, graph, weights, input, sum, progress).map(Some)
     }
 
+    fn input_sizes(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> attar_pass::Result<Vec<f32>> {
+        self.prepare(progress)?;
+        if let State::Running(running) = &mut self.state {
+            let Running { windows, of_sizes, .. } = &mut **running;
+            let some = || windows.iter().step_by(SIZES_EVERY).cloned().collect();
+            let run = of_sizes.get_or_insert_with(|| SequentialRun::new(some(), self.options.max_memory / 2));
+            return run.input_sizes(graph, weights, input, progress);
+        }
+        Ok(self.input_statistics(graph, weights, input, progress)?.max_abs())
+    }
+
     fn input_statistics(
         &mut self,
         graph: &Graph,
@@ -450,6 +498,9 @@ impl Calibrator for DriverCalibrator<'_> {
         self.prepare(progress)?;
         // Weights are about to change: nothing can be compared with the original after this.
         self.probe = None;
+        if let State::Running(running) = &mut self.state {
+            running.of_sizes = None;
+        }
         match &mut self.state {
             State::Running(running) => {
                 let counts = running.counts(input);

@@ -85,7 +85,7 @@ fn output(graph: &Graph) -> Result<ValueId> {
 }
 
 /// `ln Σ exp`.
-fn log_sum(logits: &[f32]) -> f32 {
+pub(crate) fn log_sum(logits: &[f32]) -> f32 {
     let top = largest(logits);
     top + libm::log(lane_sum(logits.len(), |i| f64::from(exp(logits[i] - top)))) as f32
 }

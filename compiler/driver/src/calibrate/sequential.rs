@@ -162,6 +162,24 @@ impl SequentialRun {
         Ok(tiles.statistics(self.tokens()))
     }
 
+    /// Largest magnitude in each column of a value; see [`attar_pass::Calibrator`].
+    pub(crate) fn input_sizes(
+        &mut self,
+        graph: &Graph,
+        weights: &WeightStore,
+        input: ValueId,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<Vec<f32>> {
+        let width = graph.ty(input).last().ok_or_else(|| damaged(graph, input, "has no fixed width"))?;
+        let mut sizes = vec![0.0f32; width];
+        self.advance(graph, weights, input, progress, &mut |inputs| {
+            for row in inputs.iter().flat_map(|x| x.chunks_exact(width)) {
+                sizes.iter_mut().zip(row).for_each(|(s, v)| *s = s.max(v.abs()));
+            }
+        })?;
+        Ok(sizes)
+    }
+
     /// Runs until `value` is known for every window, and hands its values over, some windows at a time and in order.
     pub(crate) fn advance(
         &mut self,

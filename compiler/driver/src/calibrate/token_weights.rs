@@ -5,26 +5,18 @@
 //! Its diagonal is estimated by leading back, from each row of logits, a vector whose covariance is that of the logits'
 //! scores: `√p ∘ ε - p (√p · ε)` with random signs ε has `diag(p) - p pᵀ`, and varies less than the score of a token drawn
 //! from p. A token's weight is the sum of squares of what arrives, over the layer's outputs.
-//! The model runs as it is, in segments between which one value is alive; what a segment computes is computed again on the
-//! way back. A window is computed by one thread, so threads change nothing.
 //! Reference: Kim et al. 2025, arXiv:2505.07004 (GuidedQuant), with one group of outputs and the model's own Fisher
 //! information in place of the training loss.
 
-use super::activations::Activations;
-use super::backward::Tape;
 use super::dense::{exp, lane_sum, largest};
-use super::sequential::{Indices, SequentialRun, damaged, evaluate, spill};
-use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightStore};
+use super::sequential::{SequentialRun, damaged};
+use super::whole_model::{Errand, Rows, Values, WholeModel, add_to};
+use attar_ir::{Graph, NodeId, OpKind, ValueId, WeightName, WeightStore};
 use attar_pass::Result;
-use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-/// Numbers of logits computed at a time, per thread.
-pub(crate) const LOGITS: usize = 6 << 20;
 /// Most that a token counts, as a multiple of the median.
 const MOST: f64 = 20.0;
-/// Values of a segment, as a multiple of the value it hands on.
-const SEGMENT: usize = 8;
 
 /// Weights of tokens by the value that linear layers read: for each window, one number for each token.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,81 +26,56 @@ pub(crate) struct TokenWeights(BTreeMap<ValueId, Vec<Vec<f32>>>);
 #[derive(Default)]
 struct Squares(BTreeMap<ValueId, Vec<f32>>);
 
-impl Squares {
-    /// Takes in the gradient of a node's result. `at` is the token that its first row belongs to.
-    fn see(&mut self, graph: &Graph, node: NodeId, gradient: &[f32], at: usize) {
-        if !matches!(graph.op(node), OpKind::Linear(_)) {
-            return;
-        }
-        let width = graph.ty(ValueId { node, slot: 0 }).last().unwrap_or(1).max(1);
-        let square = |row: &[f32]| lane_sum(width, |i| f64::from(row[i]) * f64::from(row[i])) as f32;
-        let squares = gradient.chunks_exact(width).map(square).collect();
-        add_to(self.0.entry(graph.inputs_of(node)[0]).or_default(), at, squares);
-    }
+/// Leads scores of the logits back, and squares what arrives.
+struct Weighing<'a> {
+    graph: &'a Graph,
 }
 
-/// Nodes that compute `to` from `from` (from nothing at the beginning) and from weights alone.
-struct Segment {
-    from: Option<ValueId>,
-    to: ValueId,
-    nodes: Vec<NodeId>,
+impl Errand for Weighing<'_> {
+    type Found = Squares;
+
+    fn turn(&self, rows: &Rows<'_>, logits: &mut [f32], _: &mut Squares) -> Result<()> {
+        let mut roots = Vec::new();
+        for (row, scores) in rows.range.clone().zip(logits.chunks_exact_mut(rows.vocab)) {
+            to_scores(scores, &mut roots, (rows.window as u64) << 32 | row as u64);
+        }
+        Ok(())
+    }
+
+    fn see(&self, node: NodeId, _: &Values, gradient: &[f32], first: usize, found: &mut Squares) {
+        if !matches!(self.graph.op(node), OpKind::Linear(_)) {
+            return;
+        }
+        let width = self.graph.ty(ValueId { node, slot: 0 }).last().unwrap_or(1).max(1);
+        let square = |row: &[f32]| lane_sum(width, |i| f64::from(row[i]) * f64::from(row[i])) as f32;
+        let squares = gradient.chunks_exact(width).map(square).collect();
+        add_to(found.0.entry(self.graph.inputs_of(node)[0]).or_default(), first, squares);
+    }
 }
 
 impl TokenWeights {
-    /// Whether gradients can be led back through the whole graph: those of a plugin's ops are not known.
-    pub(crate) fn fit(graph: &Graph) -> bool {
-        graph.topo().into_iter().all(|id| !matches!(graph.op(id), OpKind::Custom(_)))
-    }
-
-    /// Runs the model over the windows of `run`, there and back, with at most so many `logits` at a time and thread, and `memory`
-    /// bytes of values handed from segment to segment.
+    /// Runs the model over the windows of `run`, there and back, with at most so many numbers of logits at a time and thread,
+    /// and bytes of values handed from segment to segment.
     pub(crate) fn measure(
         run: &SequentialRun,
         graph: &Graph,
         weights: &WeightStore,
-        (logits, memory): (usize, u64),
+        most: (usize, u64),
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<TokenWeights> {
-        let Some(output) = graph.outputs().first().copied() else { return Ok(TokenWeights::default()) };
-        let segments = segments(graph, output);
-        let total = run.count();
         let mut all = TokenWeights::default();
+        let Some(model) = WholeModel::new(graph, most) else { return Ok(all) };
+        let total = run.count();
         for range in run.portions() {
             progress("weighing tokens", range.start as u64, total as u64);
-            let kept = Activations::new(memory);
-            for segment in &segments[..segments.len() - 1] {
-                let read = &read(graph, weights, segment)?;
-                range.clone().into_par_iter().try_for_each(|window| {
-                    let at = OneWindow { graph, read, kept: &kept, window, indices: run.indices(window) };
-                    let mut values = segment.run(&at)?;
-                    let handed = values.remove(&segment.to);
-                    let handed = handed.ok_or_else(|| damaged(graph, segment.to, "was not computed"))?;
-                    kept.put(segment.to, window, handed).map_err(spill)
-                })?;
-            }
-            let mut slopes: Vec<Vec<f32>> = range.clone().map(|_| Vec::new()).collect();
-            for segment in segments.iter().rev() {
-                let read = &read(graph, weights, segment)?;
-                let back = |(window, slope): (usize, Vec<f32>)| {
-                    let at = OneWindow { graph, read, kept: &kept, window, indices: run.indices(window) };
-                    if segment.to == output {
-                        segment.back_from_logits(&at, logits)
-                    } else {
-                        segment.back(&at, slope)
+            let read = |name: &WeightName| weights.read_f32(name);
+            for squares in model.there_and_back(run, range, &read, &Weighing { graph })? {
+                for (value, squares) in squares.0 {
+                    if let Some(v) = squares.iter().find(|v| !v.is_finite()) {
+                        let problem = format!("has gradients whose squares sum up to {v}");
+                        return Err(damaged(graph, value, &problem));
                     }
-                };
-                let found: Vec<(Vec<f32>, Squares)> =
-                    range.clone().into_par_iter().zip(slopes).map(back).collect::<Result<_>>()?;
-                slopes = Vec::with_capacity(found.len());
-                for (slope, squares) in found {
-                    slopes.push(slope);
-                    for (value, squares) in squares.0 {
-                        if let Some(v) = squares.iter().find(|v| !v.is_finite()) {
-                            let problem = format!("has gradients whose squares sum up to {v}");
-                            return Err(damaged(graph, value, &problem));
-                        }
-                        all.0.entry(value).or_default().push(squares);
-                    }
+                    all.0.entry(value).or_default().push(squares);
                 }
             }
         }
@@ -165,99 +132,6 @@ impl TokenWeights {
     }
 }
 
-/// One window on its way through one segment.
-struct OneWindow<'a> {
-    graph: &'a Graph,
-    /// Weights of the segment.
-    read: &'a BTreeMap<NodeId, Vec<f32>>,
-    /// What segments have handed on.
-    kept: &'a Activations,
-    window: usize,
-    indices: Indices<'a>,
-}
-
-impl Segment {
-    /// All values of the segment.
-    fn run(&self, at: &OneWindow<'_>) -> Result<BTreeMap<ValueId, Vec<f32>>> {
-        let graph = at.graph;
-        let mut values = BTreeMap::new();
-        if let Some(from) = self.from {
-            let data = at.kept.get(from, at.window).map_err(spill)?;
-            values.insert(from, data.ok_or_else(|| damaged(graph, from, "was lost between two stages"))?);
-        }
-        let weight = |node| at.read.get(&node).map(Vec::as_slice);
-        for id in &self.nodes {
-            let result = evaluate(graph, *id, &graph.inputs_of(*id), &weight, &values, &at.indices)?;
-            values.insert(ValueId { node: *id, slot: 0 }, result);
-        }
-        Ok(values)
-    }
-
-    /// From the gradient of `to` to that of `from`.
-    fn back(&self, at: &OneWindow<'_>, slope: Vec<f32>) -> Result<(Vec<f32>, Squares)> {
-        let values = self.run(at)?;
-        let mut squares = Squares::default();
-        let mut see = |node: NodeId, gradient: &[f32]| squares.see(at.graph, node, gradient, 0);
-        let slope = self.lead_back(at, &values, slope, &mut see)?;
-        Ok((slope, squares))
-    }
-
-    /// From the scores of the logits to the gradient of `from`, `at_once` numbers of logits at a time.
-    fn back_from_logits(&self, at: &OneWindow<'_>, at_once: usize) -> Result<(Vec<f32>, Squares)> {
-        let graph = at.graph;
-        let vocab = graph.ty(self.to).last().unwrap_or(1).max(1);
-        let gathers = self.nodes.iter().any(|n| matches!(graph.op(*n), OpKind::GatherRows(_)));
-        let all = at.indices.rows().len();
-        let at_once = if gathers { (at_once / vocab).max(1) } else { all.max(1) };
-        let (mut slope, mut squares, mut roots) = (Vec::new(), Squares::default(), Vec::new());
-        for first in (0..all).step_by(at_once) {
-            let rows = first..(first + at_once).min(all);
-            let some = OneWindow { indices: at.indices.with_rows(rows.clone()), ..*at };
-            let mut values = self.run(&some)?;
-            let mut logits =
-                values.remove(&self.to).ok_or_else(|| damaged(graph, self.to, "was not computed"))?;
-            for (row, scores) in rows.clone().zip(logits.chunks_exact_mut(vocab)) {
-                to_scores(scores, &mut roots, (at.window as u64) << 32 | row as u64);
-            }
-            let mut gathered = false;
-            let more = self.lead_back(&some, &values, logits, &mut |node, gradient| {
-                // Rows of logits are the tokens themselves, so what is computed from the gathered rows begins with the first.
-                gathered |= matches!(graph.op(node), OpKind::GatherRows(_));
-                squares.see(graph, node, gradient, if gathered { 0 } else { rows.start });
-            })?;
-            add_to(&mut slope, 0, more);
-        }
-        Ok((slope, squares))
-    }
-
-    fn lead_back(
-        &self,
-        at: &OneWindow<'_>,
-        values: &BTreeMap<ValueId, Vec<f32>>,
-        slope: Vec<f32>,
-        seen: &mut dyn FnMut(NodeId, &[f32]),
-    ) -> Result<Vec<f32>> {
-        let weight = |node| at.read.get(&node).map(Vec::as_slice);
-        let (graph, nodes, indices) = (at.graph, &self.nodes, &at.indices);
-        let tape = Tape { graph, nodes, weight: &weight, values, indices };
-        let wanted = |v: ValueId| values.contains_key(&v);
-        let mut left = tape.back(BTreeMap::from([(self.to, slope)]), &wanted, seen)?;
-        Ok(self.from.and_then(|from| left.remove(&from)).unwrap_or_default())
-    }
-}
-
-/// Adds to a part of a sum, which grows as needed.
-fn add_to(sum: &mut Vec<f32>, at: usize, more: Vec<f32>) {
-    if sum.is_empty() && at == 0 {
-        *sum = more;
-        return;
-    }
-    if sum.len() < at + more.len() {
-        sum.resize(at + more.len(), 0.0);
-    }
-    sum[at..].iter_mut().zip(more).for_each(|(s, m)| *s += m);
-}
-
 /// Random signs drawn beside each other, and sums taken so.
 const LANES: usize = 16;
 
@@ -305,59 +179,9 @@ fn mixed(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Weights of a segment.
-fn read(graph: &Graph, weights: &WeightStore, segment: &Segment) -> Result<BTreeMap<NodeId, Vec<f32>>> {
-    let mut read = BTreeMap::new();
-    for operand in segment.nodes.iter().flat_map(|n| graph.inputs_of(*n)) {
-        if let OpKind::Weight(w) = graph.op(operand.node)
-            && !read.contains_key(&operand.node)
-        {
-            read.insert(operand.node, weights.read_f32(&w.name)?);
-        }
-    }
-    Ok(read)
-}
-
-/// Cuts the way to `output` where one value is alive, into pieces that compute much more than they hand on.
-fn segments(graph: &Graph, output: ValueId) -> Vec<Segment> {
-    let is_source = |id: NodeId| matches!(graph.op(id), OpKind::Input(_) | OpKind::Weight(_));
-    let (mut needed, mut open) = (BTreeSet::new(), vec![output.node]);
-    while let Some(id) = open.pop() {
-        if !is_source(id) && needed.insert(id) {
-            open.extend(graph.inputs_of(id).iter().map(|v| v.node));
-        }
-    }
-    let nodes: Vec<NodeId> = graph.topo().into_iter().filter(|id| needed.contains(id)).collect();
-    let mut last_use: BTreeMap<ValueId, usize> = BTreeMap::new();
-    for (time, id) in nodes.iter().enumerate() {
-        last_use.extend(graph.inputs_of(*id).into_iter().map(|v| (v, time)));
-    }
-    let width = |v: ValueId| graph.ty(v).shape.iter().filter_map(|d| d.fixed()).product::<usize>();
-    let (mut segments, mut alive) = (Vec::new(), BTreeSet::new());
-    let (mut from, mut current, mut size) = (None, Vec::new(), 0);
-    let mut gathered = false;
-    for (time, id) in nodes.iter().enumerate() {
-        let value = ValueId { node: *id, slot: 0 };
-        current.push(*id);
-        size += width(value);
-        alive.insert(value);
-        alive.retain(|v| last_use.get(v).is_some_and(|last| *last > time));
-        gathered |= matches!(graph.op(*id), OpKind::GatherRows(_));
-        if let Some(to) = alive.first().copied()
-            && alive.len() == 1
-            && !gathered
-            && size >= SEGMENT * width(to)
-        {
-            segments.push(Segment { from, to, nodes: std::mem::take(&mut current) });
-            (from, size) = (Some(to), 0);
-        }
-    }
-    segments.push(Segment { from, to: output, nodes: current });
-    segments
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::whole_model::{LOGITS, has_gradients};
     use super::*;
     use std::path::Path;
 
@@ -413,24 +237,20 @@ mod tests {
         for name in ["tiny/llama2", "tiny/mistral", "tiny/qwen2", "tiny/qwen3", "tiny/smollm2"] {
             let model = tiny(name);
             let graph = &model.graph;
-            let output = graph.outputs()[0];
-            assert!(segments(graph, output).len() > 1, "{name} is one segment");
-            let is_source = |id: &NodeId| matches!(graph.op(*id), OpKind::Input(_) | OpKind::Weight(_));
-            let nodes = graph.topo().into_iter().filter(|id| !is_source(id)).collect();
-            let whole = Segment { from: None, to: output, nodes };
-            let weights = read(graph, &model.weights, &whole).expect("weights");
-            let (run, kept) = (run(), Activations::new(0));
+            let most = (LOGITS, 1 << 30);
+            let whole = WholeModel::new(graph, most).expect("an output").in_one_segment();
+            let run = run();
+            let read = |name: &WeightName| model.weights.read_f32(name);
+            let expected =
+                whole.there_and_back(&run, 0..run.count(), &read, &Weighing { graph }).expect("gradients");
             let found = measured(&model, LOGITS, 1 << 30, 2);
             let in_parts = measured(&model, 1000, 0, 1);
             let mut linears = 0;
-            for window in 0..run.count() {
-                let indices = run.indices(window);
-                let at = OneWindow { graph, read: &weights, kept: &kept, window, indices: indices.clone() };
-                let (_, expected) = whole.back_from_logits(&at, LOGITS).expect("gradients");
+            for (window, expected) in expected.into_iter().enumerate() {
                 linears = expected.0.len();
                 assert_eq!((found.0.len(), in_parts.0.len()), (linears, linears), "{name}");
                 for (value, expected) in expected.0 {
-                    assert_eq!(expected.len(), indices.rows().len());
+                    assert_eq!(expected.len(), run.indices(window).rows().len());
                     for got in [&found.0[&value][window], &in_parts.0[&value][window]] {
                         assert_eq!(got.len(), expected.len());
                         for (a, b) in got.iter().zip(&expected) {
@@ -457,7 +277,7 @@ mod tests {
     #[test]
     fn what_has_no_gradients_is_told() {
         let mut model = tiny("tiny/smollm2");
-        assert!(TokenWeights::fit(&model.graph));
+        assert!(has_gradients(&model.graph));
         // The same function, with gradients of 1e30 in between.
         for (name, by) in [("up_proj", 1e-30f32), ("down_proj", 1e30)] {
             let name = format!("model.layers.1.mlp.{name}.weight");
@@ -479,7 +299,7 @@ mod tests {
         let mut graph = Graph::new("f");
         let x = graph.add_input("x", ty());
         graph.add(custom, &[x]).expect("a node");
-        assert!(!TokenWeights::fit(&graph));
+        assert!(!has_gradients(&graph));
     }
 
     #[test]
