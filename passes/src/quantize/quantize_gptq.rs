@@ -53,7 +53,7 @@ attar_plugin::options! {
 }
 
 /// Defaults of the options.
-const DAMPING: f64 = 0.01;
+const DAMPING: f64 = 0.15;
 const ROUNDS: i64 = 4;
 pub(super) const FOLLOW: f64 = 1.0;
 pub(super) const GUIDANCE: f64 = 0.0;
