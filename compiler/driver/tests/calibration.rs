@@ -167,6 +167,36 @@ fn nothing_is_distilled_without_codes_or_text() {
     assert!(e.to_string().contains("calibrat"), "{e}");
 }
 
+/// Smoothing before coding: the same bytes on any number of threads, factors that are not all 1, and saved statistics will do.
+#[test]
+fn activations_are_smoothed_before_matrices_are_coded() {
+    let dir = folder();
+    let source = text(dir.path(), "text.txt", prose().as_bytes());
+    let saved = dir.path().join("statistics");
+    let of = CalibrateOptions {
+        source: tiny("smollm2"),
+        calibration: calibration(source.clone()),
+        out: saved.clone(),
+        threads: None,
+    };
+    calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
+    let recipe =
+        "[[pass]]\nname = \"smooth-activations\"\n[[pass]]\nname = \"quantize-rtn\"\nformat = \"w8\"\n";
+    let made = |source: CalibrationSource, threads: usize| {
+        let out = dir.path().join("out.attar");
+        let mut options = options("smollm2", source, &out);
+        options.recipe = Recipe::parse(recipe, "test", &registry().expect("passes")).expect("a recipe");
+        options.threads = Some(threads);
+        let report = compile(options).expect("compiles");
+        let smoothed = report.metrics.iter().filter(|m| m.values.contains_key("most_factor")).count();
+        assert!(smoothed >= 4, "{smoothed} sites");
+        std::fs::read(out).expect("an artifact")
+    };
+    let bytes = made(source.clone(), 1);
+    assert!(made(source, 3) == bytes);
+    made(CalibrationSource::Saved(saved), 1);
+}
+
 #[test]
 fn models_write_the_same_text_each_time() {
     let dir = folder();

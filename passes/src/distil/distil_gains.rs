@@ -58,7 +58,8 @@ const BATCH: usize = 2;
 const HELD_OUT: usize = 12;
 /// Steps in which the rate rises.
 const RISE: usize = 3;
-/// Gains of norms move so many times as far as scales of rows.
+/// How far scales of rows and gains of norms move relative to the rate.
+const ROWS: f32 = 1.0;
 const NORMS: f32 = 2.0;
 const MEAN_DECAY: f32 = 0.9;
 const SQUARE_DECAY: f32 = 0.95;
@@ -69,7 +70,7 @@ const LEAST: f32 = 0.5;
 #[derive(Clone, Debug, PartialEq)]
 struct Factors {
     names: Vec<WeightName>,
-    /// Rate relative to that of rows.
+    /// [`ROWS`] or [`NORMS`].
     pace: Vec<f32>,
     values: Vec<Vec<f32>>,
     mean: Vec<Vec<f32>>,
@@ -80,11 +81,10 @@ struct Factors {
 
 impl Options {
     fn distil(&self, graph: &mut Graph, cx: &mut PassCx<'_>) -> Result<()> {
-        let mut factors = Factors::new(graph, cx)?;
-        if factors.names.is_empty() {
+        let Some(mut factors) = Factors::new(graph, cx)? else {
             cx.refused("all tensors", "none is coded with a scale per row");
             return Ok(());
-        }
+        };
         if cx.gain_gradient(graph, &[], 0..0, false)?.is_none() {
             cx.refused("all tensors", "there is no text, or an op without a known gradient");
             return Ok(());
@@ -97,8 +97,8 @@ impl Options {
         {
             cx.progress(&format!("resumed: {} of {total} steps", factors.steps), factors.steps as u64, total);
         }
-        let ones = factors.ones();
-        let before = divergence(graph, cx, &ones, &held_out)?;
+        cx.progress("text held out", factors.steps as u64, total);
+        let before = divergence(graph, cx, &factors.ones(), &held_out)?;
         for batch in trained.iter().skip(factors.steps) {
             cx.progress("predictions", factors.steps as u64, total);
             let found =
@@ -106,6 +106,7 @@ impl Options {
             factors.step(&found.slopes, self.rate as f32, trained.len());
             cx.keep("factors", &factors.bytes());
         }
+        cx.progress("text held out", total, total);
         let after = divergence(graph, cx, &factors.named(), &held_out)?;
         cx.metric("predictions", [("divergence", after.into()), ("divergence_before", before.into())]);
         if after >= before {
@@ -182,8 +183,8 @@ fn used_by(graph: &Graph, subject: &Subject, slot: usize, is: fn(&OpKind) -> boo
 }
 
 impl Factors {
-    /// Factors of 1 for everything that the recipe means and that has scales or gains to move.
-    fn new(graph: &Graph, cx: &PassCx<'_>) -> Result<Factors> {
+    /// Factors of 1 for everything that the recipe means and that has scales or gains to move; `None` when no matrix has.
+    fn new(graph: &Graph, cx: &PassCx<'_>) -> Result<Option<Factors>> {
         let (mut names, mut pace, mut lens) = (Vec::new(), Vec::new(), Vec::new());
         for subject in cx.subjects(graph) {
             let info = cx.weights.info(&subject.name)?;
@@ -191,7 +192,7 @@ impl Factors {
             let of_linear = |op: &OpKind| matches!(op, OpKind::Linear(_));
             let found = match (info.elem, &info.shape[..]) {
                 (Elem::F32, [_]) if used_by(graph, &subject, 1, of_norm) => NORMS,
-                (elem, [_, _]) if has_row_scales(elem) && used_by(graph, &subject, 1, of_linear) => 1.0,
+                (elem, [_, _]) if has_row_scales(elem) && used_by(graph, &subject, 1, of_linear) => ROWS,
                 _ => continue,
             };
             lens.push(info.shape[0]);
@@ -199,11 +200,9 @@ impl Factors {
             names.push(subject.name);
         }
         let all = |v: f32| lens.iter().map(|len| vec![v; *len]).collect::<Vec<_>>();
-        let coded = pace.contains(&1.0);
-        if !coded {
-            names.clear();
-        }
-        Ok(Factors { names, pace, values: all(1.0), mean: all(0.0), square: all(0.0), steps: 0 })
+        let (values, mean, square) = (all(1.0), all(0.0), all(0.0));
+        let has_matrices = pace.contains(&ROWS);
+        Ok(has_matrices.then_some(Factors { names, pace, values, mean, square, steps: 0 }))
     }
 
     fn named(&self) -> Vec<(WeightName, Vec<f32>)> {

@@ -26,23 +26,26 @@ struct Found {
 struct Comparing<'a> {
     graph: &'a Graph,
     output: ValueId,
-    weights: &'a WeightStore,
     original: UpToLast<'a>,
     gains: BTreeMap<&'a str, &'a [f32]>,
+    /// Vectors of the graph, without factors.
+    vectors: BTreeMap<WeightName, Vec<f32>>,
 }
 
 impl Comparing<'_> {
     /// The weight and the bias of a linear layer whose rows have factors.
-    fn linear(&self, node: NodeId) -> Option<(&WeightName, Option<ValueId>)> {
+    fn linear(&self, node: NodeId) -> Option<(&WeightName, Option<&WeightName>)> {
         let inputs = self.graph.inputs_of(node);
         // Rows of logits are not scaled: there are more of them than of anything else, and text shows few.
         if !matches!(self.graph.op(node), OpKind::Linear(_)) || self.output.node == node {
             return None;
         }
-        match self.graph.op(inputs.get(1)?.node) {
-            OpKind::Weight(w) if self.gains.contains_key(&*w.name) => Some((&w.name, inputs.get(2).copied())),
+        let weight = |v: &ValueId| match self.graph.op(v.node) {
+            OpKind::Weight(w) => Some(&w.name),
             _ => None,
-        }
+        };
+        let name = weight(inputs.get(1)?).filter(|name| self.gains.contains_key(&***name))?;
+        Some((name, inputs.get(2).and_then(weight)))
     }
 }
 
@@ -64,34 +67,41 @@ impl Errand for Comparing<'_> {
 
     fn see(&self, node: NodeId, values: &Values, gradient: &[f32], _: usize, found: &mut Found) {
         let Some((name, bias)) = self.linear(node) else { return };
-        let (Some(y), Some(gains)) = (values.get(&ValueId { node, slot: 0 }), self.gains.get(&**name)) else {
-            return;
-        };
-        let bias = bias.and_then(|b| match self.graph.op(b.node) {
-            OpKind::Weight(w) => self.weights.read_f32(&w.name).ok(),
-            _ => None,
-        });
+        let (y, gains) = (&values[&ValueId { node, slot: 0 }], self.gains[&**name]);
+        let bias = bias.map(|b| &self.vectors[b]);
         let width = gains.len().max(1);
         let slopes = found.slopes.entry(name.clone()).or_insert_with(|| vec![0.0; width]);
         for (y, dy) in y.chunks_exact(width).zip(gradient.chunks_exact(width)) {
             for (n, (slope, (y, dy))) in slopes.iter_mut().zip(y.iter().zip(dy)).enumerate() {
-                let y = y - bias.as_ref().map_or(0.0, |b| b[n]);
+                let y = y - bias.map_or(0.0, |b| b[n]);
                 *slope += f64::from(y * dy / gains[n]);
             }
         }
     }
 
     fn wants(&self, weight: &WeightName) -> bool {
-        let is_vector = self.weights.info(weight).is_ok_and(|i| i.shape.len() == 1);
-        is_vector && self.gains.contains_key(&**weight)
+        self.vectors.contains_key(weight) && self.gains.contains_key(&**weight)
     }
 
     fn see_weight(&self, weight: &WeightName, gradient: Vec<f32>, found: &mut Found) {
-        let Ok(values) = self.weights.read_f32(weight) else { return };
+        let values = &self.vectors[weight];
         let slopes = found.slopes.entry(weight.clone()).or_insert_with(|| vec![0.0; values.len()]);
-        let products = gradient.iter().zip(&values).map(|(g, v)| f64::from(g * v));
+        let products = gradient.iter().zip(values).map(|(g, v)| f64::from(g * v));
         slopes.iter_mut().zip(products).for_each(|(slope, p)| *slope += p);
     }
+}
+
+/// The vectors that a graph reads.
+fn vectors(graph: &Graph, weights: &WeightStore) -> Result<BTreeMap<WeightName, Vec<f32>>> {
+    let mut all = BTreeMap::new();
+    for id in graph.topo() {
+        if let OpKind::Weight(w) = graph.op(id)
+            && weights.info(&w.name)?.shape.len() == 1
+        {
+            all.insert(w.name.clone(), weights.read_f32(&w.name)?);
+        }
+    }
+    Ok(all)
 }
 
 /// See [`attar_pass::Calibrator::gain_gradient`].
@@ -126,7 +136,7 @@ pub(crate) fn gain_gradient(
     let original =
         model.up_to_last(run, windows.clone(), &|name: &WeightName| weights.read_original_f32(name))?;
     let output = model.output();
-    let errand = Comparing { graph, output, weights, original, gains: of.clone() };
+    let errand = Comparing { graph, output, original, gains: of.clone(), vectors: vectors(graph, weights)? };
     let found = if slopes {
         model.there_and_back(run, windows, &scaled, &errand)?
     } else {
@@ -220,6 +230,7 @@ mod tests {
                         .collect();
                     gradient(&model, &run, &moved, (1..4, false)).divergence
                 };
+                // Long enough for f32 logits to show a difference, and so long that it has some curvature in it.
                 let step = 0.02;
                 let difference = (at(step) - at(-step)) / (2.0 * step);
                 assert!(

@@ -39,6 +39,19 @@ fn all_statistics(model: &Imported, memory: u64, threads: usize) -> Vec<InputSta
     })
 }
 
+/// Extremes asked for alone are those of statistics of the same windows.
+#[test]
+fn sizes_are_those_of_statistics() {
+    let model = tiny("tiny/smollm2");
+    let mut run = SequentialRun::new(windows(), 0);
+    let expected = all_statistics(&model, 1 << 30, 2);
+    assert!(expected.len() > 4);
+    for (value, expected) in linear_inputs(&model.graph).into_iter().zip(expected) {
+        let sizes = run.input_sizes(&model.graph, &model.weights, value, &mut |_, _, _| {}).expect("sizes");
+        assert_eq!(sizes, expected.max_abs());
+    }
+}
+
 #[test]
 fn moments_are_those_of_the_interpreter() {
     for name in ["tiny/llama2", "tiny/mistral", "tiny/qwen2", "tiny/qwen3", "tiny/smollm2", "gguf/qwen3.gguf"]
