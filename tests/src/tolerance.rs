@@ -36,6 +36,12 @@ pub const TOLERANCES: &[Tolerance] = &[
                  largest each, averaged over K, compounded over two layers",
     },
     Tolerance {
+        class: "kernel-int8-random",
+        relative: 1.5e-1,
+        reason: "as kernel-int8, of models of random shape: among some four hundred of them one has few enough \
+                 channels, and weights that amplify enough, to come to 9e-2",
+    },
+    Tolerance {
         class: "lossy-w8",
         relative: 4e-2,
         reason: "weights rounded to 8 bits per group of 32: 2^-8 of the group's largest each, averaged over K",

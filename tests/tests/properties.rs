@@ -122,7 +122,7 @@ fn lossless() -> Vec<&'static PassDecl> {
 
 /// The tolerance of compiled kernels for weights of that format.
 fn kernel_class(format: FormatRef) -> &'static str {
-    if format.wants_int8_activations() { "kernel-int8" } else { "kernel-f32" }
+    if format.wants_int8_activations() { "kernel-int8-random" } else { "kernel-f32" }
 }
 
 fn runs_compiled(graph: &Graph, seed: u64, class: &str) -> Result<(), TestCaseError> {
