@@ -9,8 +9,8 @@ use attar_artifact::{Artifact, Verify, Writer};
 use attar_compiler::{CompileOptions, CudaTarget, Nvrtc, Session, registry, resolve_targets};
 use attar_pass::{Preset, Recipe};
 use attar_runtime::{
-    Control, DeviceChoice, Engine, GenerateOptions, Model, OpenOptions, Progress, SessionOptions, StepBatch,
-    gpus, top_logits,
+    Control, DeviceChoice, Engine, GenerateOptions, Model, OpenOptions, Progress, Sampler, SamplingOptions,
+    SessionOptions, StepBatch, gpus, top_logits,
 };
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -165,7 +165,17 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
         let logits = engine.step(&batch)?;
         let want: Vec<u32> = logits.chunks_exact(vocab as usize).map(|row| top_logits(row, 1)[0].0).collect();
         assert_eq!(chosen, want, "{rows} rows");
+        let logits = logits.to_vec();
         engine.truncate(second, before)?;
+        // As many as a GPU finds, and more.
+        for k in [1, 7, 64, 65] {
+            let found: Vec<(u32, f32)> =
+                engine.step_top_k(&batch, k)?.iter().map(|t| (t.token, t.logit)).collect();
+            let want: Vec<_> =
+                logits.chunks_exact(vocab as usize).flat_map(|row| top_logits(row, k)).collect();
+            assert_eq!(found, want, "{rows} rows, the {k} largest");
+            engine.truncate(second, before)?;
+        }
     }
     // A GPU takes more tokens in a step than it gives rows of logits.
     batch.clear();
@@ -182,6 +192,18 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
         let next: Vec<u32> = top_logits(session.logits(), 1).iter().map(|(id, _)| *id).collect();
         assert_eq!(next, generation.tokens[5..], "{:?}", generation.tokens);
         tokens.extend(generation.tokens);
+        // What is drawn of the largest logits is what is drawn of all.
+        let sampling =
+            SamplingOptions { temperature: 1.5, top_k: 9, top_p: 0.9, seed: 3, ..SamplingOptions::default() };
+        let mut sampler = Sampler::new(sampling.clone(), vocab as usize)?;
+        let options = GenerateOptions { sampling, ..options };
+        let generation = session.generate(&[5, 9, 2], &options, |_| Control::Continue)?;
+        session.truncate(0)?;
+        session.append(&[5, 9, 2])?;
+        for token in &generation.tokens {
+            assert_eq!(*token, sampler.sample(session.logits(), &[]), "{:?}", generation.tokens);
+            session.append(&[*token])?;
+        }
     }
     engine.truncate(first, 20)?;
     batch.clear();

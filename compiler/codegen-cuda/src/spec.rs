@@ -14,7 +14,7 @@ use crate::attention_tiles::AttentionTiles;
 use crate::emit::{SPAN_WARPS, has_span_products, row_threads, small_blocks, takes_one_row, widened_bytes};
 use crate::error::{Error, Result};
 use attar_artifact::program::{
-    ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, Tiles,
+    ARGMAX, ARGMAX_THREADS, Arg, Blocks, Extent, Launch, Program, ProgramKind, TOP_K, TOP_K_THREADS, Tiles,
 };
 use attar_format::{CHANNELS, Scale};
 use attar_kernel::{Activation, AttentionSpec, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
@@ -41,6 +41,9 @@ pub enum CudaSpec {
     Widen(Widen),
     /// The likeliest token of every row of logits; part of no program. Args: logits f32 `[R, V]`, out u32 `[R]`, V. Grid: R.
     Argmax,
+    /// The largest logits of every row; part of no program. Args: logits f32 `[R, V]`, out `[R, k]` of tokens u32 and their logits
+    /// f32, V, k. Grid: R.
+    TopK,
     /// What follows the product of q, k and v. Args: y f32 `[T, (H + 2 Hk) Dh]`, then those of [`QkvEpilogue`].
     QkvRope(QkvEpilogue),
     /// [`KernelSpec::AttentionSpan`] and [`KernelSpec::AttentionMerge`] in one. Args: those of the former, out, and counters u32
@@ -98,6 +101,7 @@ impl CudaSpec {
                 format!("widen_{from}_{to}_r{run}_{dim}")
             }
             CudaSpec::Argmax => ARGMAX.to_owned(),
+            CudaSpec::TopK => TOP_K.to_owned(),
             CudaSpec::AttentionJoined { attention, out } => {
                 let merge = KernelSpec::AttentionMerge { attention: *attention, out: *out };
                 merge.name().replacen("attention_merge", "attention_joined", 1)
@@ -123,6 +127,7 @@ impl CudaSpec {
         match self {
             CudaSpec::Linear(_) | CudaSpec::NormLinear { .. } | CudaSpec::Widen(_) => 256,
             CudaSpec::Argmax => ARGMAX_THREADS,
+            CudaSpec::TopK => TOP_K_THREADS,
             CudaSpec::QkvRope(_) => 128,
             CudaSpec::Clear => 256,
             CudaSpec::AttentionJoined { .. } | CudaSpec::AttentionFresh { .. } => SPAN_WARPS as u32 * 32,
@@ -159,7 +164,7 @@ pub struct CudaPrograms {
 /// [`Error::Spec`] when a launch does not have the arguments that its kernel documents.
 pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaPrograms> {
     let specs: BTreeMap<String, &KernelSpec> = specs.iter().map(|s| (s.name(), s)).collect();
-    let mut kernels = BTreeMap::from([(CudaSpec::Argmax.name(), CudaSpec::Argmax)]);
+    let mut kernels = BTreeMap::from([CudaSpec::Argmax, CudaSpec::TopK].map(|k| (k.name(), k)));
     let mut out = Vec::new();
     for program in programs {
         let spare = [Extent::default(); 4];

@@ -403,3 +403,53 @@ fn the_likeliest_token_is_the_first_of_the_largest() {
         assert_eq!(got, want, "{vocab} logits");
     }
 }
+
+/// The same as sorting, also of equals, of what is not a number, and where one thread has all of the largest.
+#[test]
+fn the_largest_logits_are_those_of_sorting() {
+    let Some(mut modules) = Modules::find(CudaTarget::Ptx) else { return };
+    let programs = CudaPrograms { programs: Vec::new(), kernels: vec![CudaSpec::TopK] };
+    let name = CudaSpec::TopK.name();
+    let (module, _) = modules.module(&programs, &name);
+    let cases =
+        [(1, 1), (5, 3), (31, 31), (1023, 64), (1024, 40), (1025, 1), (5003, 64), (12000, 64), (40960, 64)];
+    for (vocab, k) in cases {
+        let mut random = Random(vocab as u64);
+        let mut rows = vec![
+            random.f32s(vocab, 4.0),
+            (0..vocab).map(|_| random.below(3) as f32).collect(),
+            vec![f32::NAN; vocab],
+            (0..vocab).map(|i| if i % 2 == 0 { f32::NAN } else { -(i as f32) }).collect(),
+            (0..vocab).map(|i| if i % 2 == 0 { -0.0 } else { 0.0 }).collect(),
+            (0..vocab).map(|i| if i < vocab / 2 { f32::NEG_INFINITY } else { f32::MIN }).collect(),
+            (0..vocab).map(|i| i as f32).collect(),
+            // A few threads have all of the largest; of 40960 these are more than there is room for.
+            (0..vocab).map(|i| if i / 4 % 1024 < 56 { random.f32s(1, 1.0)[0] + 9.0 } else { 0.0 }).collect(),
+        ];
+        rows[0][vocab - 1] = f32::INFINITY;
+        let mut want = Vec::new();
+        for row in &rows {
+            let usable = |i: usize| if row[i].is_nan() { f32::NEG_INFINITY } else { row[i] };
+            let mut order: Vec<usize> = (0..vocab).collect();
+            order.sort_by(|a, b| usable(*b).total_cmp(&usable(*a)).then(a.cmp(b)));
+            want.extend(order[..k].iter().map(|&i| (i as u32, usable(i).to_bits())));
+        }
+        let mut memory = Memory::new();
+        let logits = memory.alloc("logits", &bytes_of(&rows.concat()));
+        memory.set_read_only(logits);
+        let out = memory.alloc_uninit("out", rows.len() * k * 8);
+        let launch = Launch {
+            kernel: &name,
+            grid: [rows.len() as u32, 1, 1],
+            block: [CudaSpec::TopK.threads(), 1, 1],
+            dynamic_shared: 0,
+            params: &[logits.into(), out.into(), Param::from(vocab as u64), Param::from(k as u64)],
+        };
+        let both = module.launch_both(&mut memory, &launch).unwrap_or_else(|e| panic!("{e}"));
+        assert!(both.differing.is_empty(), "{vocab}");
+        let word = |b: &[u8]| u32::from_le_bytes(b.try_into().expect("four bytes"));
+        let got: Vec<(u32, u32)> =
+            memory.bytes(out).chunks_exact(8).map(|b| (word(&b[..4]), word(&b[4..]))).collect();
+        assert_eq!(got, want, "the {k} largest of {vocab}");
+    }
+}

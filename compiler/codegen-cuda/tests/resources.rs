@@ -66,7 +66,7 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     for (int8, half, run) in [(false, false, 2), (true, false, 4), (true, false, 8), (true, true, 8)] {
         all.push(CudaSpec::Widen(Widen { dim, int8, half, run }));
     }
-    all.extend([CudaSpec::Argmax, CudaSpec::Clear]);
+    all.extend([CudaSpec::Argmax, CudaSpec::TopK, CudaSpec::Clear]);
     all.push(CudaSpec::Plain(KernelSpec::LayerNorm { dim, eps: 1e-5 }));
     all.push(CudaSpec::Plain(KernelSpec::Softmax { dim }));
     all.push(CudaSpec::Plain(KernelSpec::Quantize { dim }));

@@ -213,6 +213,15 @@ pub const ARGMAX: &str = "argmax";
 /// Threads of a block of [`ARGMAX`].
 pub const ARGMAX_THREADS: u32 = 1024;
 
+/// Name of the kernel of a GPU's code sections that finds the largest logits of every row. Arguments: logits f32 `[R, V]`, out
+/// `[R, k]`, each a token u32 and its logit f32, V, k (1 to [`TOP_K_MOST`], at most V); one block of [`TOP_K_THREADS`] per row. No
+/// program names it.
+pub const TOP_K: &str = "top_k";
+/// Threads of a block of [`TOP_K`].
+pub const TOP_K_THREADS: u32 = 1024;
+/// Most logits that [`TOP_K`] finds of a row.
+pub const TOP_K_MOST: u64 = 64;
+
 /// What a GPU's code for one target needs beyond what launches say, which are the same for all targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntryBlocks {

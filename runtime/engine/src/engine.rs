@@ -9,7 +9,7 @@ use crate::kv::{KvCache, Sequence};
 use crate::memory::Region;
 use crate::model::{Inner, MOST_ROWS, Model, Runnable};
 use crate::prefetch::{self, Weighed};
-use crate::sampler::likeliest_token;
+use crate::sampler::{TokenLogit, likeliest_token, top_logits};
 use attar_artifact::manifest::RopeTable;
 use attar_artifact::program::{Arg, ProgramKind, StepBuffer, StepSize};
 use std::sync::PoisonError;
@@ -96,8 +96,9 @@ pub struct Engine {
     resolved: Option<(usize, StepSize)>,
     /// Present when the model is on a GPU; then neither arguments nor tasks are used.
     runner: Option<Runner>,
-    /// What [`Engine::step_greedy`] found, where it is not the runner that does.
+    /// What [`Engine::step_greedy`] and [`Engine::step_top_k`] found, where it is not the runner that does.
     chosen: Vec<u32>,
+    top: Vec<TokenLogit>,
 }
 
 // SAFETY: `tasks` point into `args`, which the engine owns and never lets grow after it is made; they are read only
@@ -207,6 +208,7 @@ impl Engine {
             resolved: None,
             runner,
             chosen: Vec::with_capacity(model.max_step_tokens()),
+            top: Vec::new(),
             model,
         };
         engine.tune_prefetch();
@@ -389,7 +391,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_greedy(&mut self, batch: &StepBatch) -> Result<&[u32]> {
-        if !self.chooses_on_device() {
+        if !self.gives(Wanted::Likeliest) {
             let vocab = self.model.inner.manifest.model.vocab.max(1) as usize;
             let mut chosen = std::mem::take(&mut self.chosen);
             chosen.clear();
@@ -401,17 +403,53 @@ impl Engine {
         let model = self.model.clone();
         let (_, size) = self.run_on_device(batch, &model.inner, Wanted::Likeliest, None)?;
         let Some(runner) = &mut self.runner else { return Ok(&[]) };
-        let tokens = runner.receive_tokens(size.rows)?;
+        let tokens = runner.receive_chosen(size.rows)?;
         advance(&mut self.sequences, batch);
         Ok(tokens)
     }
 
-    /// Whether [`Engine::step_greedy`] copies less than [`Engine::step`].
-    pub(crate) fn chooses_on_device(&self) -> bool {
-        self.runner.as_ref().is_some_and(Runner::chooses)
+    /// As [`Engine::step`], for the `k` largest logits of each row (all of them, where there are fewer), `[R, k]`: largest first, the
+    /// lowest token first among equals. What is not a number counts as minus infinity. A GPU finds up to 64 itself, and copies nothing
+    /// else back.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_top_k(&mut self, batch: &StepBatch, k: usize) -> Result<&[TokenLogit]> {
+        let model = self.model.clone();
+        let vocab = model.inner.manifest.model.vocab.max(1);
+        let wanted = Wanted::Top(k as u64);
+        if !self.gives(wanted) {
+            let mut top = std::mem::take(&mut self.top);
+            top.clear();
+            let of_row =
+                |row| top_logits(row, k).into_iter().map(|(token, logit)| TokenLogit { token, logit });
+            let stepped = self.step(batch);
+            let stepped = stepped.map(|l| top.extend(l.chunks_exact(vocab as usize).flat_map(of_row)));
+            self.top = top;
+            return stepped.map(|()| &*self.top);
+        }
+        let (_, size) = self.run_on_device(batch, &model.inner, wanted, None)?;
+        let Some(runner) = &mut self.runner else { return Ok(&[]) };
+        let top = runner.receive_chosen(size.rows * (k as u64).min(u64::from(vocab)))?;
+        advance(&mut self.sequences, batch);
+        Ok(top)
     }
 
-    /// Logits of the last step, which had one row, where [`Engine::step_greedy`] has left them on the device.
+    /// Whether a GPU finds the likeliest token itself.
+    pub(crate) fn chooses_on_device(&self) -> bool {
+        self.gives(Wanted::Likeliest)
+    }
+
+    /// Whether a GPU finds the `k` largest logits itself.
+    pub(crate) fn finds_on_device(&self, k: usize) -> bool {
+        self.gives(Wanted::Top(k as u64))
+    }
+
+    fn gives(&self, wanted: Wanted) -> bool {
+        self.runner.as_ref().is_some_and(|r| r.gives(wanted))
+    }
+
+    /// Logits of the last step, which had one row, where it has left them on the device.
     pub(crate) fn logits_left(&mut self) -> Result<&[f32]> {
         match &mut self.runner {
             Some(runner) => runner.receive_logits(1, self.buffers.logits.words_mut::<f32>()),
@@ -675,7 +713,6 @@ fn pick(programs: &[Runnable], tokens: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::top_logits;
     use crate::toy;
     use proptest::prelude::*;
 

@@ -51,7 +51,7 @@ pub use error::{Error, ErrorKind, Result, TokenizerFault};
 pub use model::{
     DeviceChoice, Model, OpenOptions, OpenTimings, Progress, chosen_target, code_targets, target_refusal,
 };
-pub use sampler::{Sampler, SamplingOptions, top_logits};
+pub use sampler::{Sampler, SamplingOptions, TokenLogit, top_logits};
 pub use session::{
     CancelToken, ContextOverflow, Control, FinishReason, GenerateOptions, Generation, Piece, Session,
     SessionOptions, Timings,

@@ -1,11 +1,12 @@
 //! Chooses the next token from logits.
 //!
-//! In order: repetition penalty, temperature, top-k, top-p, min-p, each over what the one before left, then a draw
+//! In order: repetition penalty, top-k, temperature, top-p, min-p, each over what the one before left, then a draw
 //! with ChaCha8 seeded by the caller. Temperature 0 takes the largest logit, the lowest id among equals. Sources:
 //! repetition penalty Keskar et al. 2019, arXiv:1909.05858; top-p Holtzman et al. 2019, arXiv:1904.09751; min-p
 //! Nguyen et al. 2024, arXiv:2407.01082.
 
 use crate::error::{ErrorKind, Result};
+use bytemuck::{Pod, Zeroable};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -49,6 +50,12 @@ impl SamplingOptions {
         self.temperature == 0.0 && self.repetition_penalty == 1.0
     }
 
+    /// How many of the largest logits the token depends on, where it is not one and not all of them.
+    pub(crate) fn looks_at(&self) -> Option<usize> {
+        let some = self.top_k > 0 && self.temperature > 0.0 && self.repetition_penalty == 1.0;
+        some.then_some(self.top_k)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let bad = |name, value: f32, expected: &str| {
             let (value, expected) = (value.to_string(), expected.to_owned());
@@ -83,9 +90,17 @@ pub struct Sampler {
 
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
-    /// Logit after penalty and temperature, then probability relative to the likeliest.
+    /// Logit after penalty, then probability relative to the likeliest.
     weight: f32,
     id: u32,
+}
+
+/// A token and its logit.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TokenLogit {
+    pub token: u32,
+    pub logit: f32,
 }
 
 impl Sampler {
@@ -113,10 +128,25 @@ impl Sampler {
         let usable = |l: f32| if l.is_nan() { f32::NEG_INFINITY } else { l };
         self.candidates.extend(logits.iter().zip(0..).map(|(l, id)| Candidate { weight: usable(*l), id }));
         self.penalize(context);
+        self.choose()
+    }
+
+    /// As [`Sampler::sample`], given the largest logits, as many as [`SamplingOptions::looks_at`] says or all there are, largest
+    /// first and the lowest token first among equals. The same token comes out.
+    pub(crate) fn sample_from(&mut self, top: &[TokenLogit]) -> u32 {
+        self.draw += 1;
+        self.candidates.clear();
+        self.candidates.extend(top.iter().map(|t| Candidate { weight: t.logit, id: t.token }));
+        self.choose()
+    }
+
+    /// Draws from the candidates, whose weights are logits.
+    fn choose(&mut self) -> u32 {
         let greedy = likeliest(&self.candidates);
         if self.options.temperature == 0.0 || !greedy.weight.is_finite() {
             return greedy.id;
         }
+        self.keep_top_k();
         let inverse = 1.0 / self.options.temperature;
         for c in &mut self.candidates {
             // Relative to the largest: exp cannot overflow, and a tiny temperature turns into greedy.
@@ -125,7 +155,6 @@ impl Sampler {
                 c.weight = if c.id == greedy.id { 1.0 } else { 0.0 };
             }
         }
-        self.keep_top_k();
         self.keep_top_p();
         let floor = self.options.min_p;
         if floor > 0.0 {
@@ -404,6 +433,26 @@ mod tests {
             for _ in 0..20 {
                 let id = s.sample(&logits, &[]);
                 prop_assert!(kept.iter().any(|k| k.0 == id), "{} not in {:?}", id, kept);
+            }
+        }
+
+        /// The largest logits are all that a draw with top-k depends on, also where no number is among them.
+        #[test]
+        fn the_largest_are_enough(
+            logits in proptest::collection::vec(
+                prop_oneof![4 => (-4i8..4).prop_map(f32::from), 4 => -5f32..5.0, 1 => any::<f32>()],
+                1..100,
+            ),
+            top_k in 1usize..20, top_p in 0.05f32..=1.0, min_p in 0f32..0.5, temperature in 0.01f32..3.0, seed: u64,
+        ) {
+            let o = SamplingOptions { temperature, top_k, top_p, min_p, seed, ..options() };
+            prop_assert_eq!(o.looks_at(), Some(top_k));
+            let top: Vec<TokenLogit> =
+                top_logits(&logits, top_k).into_iter().map(|(token, logit)| TokenLogit { token, logit }).collect();
+            let mut all = Sampler::new(o.clone(), logits.len()).unwrap();
+            let mut some = Sampler::new(o, logits.len()).unwrap();
+            for _ in 0..10 {
+                prop_assert_eq!(some.sample_from(&top), all.sample(&logits, &[]));
             }
         }
 

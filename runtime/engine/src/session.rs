@@ -5,7 +5,7 @@
 use crate::engine::{Engine, SequenceId, StepBatch};
 use crate::error::{ErrorKind, Result};
 use crate::model::Model;
-use crate::sampler::{Sampler, SamplingOptions};
+use crate::sampler::{Sampler, SamplingOptions, TokenLogit};
 use crate::stop::StopBuffer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -285,6 +285,17 @@ impl Session {
         Ok(next)
     }
 
+    /// Appends a token and returns the `k` largest logits behind it. The others stay where they are computed.
+    fn append_top_k(&mut self, token: u32, k: usize) -> Result<&[TokenLogit]> {
+        self.check_room(1)?;
+        self.batch.clear();
+        self.batch.push(self.sequence, token, true);
+        self.logits.clear();
+        let top = self.engine.step_top_k(&self.batch, k)?;
+        self.history.push(token);
+        Ok(top)
+    }
+
     fn check_room(&self, more: usize) -> Result<()> {
         let (needed, capacity) = (self.history.len().saturating_add(more), self.context());
         if needed > capacity {
@@ -339,6 +350,7 @@ impl Session {
             finish = Some(FinishReason::Length);
         }
         let greedy = options.sampling.is_greedy() && self.engine.chooses_on_device();
+        let top = options.sampling.looks_at().filter(|k| self.engine.finds_on_device(*k));
         // Chosen with the step before; its logits are on the device.
         let (mut chosen, mut left) = (None, false);
         let mut decode_start = start;
@@ -389,6 +401,8 @@ impl Session {
             if finish.is_none() {
                 if greedy {
                     (chosen, left) = (self.append_greedy(token)?, true);
+                } else if let Some(k) = top {
+                    (chosen, left) = (Some(sampler.sample_from(self.append_top_k(token, k)?)), true);
                 } else {
                     self.append_unless(&[token], None)?;
                 }

@@ -97,6 +97,7 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             vec![c.finish(), template.to_owned()]
         }
         CudaSpec::Argmax => vec![include_str!("argmax.cu").to_owned()],
+        CudaSpec::TopK => vec![include_str!("top_k.cu").to_owned()],
         CudaSpec::Clear => vec![include_str!("clear.cu").to_owned()],
         CudaSpec::QkvRope(q) => {
             check_head(q.head_dim, q.page_len).map_err(fail)?;

@@ -3,7 +3,10 @@
 use super::device::{Device, Kernel, Memory};
 use super::failed;
 use crate::error::{ErrorKind, Result};
-use attar_artifact::program::{ARGMAX, ARGMAX_THREADS, Arg, Program, StepBuffer, StepSize};
+use crate::sampler::TokenLogit;
+use attar_artifact::program::{
+    ARGMAX, ARGMAX_THREADS, Arg, Program, StepBuffer, StepSize, TOP_K, TOP_K_MOST, TOP_K_THREADS,
+};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, DriverError, PinnedHostSlice};
 use std::sync::Arc;
@@ -36,12 +39,14 @@ pub(crate) enum Wanted {
     Logits,
     /// The likeliest tokens `[R]`; logits stay on the device.
     Likeliest,
+    /// The largest logits and their tokens, so many of each row; the others stay on the device.
+    Top(u64),
 }
 
 /// Memory and graphs of one engine.
 pub(crate) struct Runner {
     device: Arc<Device>,
-    /// Activations, then a step's inputs, its logits, and the likeliest tokens.
+    /// Activations, then a step's inputs, its logits, and what was chosen of them.
     memory: Memory,
     inputs: u64,
     logits: u64,
@@ -53,8 +58,8 @@ pub(crate) struct Runner {
     staging: PinnedHostSlice<u8>,
     /// Logits on their way back.
     answers: PinnedHostSlice<f32>,
-    /// Likeliest tokens on their way back.
-    chosen: PinnedHostSlice<u32>,
+    /// What was chosen on its way back.
+    chosen: PinnedHostSlice<u8>,
     graphs: Vec<((usize, StepSize, Wanted), CudaGraph)>,
 }
 
@@ -102,7 +107,8 @@ impl Runner {
         let input_bytes = (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
         let logits = inputs + input_bytes;
         let choices = logits + sizes.rows * sizes.vocab * 4;
-        let memory = device.memory(choices + sizes.rows * 4, "activations", hint)?;
+        let choice_bytes = sizes.rows.max(1) * TOP_K_MOST * size_of::<TokenLogit>() as u64;
+        let memory = device.memory(choices + choice_bytes, "activations", hint)?;
         let context = device.stream.context();
         let fail = |e| failed(device.index, "allocating memory", e);
         let rows = PINNED_ROWS.min(sizes.rows as usize);
@@ -112,8 +118,7 @@ impl Runner {
         let answers =
             unsafe { context.alloc_pinned_with_flags(rows * sizes.vocab as usize, 0) }.map_err(fail)?;
         // SAFETY: as above.
-        let chosen =
-            unsafe { context.alloc_pinned_with_flags(sizes.rows.max(1) as usize, 0) }.map_err(fail)?;
+        let chosen = unsafe { context.alloc_pinned_with_flags(choice_bytes as usize, 0) }.map_err(fail)?;
         let (vocab, stride, most_spans) = (sizes.vocab, sizes.stride, sizes.spans);
         let graphs = Vec::new();
         Ok(Runner {
@@ -132,9 +137,13 @@ impl Runner {
         })
     }
 
-    /// Whether [`Wanted::Likeliest`] can be had.
-    pub(crate) fn chooses(&self) -> bool {
-        self.device.kernels.contains_key(ARGMAX)
+    /// Whether that can be had.
+    pub(crate) fn gives(&self, wanted: Wanted) -> bool {
+        match wanted {
+            Wanted::Logits => true,
+            Wanted::Likeliest => self.device.kernels.contains_key(ARGMAX),
+            Wanted::Top(k) => (1..=TOP_K_MOST).contains(&k) && self.device.kernels.contains_key(TOP_K),
+        }
     }
 
     /// Starts a program. With `times`, launches run one by one, and the time of each is appended.
@@ -210,19 +219,21 @@ impl Runner {
         Ok(places)
     }
 
-    /// The likeliest tokens `[R]` of the step that was started, which has so many rows and [`Wanted::Likeliest`].
-    pub(crate) fn receive_tokens(&mut self, rows: u64) -> Result<&[u32]> {
+    /// What was chosen in the step that was started, `count` of them: tokens with [`Wanted::Likeliest`], with [`Wanted::Top`]
+    /// the largest logits of one row after the other.
+    pub(crate) fn receive_chosen<T: bytemuck::Pod>(&mut self, count: u64) -> Result<&[T]> {
         let index = self.device.index;
         let fail = |e| failed(index, "running a step", e);
         let stream = self.device.stream.clone();
         let to = self.chosen.as_mut_slice().map_err(fail)?;
-        let to = to.get_mut(..rows as usize).unwrap_or_default();
+        let to = to.get_mut(..count as usize * size_of::<T>()).unwrap_or_default();
         if !to.is_empty() {
             self.memory.send(&stream, self.choices as usize, to).map_err(fail)?;
         }
         // Errors of kernels show here.
         stream.synchronize().map_err(fail)?;
-        Ok(to)
+        // Pinned memory begins at a page.
+        Ok(bytemuck::cast_slice(to))
     }
 
     /// The logits `[R, V]` of the step that was started, or done, last, which has so many rows. More than a few of them come in
@@ -291,10 +302,18 @@ impl Runner {
                 args: launch.args.iter().map(resolve).collect(),
             });
         }
-        if wanted == Wanted::Likeliest && size.rows > 0 {
-            let kernel = self.device.kernels.get(ARGMAX).ok_or(ErrorKind::NoCudaCode)?;
-            let args = vec![base + self.logits, base + self.choices, self.vocab];
-            calls.push(Call { kernel, grid: [size.rows as u32, 1], threads: ARGMAX_THREADS, args });
+        let mut args = vec![base + self.logits, base + self.choices, self.vocab];
+        let chooser = match wanted {
+            Wanted::Logits => None,
+            Wanted::Likeliest => Some((ARGMAX, ARGMAX_THREADS)),
+            Wanted::Top(k) => {
+                args.push(k.min(self.vocab));
+                Some((TOP_K, TOP_K_THREADS))
+            }
+        };
+        if let Some((name, threads)) = chooser.filter(|_| size.rows > 0) {
+            let kernel = self.device.kernels.get(name).ok_or(ErrorKind::NoCudaCode)?;
+            calls.push(Call { kernel, grid: [size.rows as u32, 1], threads, args });
         }
         Ok(calls)
     }
