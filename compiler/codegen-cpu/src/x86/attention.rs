@@ -7,7 +7,7 @@
 //! bytes is multiplied as bytes, see `attention_bytes.rs`.
 
 use super::asm::AsmResult;
-use super::{Asm, Level, Mem, Src, V};
+use super::{Asm, Level, Mem, V};
 use attar_artifact::manifest::KvType;
 use attar_kernel::AttentionSpec;
 use iced_x86::code_asm::{
@@ -62,9 +62,8 @@ impl<'a> AttentionKernel<'a> {
         let most = if self.holds_a(rows) {
             4
         } else {
-            // With 256 bits a register is kept for A.
-            let registers = if self.level.is_512() { 32 } else { 15 };
-            (registers / (rows + 1)).clamp(1, 4)
+            // One is kept for A.
+            (usize::from(self.last_register().0) / (rows + 1)).clamp(1, 4)
         };
         let count = total.div_ceil(most);
         let each = total.div_ceil(count);
@@ -75,6 +74,10 @@ impl<'a> AttentionKernel<'a> {
     /// room for as many sums as 256-bit products take turns to finish.
     fn holds_a(&self, rows: usize) -> bool {
         !self.level.is_512() && rows * 4 + rows < 16
+    }
+
+    fn last_register(&self) -> V {
+        if self.level.is_512() { V(31) } else { V(15) }
     }
 
     /// Bytes of so many elements.
@@ -122,17 +125,13 @@ impl<'a> AttentionKernel<'a> {
             let at = b_offset + self.bytes((start + v) * lanes);
             self.load(s, V(first + v as u8), Mem::at(b, at))?;
         }
+        // One load for all columns: as an operand in memory it would be loaded with each product, and loads would bound them.
+        let broadcast = self.last_register();
         for r in 0..rows {
             let a = Mem::at(a, r * a_stride + a_offset);
-            // A broadcast of its own costs as much as a product; one within the product costs nothing.
-            let a = if self.level.is_512() {
-                Src::Bcst(a)
-            } else {
-                s.broadcast(V(15), a)?;
-                Src::Reg(V(15))
-            };
+            s.broadcast(broadcast, a)?;
             for v in 0..count {
-                s.vfmadd231ps(V((r * count + v) as u8), V(first + v as u8), a)?;
+                s.vfmadd231ps(V((r * count + v) as u8), V(first + v as u8), broadcast)?;
             }
         }
         Ok(())

@@ -158,66 +158,76 @@ impl IntKernel<'_> {
         s.finish()
     }
 
-    /// A few rows of one block with each weight decoded once into a register; 512 bits only. Arguments: x, block,
+    /// A few rows of `blocks` blocks with each weight decoded once into a register; 512 bits only. Arguments: x, first block,
     /// header, sums f32 `[rows][sums_stride]`, rows, prefetch distance.
-    pub(crate) fn small(&self, sums_stride: usize) -> AsmResult<Vec<u8>> {
+    pub(crate) fn small(&self, blocks: usize, sums_stride: usize) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
         let saved = [rbx, rbp, r12, r13];
         push(&mut s, &saved)?;
         let t = self.tables(&mut s, rdx, self.biased(), false)?;
         let x = self.x();
         let weight = |quad: usize| V(16 + quad as u8);
-        let (acc, sum, scale, shift, none) = (V(5), V(7), V(8), V(9), V(12));
-        self.prefetch_fields(&mut s, rsi)?;
-        // The first group stores its sums, the others add to them.
-        s.zero(sum)?;
-        each_row(&mut s, rcx, sums_stride, |s| s.store(Mem::at(rbp, 0), sum))?;
+        let (acc, odd, sum, scale, shift, none) = (V(5), V(6), V(7), V(8), V(9), V(12));
         s.zero(none)?;
         s.a.lea(rdx, ptr(rdi + x.scales_offset as i32))?;
-        s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
-        s.a.lea(r12, ptr(rsi + self.layout.fields_offset as i32))?;
-        s.a.mov(r13, self.layout.groups as i64)?;
-        s.repeat(r13, 1, |s| {
-            self.prefetch(s, rbx, r9)?;
-            self.fields(s, &t, self.field(r12, 0), scale, Some(shift))?;
-            let room = Room { w: [V(10), V(11)], high: V(3), spare: [V(4), V(6)] };
-            self.decode(s, &t, Mem::at(rbx, 0), room, |s, quad, w| {
-                if self.table_format() {
-                    s.vpaddb(weight(quad), w, shift)
-                } else {
-                    s.vmovups(weight(quad), w)
-                }
+        s.a.mov(r10, blocks as i64)?;
+        s.repeat(r10, 1, |s| {
+            self.prefetch_fields(s, rsi)?;
+            // The first group stores its sums, the others add to them.
+            each_row(s, rcx, sums_stride, |s| s.store(Mem::at(rbp, 0), none))?;
+            s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
+            s.a.lea(r12, ptr(rsi + self.layout.fields_offset as i32))?;
+            s.a.mov(r13, self.layout.groups as i64)?;
+            s.repeat(r13, 1, |s| {
+                self.prefetch(s, rbx, r9)?;
+                self.fields(s, &t, self.field(r12, 0), scale, Some(shift))?;
+                let room = Room { w: [V(10), V(11)], high: V(3), spare: [V(4), V(6)] };
+                self.decode(s, &t, Mem::at(rbx, 0), room, |s, quad, w| {
+                    if self.table_format() {
+                        s.vpaddb(weight(quad), w, shift)
+                    } else {
+                        s.vmovups(weight(quad), w)
+                    }
+                })?;
+                s.a.push(rdi)?;
+                s.a.push(rdx)?;
+                each_row(s, rcx, sums_stride, |s| {
+                    // The bias's share comes off first.
+                    s.broadcast(acc, Mem::at(rdx, x.sums_offset - x.scales_offset))?;
+                    s.vpslld(acc, acc, BIAS.trailing_zeros())?;
+                    s.vpsubd(acc, none, acc)?;
+                    // Two sums, for each product waits for the one before.
+                    s.zero(odd)?;
+                    for quad in 0..QUADS {
+                        let to = if quad % 2 == 0 { acc } else { odd };
+                        s.vpdpbusd(to, weight(quad), Src::Bcst(Mem::at(rdi, 4 * quad)))?;
+                    }
+                    s.vpaddd(acc, acc, odd)?;
+                    s.vmovups(sum, Mem::at(rbp, 0))?;
+                    self.add_group(s, sum, acc, scale, None, rdx, V(10))?;
+                    s.store(Mem::at(rbp, 0), sum)?;
+                    s.a.add(rdi, x.stride as i32)?;
+                    s.a.add(rdx, x.stride as i32)
+                })?;
+                s.a.pop(rdx)?;
+                s.a.pop(rdi)?;
+                s.a.add(rdi, GROUP as i32)?;
+                s.a.add(rdx, 4)?;
+                s.a.add(rbx, self.group_bytes() as i32)?;
+                s.a.add(r12, self.field_bytes() as i32)
             })?;
-            s.a.push(rdi)?;
-            s.a.push(rdx)?;
-            each_row(s, rcx, sums_stride, |s| {
-                // The bias's share comes off first.
-                s.broadcast(acc, Mem::at(rdx, x.sums_offset - x.scales_offset))?;
-                s.vpslld(acc, acc, BIAS.trailing_zeros())?;
-                s.vpsubd(acc, none, acc)?;
-                for quad in 0..QUADS {
-                    s.vpdpbusd(acc, weight(quad), Src::Bcst(Mem::at(rdi, 4 * quad)))?;
-                }
-                s.vmovups(sum, Mem::at(rbp, 0))?;
-                self.add_group(s, sum, acc, scale, None, rdx, V(10))?;
-                s.store(Mem::at(rbp, 0), sum)?;
-                s.a.add(rdi, x.stride as i32)?;
-                s.a.add(rdx, x.stride as i32)
-            })?;
-            s.a.pop(rdx)?;
-            s.a.pop(rdi)?;
-            s.a.add(rdi, GROUP as i32)?;
-            s.a.add(rdx, 4)?;
-            s.a.add(rbx, self.group_bytes() as i32)?;
-            s.a.add(r12, self.field_bytes() as i32)
+            if self.row_scaled() {
+                each_row(s, rcx, sums_stride, |s| {
+                    s.vmovups(sum, Mem::at(rbp, 0))?;
+                    self.row_scale(s, sum, rsi, 0)?;
+                    s.store(Mem::at(rbp, 0), sum)
+                })?;
+            }
+            s.a.sub(rdi, (GROUP * self.layout.groups) as i32)?;
+            s.a.sub(rdx, (4 * self.layout.groups) as i32)?;
+            s.a.add(rsi, self.layout.block_bytes as i32)?;
+            s.a.add(rcx, (4 * CHANNELS) as i32)
         })?;
-        if self.row_scaled() {
-            each_row(&mut s, rcx, sums_stride, |s| {
-                s.vmovups(sum, Mem::at(rbp, 0))?;
-                self.row_scale(s, sum, rsi, 0)?;
-                s.store(Mem::at(rbp, 0), sum)
-            })?;
-        }
         pop(&mut s, &saved)?;
         s.finish()
     }

@@ -100,12 +100,8 @@ impl<'a> Wide<'a> {
     }
 
     fn small(&self, cx: &mut Lanes<'_>, c: &Chunk) -> Result<(), iced_x86::IcedError> {
-        let code = self.int().small(self.sums_stride())?;
-        cx.for_const(self.blocks, 1, |cx, b| {
-            let block = cx.offset(c.blocks, b, self.layout.block_bytes);
-            let sums = cx.offset(c.sums, b, BLOCK_SUMS);
-            cx.call_inner(code, &[c.x, block, c.header, sums, c.count, self.prefetch]);
-        });
+        let code = self.int().small(self.blocks, self.sums_stride())?;
+        cx.call_inner(code, &[c.x, c.blocks, c.header, c.sums, c.count, self.prefetch]);
         Ok(())
     }
 
