@@ -2,6 +2,7 @@
 //! spilled there. Counts are of instructions as they stand, not of cycles.
 //!
 //! `nvdisasm` is looked for in `ATTAR_NVDISASM`, in `target/nvdisasm` and in `PATH`; PyPI has it as `nvidia-cuda-nvdisasm`.
+#![expect(clippy::print_stdout, reason = "a table for whoever asks for it with --nocapture")]
 
 mod nvrtc_here;
 

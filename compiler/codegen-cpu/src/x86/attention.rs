@@ -7,7 +7,7 @@
 //! bytes is multiplied as bytes, see `attention_bytes.rs`.
 
 use super::asm::AsmResult;
-use super::{Asm, Level, Mem, V};
+use super::{Asm, Level, Mem, Src, V};
 use attar_artifact::manifest::KvType;
 use attar_kernel::AttentionSpec;
 use iced_x86::code_asm::{
@@ -63,7 +63,7 @@ impl<'a> AttentionKernel<'a> {
             4
         } else {
             // One is kept for A.
-            (usize::from(self.last_register().0) / (rows + 1)).clamp(1, 4)
+            (usize::from(self.broadcast_register().0) / (rows + 1)).clamp(1, 4)
         };
         let count = total.div_ceil(most);
         let each = total.div_ceil(count);
@@ -76,8 +76,9 @@ impl<'a> AttentionKernel<'a> {
         !self.level.is_512() && rows * 4 + rows < 16
     }
 
-    fn last_register(&self) -> V {
-        if self.level.is_512() { V(31) } else { V(15) }
+    /// What is broadcast stands here, and nothing but constants behind it.
+    pub(super) fn broadcast_register(&self) -> V {
+        if self.level.is_512() { V(30) } else { V(15) }
     }
 
     /// Bytes of so many elements.
@@ -125,16 +126,24 @@ impl<'a> AttentionKernel<'a> {
             let at = b_offset + self.bytes((start + v) * lanes);
             self.load(s, V(first + v as u8), Mem::at(b, at))?;
         }
-        // One load for all columns: as an operand in memory it would be loaded with each product, and loads would bound them.
-        let broadcast = self.last_register();
         for r in 0..rows {
-            let a = Mem::at(a, r * a_stride + a_offset);
-            s.broadcast(broadcast, a)?;
+            let a = self.repeated(s, rows, Mem::at(a, r * a_stride + a_offset))?;
             for v in 0..count {
-                s.vfmadd231ps(V((r * count + v) as u8), V(first + v as u8), broadcast)?;
+                s.vfmadd231ps(V((r * count + v) as u8), V(first + v as u8), a)?;
             }
         }
         Ok(())
+    }
+
+    /// A number of A in all lanes, for products with all columns. With 256 bits, or many rows, it is loaded once, into
+    /// [`AttentionKernel::broadcast_register`]; as an operand in memory it is loaded with each product, which bounds many rows and
+    /// is no matter with few.
+    pub(super) fn repeated(&self, s: &mut Asm, rows: usize, a: Mem) -> AsmResult<Src> {
+        if self.level.is_512() && rows <= FEW {
+            return Ok(Src::Bcst(a));
+        }
+        s.broadcast(self.broadcast_register(), a)?;
+        Ok(Src::Reg(self.broadcast_register()))
     }
 
     /// Asks for `bytes` bytes of a later block, as far into it as `at` is into this one: `next` is the distance between

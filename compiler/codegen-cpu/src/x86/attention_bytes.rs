@@ -26,9 +26,6 @@ const MIDDLE: u32 = 0b11_01_10_00;
 const HALVES: u32 = 0x0f0f_0f0f;
 const LOWEST: u32 = 0x000f_000f;
 
-/// The register a query or weights are broadcast into where there is no such operand, and constants below it.
-const BROADCAST: V = V(15);
-
 impl AttentionKernel<'_> {
     /// What is added to keys to be unsigned, as `vpdpbusd` wants them; this many times the sum of a query's codes is where its
     /// products begin, with a minus.
@@ -119,22 +116,16 @@ impl AttentionKernel<'_> {
                             }
                             let (keys, sums) = (|v, half| if half == 0 { key(v) } else { size(v) }, sum);
                             for (r, half) in (0..rows).flat_map(|r| [(r, 0), (r, 1)]) {
-                                let query = Mem::at(rdi, r * dh + 8 * i + 4 * half);
-                                if self.level.is_512() {
-                                    for v in 0..count {
-                                        s.vpdpbusd(sums(r, v), keys(v, half), Src::Bcst(query))?;
-                                    }
-                                    continue;
-                                }
-                                s.broadcast(BROADCAST, query)?;
+                                let query =
+                                    self.repeated(s, rows, Mem::at(rdi, r * dh + 8 * i + 4 * half))?;
                                 for v in 0..count {
                                     if biased {
-                                        s.vpdpbusd(sums(r, v), keys(v, half), BROADCAST)?;
+                                        s.vpdpbusd(sums(r, v), keys(v, half), query)?;
                                         continue;
                                     }
                                     // At most 2 * 15 * 127, so nothing saturates.
                                     let product = V(13);
-                                    s.vpmaddubsw(product, keys(v, half), BROADCAST)?;
+                                    s.vpmaddubsw(product, keys(v, half), self.broadcast_register())?;
                                     let ones = s.constants(&ones);
                                     s.vpmaddwd(product, product, ones)?;
                                     s.vpaddd(sums(r, v), sums(r, v), product)?;
@@ -151,21 +142,14 @@ impl AttentionKernel<'_> {
                             }
                         }
                         for r in 0..rows {
-                            let query = Mem::at(rdi, r * dh + 4 * i);
-                            if self.level.is_512() {
-                                for v in 0..count {
-                                    s.vpdpbusd(sum(r, v), key(v), Src::Bcst(query))?;
-                                }
-                                continue;
-                            }
-                            s.broadcast(BROADCAST, query)?;
+                            let query = self.repeated(s, rows, Mem::at(rdi, r * dh + 4 * i))?;
                             for v in 0..count {
                                 if biased {
-                                    s.vpdpbusd(sum(r, v), key(v), BROADCAST)?;
+                                    s.vpdpbusd(sum(r, v), key(v), query)?;
                                     continue;
                                 }
                                 let product = V(13);
-                                s.vpsignb(product, BROADCAST, key(v))?;
+                                s.vpsignb(product, self.broadcast_register(), key(v))?;
                                 s.vpmaddubsw(product, size(v), product)?;
                                 s.vpmaddwd(product, product, flip)?;
                                 s.vpaddd(sum(r, v), sum(r, v), product)?;
@@ -251,17 +235,14 @@ impl AttentionKernel<'_> {
         }
         for r in 0..rows {
             for odd in 0..2 {
-                let weights = Mem::at(a, r * stride + 4 * odd);
-                if self.level.is_512() {
-                    for v in 0..count {
-                        s.vpdpwssd(V((r * count + v) as u8), pair(v, odd), Src::Bcst(weights))?;
-                    }
-                    continue;
-                }
-                s.broadcast(BROADCAST, weights)?;
+                let weights = self.repeated(s, rows, Mem::at(a, r * stride + 4 * odd))?;
                 for v in 0..count {
                     let (sum, product) = (V((r * count + v) as u8), V(14));
-                    s.vpmaddwd(product, pair(v, odd), BROADCAST)?;
+                    if self.level.is_512() {
+                        s.vpdpwssd(sum, pair(v, odd), weights)?;
+                        continue;
+                    }
+                    s.vpmaddwd(product, pair(v, odd), self.broadcast_register())?;
                     s.vpaddd(sum, sum, product)?;
                 }
             }
