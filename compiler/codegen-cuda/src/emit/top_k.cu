@@ -24,7 +24,7 @@ __device__ __forceinline__ float logit_of(u64 rank) {
 template <typename F>
 __device__ __forceinline__ void each_rank(const float *row, u32 vocab, F f) {
   const u32 fours = vocab % 4 == 0 ? vocab / 4 : 0;
-#pragma unroll 8
+#pragma unroll 4
   for (u32 i = threadIdx.x; i < fours; i += THREADS) {
     Four four = ((const Four *)row)[i];
     f(rank_of(bits_to_float(four.x), 4 * i));
@@ -63,7 +63,7 @@ __device__ __forceinline__ u32 count_from(u64 least, const float *row, u32 vocab
   return total;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 KERNEL(const float *logits, Two *out, u64 vocab, u64 k) {
   begin_after_launches();
   __shared__ u64 ranks[ROOM];
