@@ -138,19 +138,25 @@ fn gains_are_distilled() {
     assert!(without != one);
 }
 
+/// Statistics of the text, saved in the folder.
+fn statistics(dir: &Path, source: CalibrationSource) -> PathBuf {
+    let out = dir.join("statistics");
+    let of = CalibrateOptions {
+        source: tiny("smollm2"),
+        calibration: calibration(source),
+        out: out.clone(),
+        threads: None,
+    };
+    calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
+    out
+}
+
 /// What there is nothing to learn of or from stays as it is, and says so.
 #[test]
 fn nothing_is_distilled_without_codes_or_text() {
     let dir = folder();
     let source = text(dir.path(), "text.txt", prose().as_bytes());
-    let saved = dir.path().join("statistics");
-    let of = CalibrateOptions {
-        source: tiny("smollm2"),
-        calibration: calibration(source.clone()),
-        out: saved.clone(),
-        threads: None,
-    };
-    calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
+    let saved = statistics(dir.path(), source.clone());
     let refused = |recipe: &str, source: CalibrationSource| {
         let mut options = options("smollm2", source, &dir.path().join("out"));
         options.recipe = Recipe::parse(recipe, "test", &registry().expect("passes")).expect("a recipe");
@@ -172,14 +178,7 @@ fn nothing_is_distilled_without_codes_or_text() {
 fn activations_are_smoothed_before_matrices_are_coded() {
     let dir = folder();
     let source = text(dir.path(), "text.txt", prose().as_bytes());
-    let saved = dir.path().join("statistics");
-    let of = CalibrateOptions {
-        source: tiny("smollm2"),
-        calibration: calibration(source.clone()),
-        out: saved.clone(),
-        threads: None,
-    };
-    calibrate(&of, &mut |_, _, _| {}).expect("calibrates");
+    let saved = statistics(dir.path(), source.clone());
     let recipe =
         "[[pass]]\nname = \"smooth-activations\"\n[[pass]]\nname = \"quantize-rtn\"\nformat = \"w8\"\n";
     let made = |source: CalibrationSource, threads: usize| {

@@ -98,12 +98,12 @@ __device__ __forceinline__ float warp_min(float x) {
 }
 
 /// A sum over all threads of a block; every thread gets it. `parts` has one place per warp.
-template <int WARPS>
-__device__ __forceinline__ float block_sum(float x, float *parts) {
+template <int WARPS, typename T>
+__device__ __forceinline__ T block_sum(T x, T *parts) {
   x = warp_sum(x);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
   __syncthreads();
-  float total = 0.f;
+  T total = 0;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) total += parts[w];
   __syncthreads();

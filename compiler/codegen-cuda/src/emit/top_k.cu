@@ -50,24 +50,17 @@ __device__ __forceinline__ void sort(u64 *ranks, u32 count) {
 }
 
 /// How many of a row are at least `least`; every thread gets it. `parts` has one place per warp.
-__device__ __forceinline__ u32 count_from(u64 least, const float *row, u32 vocab, u32 *parts) {
+__device__ __forceinline__ u32 count_from(u64 least, const float *row, u32 vocab, int *parts) {
   int mine = 0;
   each_rank(row, vocab, [&](u64 rank) { mine += rank >= least; });
-  mine = warp_sum(mine);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
-  __syncthreads();
-  u32 total = 0;
-#pragma unroll
-  for (int w = 0; w < WARPS; ++w) total += parts[w];
-  __syncthreads();
-  return total;
+  return block_sum<WARPS>(mine, parts);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 KERNEL(const float *logits, Two *out, u64 vocab, u64 k) {
   begin_after_launches();
   __shared__ u64 ranks[ROOM];
-  __shared__ u32 parts[WARPS];
+  __shared__ int parts[WARPS];
   __shared__ u32 taken;
   const float *row = logits + blockIdx.x * vocab;
   u64 best = 0;
