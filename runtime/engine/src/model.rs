@@ -129,7 +129,7 @@ pub(crate) struct Inner {
     pub(crate) weights: WeightMemory,
     pub(crate) pool: Mutex<Pool>,
     tokenizer: Option<Tokenizer>,
-    template: Option<ChatTemplate>,
+    template: Option<Template>,
     target: String,
     opening: OpenTimings,
     /// Given, or tuned by the first engine.
@@ -199,6 +199,25 @@ impl WeightMemory {
     }
 }
 
+/// The text of a chat template, which is parsed when it is first asked for: benchmarks and plain prompts never do.
+#[derive(Debug)]
+pub(crate) struct Template {
+    source: String,
+    bos: String,
+    eos: String,
+    parsed: OnceLock<ChatTemplate>,
+}
+
+impl Template {
+    fn get(&self) -> Result<&ChatTemplate> {
+        if let Some(parsed) = self.parsed.get() {
+            return Ok(parsed);
+        }
+        let parsed = ChatTemplate::new(self.source.clone(), self.bos.clone(), self.eos.clone())?;
+        Ok(self.parsed.get_or_init(|| parsed))
+    }
+}
+
 /// All that a model is made of.
 pub(crate) struct Parts {
     pub(crate) manifest: Manifest,
@@ -208,7 +227,7 @@ pub(crate) struct Parts {
     pub(crate) code: Option<Code>,
     pub(crate) device: Option<Arc<Device>>,
     pub(crate) tokenizer: Option<Tokenizer>,
-    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) template: Option<Template>,
     pub(crate) threads: usize,
     pub(crate) opening: OpenTimings,
     pub(crate) started: Instant,
@@ -438,13 +457,13 @@ impl Model {
         self.inner.tokenizer.as_ref().ok_or_else(|| missing.into())
     }
 
-    /// The chat template.
+    /// The chat template, parsed at the first call.
     ///
     /// # Errors
-    /// [`ErrorKind::Missing`] when the artifact has none.
+    /// [`ErrorKind::Missing`] when the artifact has none, [`ErrorKind::ChatTemplate`] when it cannot be parsed.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         let missing = ErrorKind::Missing { what: "chat template", hint: ", or give a plain prompt" };
-        self.inner.template.as_ref().ok_or_else(|| missing.into())
+        self.inner.template.as_ref().ok_or(missing)?.get()
     }
 }
 
@@ -518,15 +537,14 @@ fn meets(artifact: &Artifact, requirements: &[Requirement]) -> Result<()> {
     Ok(())
 }
 
-fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
+fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<Template>)> {
     let tokenizer = read_tokenizer(artifact)?;
     let name = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token(id)).unwrap_or_default();
     let model = &artifact.manifest().model;
     let (bos, eos) = (name(model.bos), name(model.eos.first().copied()));
     let template = artifact
         .text(&SectionKind::ChatTemplate)?
-        .map(|text| ChatTemplate::new(text, bos, eos))
-        .transpose()?;
+        .map(|source| Template { source, bos, eos, parsed: OnceLock::new() });
     Ok((tokenizer, template))
 }
 

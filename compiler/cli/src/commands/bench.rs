@@ -98,6 +98,9 @@ struct Memory {
     /// Of the packed weights alone.
     weights: u64,
     after_opening: Option<u64>,
+    /// What of that are pages of the program and its libraries, which the system maps around those in use, as many as its
+    /// cache holds together, and takes back when it likes.
+    program_after_opening: Option<u64>,
     after_tests: Option<u64>,
 }
 
@@ -167,6 +170,7 @@ impl Bench {
                 report.open_seconds = start.elapsed().as_secs_f64();
                 report.open_ms = report.open_seconds * 1e3;
                 report.memory.after_opening = status("VmRSS:");
+                report.memory.program_after_opening = status("RssFile:").filter(|_| !self.mmap);
                 let sections = &model.manifest().sections;
                 report.memory.weights =
                     sections.iter().filter(|s| s.kind == SectionKind::Weights).map(|s| s.len).sum();
@@ -209,7 +213,7 @@ fn render(r: &Report) -> String {
     let p = &r.open_phases_ms;
     let mut out = format!(
         "{} on {}: artifact {}, opened in {} (file {:.1}, code {:.1}, weights {:.1} beside texts {:.1}, threads {:.1} ms)\n\
-         memory: weights {}, after opening {}, after the tests {}, at most {}\n",
+         memory: weights {}, after opening {}{}, after the tests {}, at most {}\n",
         r.model,
         r.target,
         bytes_text(r.artifact_bytes),
@@ -221,6 +225,9 @@ fn render(r: &Report) -> String {
         p.assembly,
         bytes_text(r.memory.weights),
         memory(r.memory.after_opening),
+        r.memory
+            .program_after_opening
+            .map_or(String::new(), |n| format!(" ({} the program's file)", bytes_text(n))),
         memory(r.memory.after_tests),
         memory(r.peak_memory_bytes),
     );
