@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::{Target, compile_blob};
 use attar_format::{CHANNELS, Encoded, FormatRef, PackedLayout, Scale, Value, formats};
-use attar_kernel::{ActInt8Layout, Epilogue, KernelSpec, LinearSpec, RowTile, reference};
+use attar_kernel::{ActInt8Layout, Activation, Epilogue, KernelSpec, LinearSpec, RowTile, reference};
 
 /// Measures every matrix of the model in every format and for every number of rows that was asked for.
 pub(crate) fn run(
@@ -31,7 +31,8 @@ pub(crate) fn run(
                     2..=16 => RowTile::Small,
                     _ => RowTile::Many,
                 };
-                let spec = LinearSpec { format, n, k, rows: tile, bias: false, epilogue: Epilogue::Store };
+                let spec =
+                    LinearSpec { format, n, k, rows: tile, bias: false, epilogue: epilogue(name, format, n) };
                 let used = if rows <= 16 { copies.bytes() } else { &copies.bytes()[..stride] };
                 let (seconds, limit, limit_is) = measure(options, target, &spec, rows, used, stride)?;
                 let (work, unit) = if rows <= 16 {
@@ -58,6 +59,18 @@ pub(crate) fn run(
     Ok(())
 }
 
+/// What a model does with a matrix's sums, but for heads, which go to attention.
+fn epilogue(matrix: &str, format: FormatRef, n: usize) -> Epilogue {
+    match matrix {
+        "gate-up" => {
+            let out = if format.wants_int8_activations() { Activation::Int8 } else { Activation::F32 };
+            Epilogue::Swiglu { width: n / 2, out }
+        }
+        "o" | "down" => Epilogue::Residual,
+        _ => Epilogue::Store,
+    }
+}
+
 /// Seconds of one launch, its limit in G per second, and what that is.
 fn measure(
     options: &Kernels,
@@ -74,18 +87,20 @@ fn measure(
     let x = activations(spec.format, rows, spec.k)?;
     let out = Region::filled(rows * spec.n * 4)?;
     let count = weights.len() / stride;
-    let tables: Vec<[u64; 5]> = (0..count)
+    let residual = (spec.epilogue == Epilogue::Residual).then(|| out.address());
+    let tables: Vec<Vec<u64>> = (0..count)
         .map(|copy| {
             let weight = weights.as_ptr() as u64 + (copy * stride) as u64;
-            [x.address(), weight, out.address(), rows as u64, options.prefetch as u64]
+            let operands = [x.address(), weight].into_iter().chain(residual);
+            operands.chain([out.address(), rows as u64, options.prefetch as u64]).collect()
         })
         .collect();
     let threads = options.threads;
     let launch = |unit: usize, thread: usize| {
         let (begin, end) =
             (thread as u64 * grid / threads as u64, (thread as u64 + 1) * grid / threads as u64);
-        // SAFETY: the target runs here, and the table holds what a linear kernel with `Epilogue::Store` takes: rows of
-        // activations, a packed weight, room for the outputs, the number of rows, a prefetch distance. Threads take
+        // SAFETY: the target runs here, and the table holds what a linear kernel with such an epilogue takes: rows of
+        // activations, a packed weight, a residual where one is added (in place), room for the outputs, the number of rows, a prefetch distance. Threads take
         // parts of the grid that do not overlap.
         let found = unsafe { image.call(&name, &tables[unit % count], begin, end) };
         assert!(found, "no kernel {name}");

@@ -542,9 +542,12 @@ fn read_texts(artifact: &Artifact) -> Result<(Option<Tokenizer>, Option<Template
     let name = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token(id)).unwrap_or_default();
     let model = &artifact.manifest().model;
     let (bos, eos) = (name(model.bos), name(model.eos.first().copied()));
-    let template = artifact
-        .text(&SectionKind::ChatTemplate)?
-        .map(|source| Template { source, bos, eos, parsed: OnceLock::new() });
+    let template = artifact.text(&SectionKind::ChatTemplate)?.map(|source| Template {
+        source,
+        bos,
+        eos,
+        parsed: OnceLock::new(),
+    });
     Ok((tokenizer, template))
 }
 

@@ -227,11 +227,7 @@ impl Walker<'_> {
                 let args = vec![self.read(inputs[0])?];
                 self.simple(y, KernelSpec::Softmax { dim: width(ty) }, args)?;
             }
-            OpKind::GatherRows(_) => {
-                let spec = KernelSpec::GatherRows { dim: width(graph.ty(y)) };
-                let args = vec![self.read(inputs[0])?, self.read(inputs[1])?];
-                self.simple(y, spec, args)?;
-            }
+            OpKind::GatherRows(_) => self.gather(y, inputs[0], inputs[1])?,
             OpKind::Slice(op) => {
                 let dim = width(graph.ty(inputs[0]));
                 let args = vec![self.read(inputs[0])?];
@@ -266,6 +262,28 @@ impl Walker<'_> {
         let table = self.tensors.matrix(&name, &ty, RowOrder::Natural)?;
         let args = vec![self.read(tokens)?, VirtualArg::Known(table)];
         self.simple(y, KernelSpec::Embed { format: format_of(&ty), vocab, dim }, args)
+    }
+
+    /// Rows are copied as they are, int8 ones too.
+    fn gather(&mut self, y: ValueId, x: ValueId, at: ValueId) -> Result<(), LowerError> {
+        let ty = self.graph.ty(y);
+        let Place::Int8(from) = self.place(x)? else {
+            let args = vec![self.read(x)?, self.read(at)?];
+            return self.simple(y, KernelSpec::GatherRows { dim: width(ty) }, args);
+        };
+        let bytes = activation_bytes(width(ty), Activation::Int8)?;
+        let to = self.buffer(row_bytes(rows(ty)?, bytes)?);
+        self.places.insert(y, Place::Int8(to));
+        let args = vec![VirtualArg::Read(from), self.read(at)?, VirtualArg::Write(to)];
+        self.push(VirtualLaunch {
+            spec: KernelSpec::GatherRows { dim: bytes as usize / 4 },
+            args,
+            grid: rows(ty)?,
+            weight_bytes: 0,
+            note: note(self.graph, y.node),
+            may_overwrite: None,
+        });
+        Ok(())
     }
 
     fn elementwise(&mut self, y: ValueId, op: Elementwise, inputs: &[ValueId]) -> Result<(), LowerError> {
@@ -442,6 +460,9 @@ impl Walker<'_> {
         let graph = self.graph;
         let reads = |(user, slot): (NodeId, u16)| match graph.op(user) {
             OpKind::Reshape(_) => self.only_int8_readers(ValueId { node: user, slot: 0 }, width),
+            OpKind::GatherRows(_) if slot == 0 => {
+                self.only_int8_readers(ValueId { node: user, slot: 0 }, width)
+            }
             OpKind::Linear(_) | OpKind::LinearResidual(_) if slot == 0 => {
                 let weight = graph.inputs_of(user)[1];
                 let format = format_of(graph.ty(weight));

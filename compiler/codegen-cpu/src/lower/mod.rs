@@ -4,10 +4,11 @@
 //! map to kernels where a kernel's constraints hold and are decomposed where they do not, so every valid graph over
 //! weights, tokens and positions can be lowered.
 //!
-//! Steps: `prepare` decomposes, `launches` emits launches over virtual buffers, `arena` places the buffers,
+//! Steps: `prepare` decomposes, `early_rows` leaves out rows of a prompt that nobody asks for, `launches` emits launches over virtual buffers, `arena` places the buffers,
 //! `tensors` lists the weights.
 
 mod arena;
+mod early_rows;
 mod error;
 mod launches;
 mod prepare;
@@ -98,6 +99,8 @@ pub struct Port {
 /// When no kernel serves a node and it does not decompose, or a weight does not fit its format.
 pub fn lower(graph: &Graph, options: &LowerOptions) -> Result<Lowered, LowerError> {
     let graph = prepare::prepare(graph)?;
+    let mut of_prompts = graph.clone();
+    early_rows::gather_early(&mut of_prompts)?;
     let mut tensors = TensorTable::default();
     let mut specs = BTreeMap::new();
     let (mut rope, mut programs, mut ports) = (Vec::new(), Vec::new(), Vec::new());
@@ -107,7 +110,9 @@ pub fn lower(graph: &Graph, options: &LowerOptions) -> Result<Lowered, LowerErro
         (ProgramKind::Prefill, options.max_prefill_tokens),
     ];
     for (kind, max_tokens) in kinds {
-        let walk = launches::walk(&graph, max_tokens, options, &mut tensors, &mut rope)?;
+        // Steps of few tokens mostly want all rows, and a launch more costs them more than rows.
+        let graph = if kind == ProgramKind::Prefill { &of_prompts } else { &graph };
+        let walk = launches::walk(graph, max_tokens, options, &mut tensors, &mut rope)?;
         for launch in &walk.launches {
             specs.entry(launch.spec.name()).or_insert_with(|| launch.spec.clone());
         }

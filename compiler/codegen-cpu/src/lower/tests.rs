@@ -7,7 +7,7 @@ use super::tensors::TensorTable;
 use super::{LowerOptions, Lowered, lower};
 use crate::host::{HostRunner, Kernels, Room};
 use attar_artifact::manifest::KvType;
-use attar_artifact::program::{Arg, Extent, ProgramKind, StepBuffer, StepSize};
+use attar_artifact::program::{Arg, Extent, Launch, ProgramKind, StepBuffer, StepSize};
 use attar_format::{Encoded, FormatRef, formats};
 use attar_ir::interp::{KvState, Precision, Step, run_step};
 use attar_ir::ops::{
@@ -178,6 +178,41 @@ fn a_fused_layer_takes_five_launches_and_their_tails() {
     assert_eq!(kernels(&lowered, 2)[4], "linear_n4_64x64_rn_residual");
     assert!(lowered.ports.iter().all(|p| p.inputs.is_empty() && p.outputs.is_empty()));
     assert_eq!(lowered.rope.len(), 1);
+}
+
+#[test]
+fn prompts_compute_the_last_layer_for_wanted_rows_alone() {
+    let lowered = lower(&fused(&formats::N4), &options()).expect("lowers");
+    let prefill = &lowered.programs[2];
+    let last = prefill.launches.iter().rposition(|l| l.kernel.starts_with("attention")).expect("one");
+    // Attention's int8 rows are gathered as they are: 64 codes and their scales and sums in 192 bytes.
+    let expected = [
+        "gather_rows_48",
+        "gather_rows_64",
+        "linear_n4_64x64_rn_residual",
+        "rms_norm_64_e3727c5ac_g_i8",
+        "linear_n4_192x64_rn_swiglu96_i8",
+        "linear_n4_64x96_rn_residual",
+        "rms_norm_64_e3727c5ac_g_i8",
+        "linear_n4_40x64_rn",
+    ];
+    assert_eq!(kernels(&lowered, 2)[last + 1..], expected);
+    let by_row = |l: &Launch| l.args.iter().any(|a| matches!(a, Arg::Count(e) if e.per_row == 1));
+    let products = prefill.launches[last..].iter().filter(|l| l.kernel.starts_with("linear"));
+    assert!(products.into_iter().all(by_row));
+}
+
+#[test]
+fn nothing_is_gathered_early_that_others_read_too() {
+    let mut graph = fused(&formats::F32);
+    let gather = graph.ids().find(|id| matches!(graph.op(*id), OpKind::GatherRows(_))).expect("one");
+    let x = graph.inputs_of(gather)[0];
+    let outputs = graph.outputs().to_vec();
+    graph.set_outputs([outputs, vec![x]].concat());
+    let lowered = lower(&graph, &options()).expect("lowers");
+    let end = kernels(&lowered, 2).len() - 3;
+    assert!(kernels(&lowered, 2)[end..].contains(&"gather_rows_64"), "{:?}", kernels(&lowered, 2));
+    assert_eq!(kernels(&lowered, 2).iter().filter(|k| k.starts_with("gather")).count(), 1);
 }
 
 #[test]

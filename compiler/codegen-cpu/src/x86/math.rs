@@ -10,10 +10,13 @@ const EXP_LOW: f32 = -86.6;
 const EXP_HIGH: f32 = 88.722_84;
 
 impl Asm {
-    /// `x = e^x` in every lane, within 2 units in the last place; exactly 0 far below and infinite far above, NaN for
-    /// NaN. The approximation is that of the portable kernels (Cephes).
+    /// `x = e^x` in every lane, within 2 units in the last place; far below exactly 0 (or less than 1e-37, with 512 bits), far
+    /// above infinite, NaN for NaN. The approximation is that of the portable kernels (Cephes).
     pub(crate) fn exp(&mut self, x: V, t: [V; 4]) -> AsmResult<()> {
         const MAGIC: f32 = 12_582_912.0;
+        if self.level.is_512() {
+            return self.exp_scaled(x, [t[0], t[1], t[2]]);
+        }
         let [y, n, p, r] = t;
         // Minimum and maximum give their second source for NaN, which so goes on.
         let low = self.constant(EXP_LOW.to_bits());
@@ -48,6 +51,33 @@ impl Asm {
         self.vaddps(p, p, p)?;
         self.keep_within(p, x, low, high)?;
         self.vmovups(x, p)
+    }
+
+    /// [`Asm::exp`] where the instruction that multiplies by a power of two takes care of its range.
+    fn exp_scaled(&mut self, x: V, [n, p, r]: [V; 3]) -> AsmResult<()> {
+        let (low, high) = (self.constant(EXP_LOW.to_bits()), self.constant((EXP_HIGH + 1.0).to_bits()));
+        // The second source for NaN, which so goes on.
+        self.broadcast(n, low)?;
+        self.vmaxps(x, n, x)?;
+        self.broadcast(n, high)?;
+        self.vminps(x, n, x)?;
+        let log2e = self.float(std::f32::consts::LOG2_E);
+        self.vmulps(n, x, log2e)?;
+        self.vroundps(n, n)?;
+        let (c1, c2) = (self.float(-0.693_359_4), self.float(2.121_944_4e-4));
+        self.vfmadd231ps(x, n, c1)?;
+        self.vfmadd231ps(x, n, c2)?;
+        let first = self.constant(1.987_569_1e-4f32.to_bits());
+        self.broadcast(p, first)?;
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            let c = self.float(c);
+            self.vfmadd213ps(p, x, c)?;
+        }
+        self.vmulps(r, x, x)?;
+        self.vfmadd213ps(p, r, x)?;
+        let one = self.float(1.0);
+        self.vaddps(p, p, one)?;
+        self.vscalefps(x, p, n)
     }
 
     /// `x = 2^x` for x up to 0 in every lane, within 2 units in the last place; 0 where the result would be subnormal (or,

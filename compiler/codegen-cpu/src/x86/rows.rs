@@ -145,12 +145,22 @@ pub(crate) fn swiglu_quantize(
 ) -> AsmResult<Vec<u8>> {
     let mut s = Asm::new(level)?;
     let vectors = GROUP / level.lanes();
+    let gate = |i: usize| i / level.parts() * 128 + i % level.parts() * level.bytes();
+    // Two walks over the rows: each row is a long chain of operations, and a processor looks only so many ahead.
+    s.a.mov(r8, rdi)?;
+    s.a.mov(rax, rcx)?;
+    s.repeat(rax, 1, |s| {
+        for i in 0..vectors {
+            s.vmovups(value(i), Mem::at(r8, gate(i)))?;
+            s.silu(value(i), V(9), [V(0), V(1), V(2), V(3)])?;
+            s.vmulps(value(i), value(i), Mem::at(r8, gate(i) + 64))?;
+            s.store(Mem::at(r8, gate(i)), value(i))?;
+        }
+        s.a.add(r8, sums_stride as i32)
+    })?;
     s.repeat(rcx, 1, |s| {
         for i in 0..vectors {
-            let at = i / level.parts() * 128 + i % level.parts() * level.bytes();
-            s.vmovups(value(i), Mem::at(rdi, at))?;
-            s.silu(value(i), V(9), [V(0), V(1), V(2), V(3)])?;
-            s.vmulps(value(i), value(i), Mem::at(rdi, at + 64))?;
+            s.vmovups(value(i), Mem::at(rdi, gate(i)))?;
         }
         quantize_group(s, rsi, rdx, layout)?;
         s.a.add(rdi, sums_stride as i32)?;
