@@ -3,6 +3,7 @@
 use super::hadamard::hadamard;
 use super::walk::quads;
 use crate::lanes::{F32x4, FloatCmp, I32x4, IntCmp, Lanes, Scalar};
+use crate::x86::{HeadKernel, Level};
 use attar_artifact::manifest::KvType;
 
 /// Shape of one layer's cache.
@@ -122,6 +123,16 @@ impl Cache {
             KvType::F32 | KvType::F16 => {}
         }
         let size = self.kv.bits() / 8;
+        if let Some([key, value]) = self.inner_stores(cx) {
+            let (key_at, value_at) =
+                (cx.offset(block, place, size), cx.offset(block, place, self.head_dim * size));
+            cx.if_else(
+                is_key,
+                |cx| cx.call_inner(key, &[from, key_at]),
+                |cx| cx.call_inner(value, &[from, value_at]),
+            );
+            return;
+        }
         cx.if_else(
             is_key,
             |cx| {
@@ -155,6 +166,14 @@ impl Cache {
                 });
             },
         );
+    }
+
+    /// Inner functions that store a key and a value, where vectors are wider than Cranelift's.
+    fn inner_stores(&self, cx: &Lanes<'_>) -> Option<[Vec<u8>; 2]> {
+        let heads = HeadKernel::new(Level::of(cx.target()), self.head_dim)?;
+        let step = self.page_len * self.kv.bits() / 8;
+        // What the assembler refuses would be a bug; the portable kernel serves as well.
+        Some([heads.store_key(self.kv, step).ok()??, heads.store_value(self.kv).ok()??])
     }
 
     /// Stores one head as bytes and their scale.

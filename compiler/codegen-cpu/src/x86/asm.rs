@@ -342,6 +342,38 @@ impl Asm {
         self.op2(codes, to, from.into())
     }
 
+    /// f32 to f16 in memory, ties to even.
+    pub(crate) fn vcvtps2ph(&mut self, to: Mem, from: V) -> AsmResult<()> {
+        const NEAREST: u32 = 0;
+        let code =
+            self.pick((Code::VEX_Vcvtps2ph_xmmm128_ymm_imm8, Code::EVEX_Vcvtps2ph_ymmm256_k1z_zmm_imm8_sae));
+        let from = self.register(from);
+        self.a.add_instruction(Instruction::with3(code, to.operand(), from, NEAREST)?)
+    }
+
+    /// Lanes whose magnitude is below the positive float of these bits become zeros of the same sign.
+    pub(crate) fn zero_below(&mut self, v: V, smallest: u32, [size, less]: [V; 2]) -> AsmResult<()> {
+        const LESS: u32 = 1;
+        let (magnitude, smallest) = (self.constant(0x7fff_ffff), self.constant(smallest));
+        self.vpand(size, v, Src::Bcst(magnitude))?;
+        if self.level.is_512() {
+            let (v, size, sign) = (self.register(v), self.register(size), self.constant(0x8000_0000));
+            let code = Code::EVEX_Vpcmpd_kr_k1_zmm_zmmm512b32_imm8;
+            let mut i = Instruction::with4(code, Register::K1, size, smallest.operand(), LESS)?;
+            i.set_is_broadcast(true);
+            self.a.add_instruction(i)?;
+            let mut i = Instruction::with3(Code::EVEX_Vpandd_zmm_k1z_zmm_zmmm512b32, v, v, sign.operand())?;
+            i.set_is_broadcast(true);
+            i.set_op_mask(Register::K1);
+            return self.a.add_instruction(i);
+        }
+        self.broadcast(less, smallest)?;
+        let (l, n, v) = (self.register(less), self.register(size), self.register(v));
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpcmpgtd_ymm_ymm_ymmm256, l, l, n)?)?;
+        self.vpand(less, less, Src::Bcst(magnitude))?;
+        self.a.add_instruction(Instruction::with3(Code::VEX_Vpandn_ymm_ymm_ymmm256, v, l, v)?)
+    }
+
     /// To the nearest integer, ties to even.
     pub(crate) fn vroundps(&mut self, to: V, a: V) -> AsmResult<()> {
         let codes = (Code::VEX_Vroundps_ymm_ymmm256_imm8, Code::EVEX_Vrndscaleps_zmm_k1z_zmmm512b32_imm8_sae);

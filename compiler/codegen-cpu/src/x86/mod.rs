@@ -11,6 +11,7 @@ mod asm;
 mod attention;
 mod attention_bytes;
 mod float;
+mod heads;
 mod int;
 mod math;
 pub(crate) mod rows;
@@ -19,6 +20,7 @@ pub(crate) use amx::{BLOCK_ROWS, TILE, TILE_ROWS, TileKernel};
 pub(crate) use asm::{Asm, Dot, Level, Mem, Src, V};
 pub(crate) use attention::AttentionKernel;
 pub(crate) use float::FloatKernel;
+pub(crate) use heads::HeadKernel;
 pub(crate) use int::{IntKernel, Span};
 
 /// Instructions of an inner function, one a line behind its offset.

@@ -14,7 +14,7 @@ use iced_x86::code_asm::{
 const GROUP: usize = ActInt8Layout::GROUP;
 
 /// Registers 0 to 4 are scratch of [`quantize_group`]; a group's values lie here.
-fn value(i: usize) -> V {
+pub(super) fn value(i: usize) -> V {
     V(5 + i as u8)
 }
 
@@ -84,7 +84,7 @@ fn inverse_rms(s: &mut Asm, dim: usize, eps: f32) -> AsmResult<()> {
 
 /// Quantizes the group in [`value`] registers: 32 codes to `codes`, its scale to `scale`, the codes' sum as far behind it
 /// as the layout says. Uses registers 0 to 4 and the values.
-fn quantize_group(
+pub(super) fn quantize_group(
     s: &mut Asm,
     codes: AsmRegister64,
     scale: AsmRegister64,

@@ -5,7 +5,7 @@ use crate::emit::cache::{Cache, CacheArgs, rotate};
 use crate::emit::norm::rms_factor;
 use crate::emit::quantize::some_groups;
 use crate::lanes::{IntCmp, Lanes, Scalar};
-use crate::x86::{Level, rows};
+use crate::x86::{HeadKernel, Level, rows};
 use attar_format::CHANNELS;
 use attar_kernel::{ActInt8Layout, Activation, Epilogue, LinearSpec, QkvEpilogue};
 
@@ -117,8 +117,52 @@ impl Args {
                 cx.call_inner(code, &[sums, codes, scale, count]);
                 Ok(true)
             }
+            Epilogue::Qkv(q) if q.qk_norm.is_none() => {
+                let Some(heads) = HeadKernel::new(Some(level), q.head_dim) else { return Ok(false) };
+                self.heads(q, heads, cx, item, first, count, sums, sums_stride)?;
+                Ok(true)
+            }
             _ => Ok(false),
         }
+    }
+
+    /// The way of a chunk's heads: all rows at once but into the cache, where each has a place of its own.
+    #[expect(clippy::too_many_arguments, reason = "a chunk's place and what to do there")]
+    fn heads(
+        &self,
+        q: &QkvEpilogue,
+        heads: HeadKernel,
+        cx: &mut Lanes<'_>,
+        item: Scalar,
+        first: Scalar,
+        count: Scalar,
+        sums: Scalar,
+        sums_stride: usize,
+    ) -> Result<(), iced_x86::IcedError> {
+        let HeadArgs { rope, out, .. } = self.head_args(q);
+        let head_bytes = q.head_dim * 4;
+        let queries = heads.rotate(sums_stride, q.heads * head_bytes)?;
+        let keys = heads.rotate(sums_stride, sums_stride)?;
+        let rope = cx.offset(rope, first, head_bytes);
+        let is_query = cx.icmp_imm(IntCmp::SignedLessThan, item, q.heads as i64);
+        cx.if_else(
+            is_query,
+            |cx| {
+                let out = cx.offset(out, first, q.heads * head_bytes);
+                let out = cx.offset(out, item, head_bytes);
+                cx.call_inner(queries, &[sums, rope, out, count]);
+            },
+            |cx| {
+                let is_key = cx.icmp_imm(IntCmp::SignedLessThan, item, (q.heads + q.kv_heads) as i64);
+                cx.if_(is_key, |cx| cx.call_inner(keys, &[sums, rope, sums, count]));
+                let zero = cx.int(0);
+                cx.for_range(zero, count, 1, |cx, r| {
+                    let (row, sums) = (cx.iadd(first, r), cx.offset(sums, r, sums_stride));
+                    self.cache(q, cx, item, row, sums);
+                });
+            },
+        );
+        Ok(())
     }
 
     /// Adds the bias of the item's `channels` channels in place; all of them must exist.
@@ -179,10 +223,7 @@ impl Args {
     /// A head: norm and rotation for q and k, then q to the output, k and v into the cache.
     fn head(&self, q: &QkvEpilogue, cx: &mut Lanes<'_>, item: Scalar, row: Scalar, sums: Scalar) {
         self.add_bias(q.head_dim, cx, item, sums);
-        let norm_args = 2 * usize::from(q.qk_norm.is_some());
-        let &[rope, positions, seqs, tables, stride, keys, values, out] = &self.rest[norm_args..] else {
-            unreachable!("as many as loaded");
-        };
+        let HeadArgs { rope, out, .. } = self.head_args(q);
         let head_bytes = q.head_dim * 4;
         let is_query = cx.icmp_imm(IntCmp::SignedLessThan, item, q.heads as i64);
         let is_rotated = cx.icmp_imm(IntCmp::SignedLessThan, item, (q.heads + q.kv_heads) as i64);
@@ -205,18 +246,34 @@ impl Args {
                     cx.store4(y, to, 0);
                 });
             },
-            |cx| {
-                let kv_item = cx.iadd_imm(item, -(q.heads as i64));
-                let is_key = cx.icmp_imm(IntCmp::SignedLessThan, kv_item, q.kv_heads as i64);
-                let value_head = cx.iadd_imm(kv_item, -(q.kv_heads as i64));
-                let head = cx.select(is_key, kv_item, value_head);
-                let cache =
-                    Cache { kv_heads: q.kv_heads, head_dim: q.head_dim, kv: q.kv, page_len: q.page_len };
-                let args = CacheArgs { positions, seqs, tables, stride, keys, values };
-                cache.store_head(cx, &args, row, head, is_key, sums);
-            },
+            |cx| self.cache(q, cx, item, row, sums),
         );
     }
+
+    /// Stores a head of k or v, rotated where it is to be, in the cache.
+    fn cache(&self, q: &QkvEpilogue, cx: &mut Lanes<'_>, item: Scalar, row: Scalar, sums: Scalar) {
+        let kv_item = cx.iadd_imm(item, -(q.heads as i64));
+        let is_key = cx.icmp_imm(IntCmp::SignedLessThan, kv_item, q.kv_heads as i64);
+        let value_head = cx.iadd_imm(kv_item, -(q.kv_heads as i64));
+        let head = cx.select(is_key, kv_item, value_head);
+        let cache = Cache { kv_heads: q.kv_heads, head_dim: q.head_dim, kv: q.kv, page_len: q.page_len };
+        cache.store_head(cx, &self.head_args(q).cache, row, head, is_key, sums);
+    }
+
+    fn head_args(&self, q: &QkvEpilogue) -> HeadArgs {
+        let norm_args = 2 * usize::from(q.qk_norm.is_some());
+        let &[rope, positions, seqs, tables, stride, keys, values, out] = &self.rest[norm_args..] else {
+            unreachable!("as many as loaded");
+        };
+        HeadArgs { rope, out, cache: CacheArgs { positions, seqs, tables, stride, keys, values } }
+    }
+}
+
+/// Arguments of heads behind those of their norms.
+struct HeadArgs {
+    rope: Scalar,
+    out: Scalar,
+    cache: CacheArgs,
 }
 
 /// `y * gain / sqrt(mean(y^2) + eps)` in place.
