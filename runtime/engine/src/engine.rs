@@ -671,7 +671,8 @@ impl Engine {
             rest = after;
             let grid = call.grid.at(size).unwrap_or(0);
             let tail = call.tail && !self.tasks.is_empty();
-            self.tasks.push(Task { kernel, args: args.as_ptr(), grid, chunks: program.chunks, tail });
+            let apart = call.weight_bytes > 0;
+            self.tasks.push(Task { kernel, args: args.as_ptr(), grid, chunks: program.chunks, apart, tail });
         }
     }
 }

@@ -42,6 +42,9 @@ pub(crate) struct Task {
     pub(crate) grid: u64,
     /// Chunks per thread: enough that a slow thread is made up for, few enough that their starts cost little.
     pub(crate) chunks: u64,
+    /// Whether threads keep apart in the grid, rather than take its items in order: neighbours among a matrix's channels are
+    /// neighbours in the rows they write, and threads that write the same cache lines wait for each other.
+    pub(crate) apart: bool,
     /// Run whole by the thread that finishes the task before; never the first of a job.
     pub(crate) tail: bool,
 }
@@ -102,6 +105,17 @@ struct Work {
     /// Where in the caller's list the tails begin, and how many there are.
     tails: *const Task,
     tail_count: usize,
+    /// Runs of chunks that claims take in turns.
+    runs: u64,
+}
+
+impl Work {
+    /// The chunk that the claim number `claim` is for: with two runs 0, C/2, 1, C/2 + 1, … Claims that are worked on at the
+    /// same time lie far apart.
+    fn place(&self, claim: u64) -> u64 {
+        let (run, at) = (claim % self.runs, claim / self.runs);
+        run * (self.chunks / self.runs) + run.min(self.chunks % self.runs) + at
+    }
 }
 
 // SAFETY: `work` is written only by the caller of `run` between jobs, when no chunk is claimable, and read only under
@@ -123,6 +137,7 @@ impl Pool {
                 chunks: 0,
                 tails: std::ptr::null(),
                 tail_count: 0,
+                runs: 1,
             }),
         };
         let shared = Arc::new(Shared {
@@ -191,7 +206,8 @@ impl Pool {
             let chunk = task.grid.div_ceil(wanted).clamp(1, MOST_ITEMS);
             // With tails there is always a chunk, if an empty one, for somebody to finish.
             let chunks = task.grid.div_ceil(chunk).max(u64::from(tail_count > 0));
-            let work = Work { task: Some(*task), chunk, chunks, tails: tails.as_ptr(), tail_count };
+            let runs = if task.apart { threads as u64 } else { 1 };
+            let work = Work { task: Some(*task), chunk, chunks, tails: tails.as_ptr(), tail_count, runs };
             // SAFETY: the last job has ended, so no chunk of this slot can be claimed and nobody reads.
             unsafe { *slot.work.get() = work };
             slot.left.store(tag | (chunks + u64::from(tail_count > 0)), Ordering::Release);
@@ -310,7 +326,7 @@ impl Shared {
                 // SAFETY: we hold a claim, so the job is alive and nobody writes to `work`.
                 let work = unsafe { &*slot.work.get() };
                 if let Some(task) = work.task {
-                    let begin = (work.chunks - unclaimed) * work.chunk;
+                    let begin = work.place(work.chunks - unclaimed) * work.chunk;
                     let end = (begin + work.chunk).min(task.grid);
                     if begin < end {
                         // SAFETY: the caller of `run` promised it for every range of the grid while the job lives.
@@ -518,8 +534,14 @@ mod tests {
             {
                 cells.fill(0);
                 let args = [address(&mut cells)];
-                let task =
-                    Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid, chunks: 6, tail: false };
+                let task = Task {
+                    kernel: Kernel::of(bump),
+                    args: args.as_ptr(),
+                    grid,
+                    chunks: 6,
+                    apart: round % 3 > 0,
+                    tail: false,
+                };
                 // SAFETY: cells and args outlive the call, items are distinct cells.
                 unsafe { pool.run(&[task, Task { tail: round % 2 == 0, ..task }, task]) };
                 let (ran, rest) = cells.split_at(grid as usize);
@@ -528,6 +550,20 @@ mod tests {
                     "round {round}, grid {grid}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn runs_cover_all_chunks_and_keep_apart() {
+        for (chunks, runs) in (1..40).flat_map(|chunks| (1..9).map(move |runs| (chunks, runs))) {
+            let (task, tails) = (None, std::ptr::null());
+            let work = Work { task, chunk: 1, chunks, tails, tail_count: 0, runs };
+            let places: Vec<u64> = (0..chunks).map(|claim| work.place(claim)).collect();
+            let mut sorted = places.clone();
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..chunks), "{chunks} chunks, {runs} runs: {places:?}");
+            let apart = |p: &[u64]| runs == 1 || p[0].abs_diff(p[1]) + 1 >= chunks / runs;
+            assert!(places.windows(2).all(apart), "{chunks} chunks, {runs} runs: {places:?}");
         }
     }
 
@@ -544,7 +580,14 @@ mod tests {
             let mut tasks = Vec::new();
             for i in 0..launches {
                 let args = if i % 2 == 0 { there.as_ptr() } else { back.as_ptr() };
-                tasks.push(Task { kernel: Kernel::of(spread), args, grid: n, chunks: 6, tail: i % 7 > 4 });
+                tasks.push(Task {
+                    kernel: Kernel::of(spread),
+                    args,
+                    grid: n,
+                    chunks: 6,
+                    apart: i % 2 == 0,
+                    tail: i % 7 > 4,
+                });
             }
             for round in 0..60 {
                 a.fill(round);
@@ -567,8 +610,14 @@ mod tests {
             let mut cells = vec![0u64; 64];
             let args = [address(&mut cells)];
             std::thread::sleep(Duration::from_micros(300));
-            let task =
-                Task { kernel: Kernel::of(bump), args: args.as_ptr(), grid: 64, chunks: 6, tail: false };
+            let task = Task {
+                kernel: Kernel::of(bump),
+                args: args.as_ptr(),
+                grid: 64,
+                chunks: 6,
+                apart: true,
+                tail: false,
+            };
             // SAFETY: as above.
             unsafe { pool.run(&[task]) };
             assert!(cells.iter().all(|c| *c == 1));
@@ -596,6 +645,7 @@ mod tests {
                 args: args.as_ptr(),
                 grid: 1,
                 chunks: 6,
+                apart: false,
                 tail: false,
             }])
         };
