@@ -671,7 +671,8 @@ impl Engine {
             rest = after;
             let grid = call.grid.at(size).unwrap_or(0);
             let tail = call.tail && !self.tasks.is_empty();
-            let apart = call.weight_bytes > 0;
+            // Steps of few tokens write little, and read weights faster from one place.
+            let apart = program.kind == ProgramKind::Prefill && call.weight_bytes > 0;
             self.tasks.push(Task { kernel, args: args.as_ptr(), grid, chunks: program.chunks, apart, tail });
         }
     }

@@ -1,27 +1,30 @@
 //! How far ahead of the weights kernels prefetch, tuned for the machine in a few milliseconds.
 //!
-//! The best distance depends on where weights come from: nearer from memory, farther from a large cache. So launches
-//! of the decode program run over slices of their own weights, each launch once and with one candidate, so that no
-//! candidate profits from what another has brought into the caches. Candidates take turns within each kernel, and
-//! only the same kernel's times are compared.
+//! The best distance depends on where weights come from: nearer from memory, farther from a large cache. Launches take
+//! microseconds, so what one prefetches at its end, the beginning of the next one's weights, counts as much as what it
+//! prefetches for itself. So one step of the decode program is run, launch by launch, with another candidate for each layer
+//! in turn; no candidate profits from what another has brought into the caches, and only times of the same kernel are
+//! compared.
 
 use std::time::Duration;
 
 /// What is tried, in bytes.
-pub(crate) const CANDIDATES: [u64; 5] = [0, 512, 1024, 2048, 4096];
+pub(crate) const CANDIDATES: [u64; 5] = [512, 1024, 2048, 4096, 8192];
 /// Used where a program is too small to tell.
-pub(crate) const DEFAULT: u64 = 512;
+pub(crate) const DEFAULT: u64 = 4096;
 /// Greatest distance that may be asked for.
 pub(crate) const MOST: u64 = 65536;
 
 /// Weights that a sample reads, at most.
-const SLICE_BYTES: u64 = 1 << 20;
+const SLICE_BYTES: u64 = 2 << 20;
 /// A launch that reads less is all overhead.
 const LEAST_BYTES: u64 = 64 << 10;
-/// No further round begins after this.
-const BUDGET: Duration = Duration::from_millis(3);
+/// Launches that share a candidate, at most.
+const LAYER: usize = 16;
+/// No further layer begins after this.
+const BUDGET: Duration = Duration::from_millis(4);
 /// What a candidate must be better by than [`DEFAULT`]: less is noise.
-const MARGIN: f64 = 0.02;
+const MARGIN: f64 = 0.05;
 
 /// A launch that prefetches.
 #[derive(Clone, Copy, Debug)]
@@ -37,53 +40,58 @@ pub(crate) struct Weighed {
 /// Chooses a distance. `run(launch, items, distance)` computes the first items of a launch and returns how long that
 /// took.
 pub(crate) fn tune(launches: &[Weighed], mut run: impl FnMut(usize, u64, u64) -> Duration) -> u64 {
-    let mut launches = launches.iter().filter(|l| l.weight_bytes >= LEAST_BYTES && l.grid > 0).copied();
-    // Threads wake up, and code comes into the caches: these do not count.
-    for warm in launches.by_ref().take(2) {
-        run(warm.launch, warm.grid.div_ceil(8), DEFAULT);
+    let mut launches = launches.iter().filter(|l| l.weight_bytes >= LEAST_BYTES && l.grid > 0).peekable();
+    // Threads wake up, and code comes into the caches: the first layer does not count.
+    let Some(warm) = launches.next() else { return DEFAULT };
+    run(warm.launch, warm.grid.div_ceil(8), DEFAULT);
+    while let Some(l) = launches.next_if(|l| l.group != warm.group) {
+        run(l.launch, l.grid.div_ceil(8), DEFAULT);
     }
-    let mut groups: Vec<Vec<Weighed>> = Vec::new();
-    for l in launches {
-        if groups.len() <= l.group {
-            groups.resize(l.group + 1, Vec::new());
-        }
-        if let Some(group) = groups.get_mut(l.group) {
-            group.push(l);
-        }
-    }
-    groups.retain(|g| g.len() >= CANDIDATES.len());
-    // Least seconds per byte, by group and candidate.
-    let mut best = vec![[f64::INFINITY; CANDIDATES.len()]; groups.len()];
+    let mut groups: Vec<Group> = Vec::new();
     let mut spent = Duration::ZERO;
-    let rounds = groups.iter().map(|g| g.len() / CANDIDATES.len()).max().unwrap_or(0);
-    for round in 0..rounds {
-        for (group, best) in groups.iter().zip(&mut best) {
-            let samples = group.chunks_exact(CANDIDATES.len()).nth(round).unwrap_or_default();
-            for (i, l) in samples.iter().enumerate() {
-                // Another order in each round, so that no candidate always follows the same other.
-                let candidate = (i + 2 * round) % CANDIDATES.len();
-                let items = (u128::from(l.grid) * u128::from(SLICE_BYTES.min(l.weight_bytes)))
-                    .div_ceil(u128::from(l.weight_bytes)) as u64;
-                let (Some(distance), Some(best)) = (CANDIDATES.get(candidate), best.get_mut(candidate))
-                else {
-                    continue;
-                };
-                let time = run(l.launch, items, *distance);
-                spent += time;
-                let bytes = l.weight_bytes as f64 * items as f64 / l.grid as f64;
-                *best = best.min(time.as_secs_f64() / bytes);
-            }
-        }
+    let mut layers = 0;
+    while let Some(first) = launches.next() {
         if spent >= BUDGET {
             break;
         }
-    }
-    let cost = |candidate: usize| -> f64 {
-        let of = |(group, best): (&Vec<Weighed>, &[f64; CANDIDATES.len()])| {
-            let bytes: u64 = group.iter().map(|l| l.weight_bytes).sum();
-            best.get(candidate).copied().unwrap_or(f64::INFINITY) * bytes as f64
+        // Another order in each round, so that no candidate always follows the same other.
+        let candidate = (layers + layers / CANDIDATES.len()) % CANDIDATES.len();
+        layers += 1;
+        let distance = CANDIDATES.get(candidate).copied().unwrap_or(DEFAULT);
+        let mut sample = |l: &Weighed| {
+            let items = (u128::from(l.grid) * u128::from(SLICE_BYTES.min(l.weight_bytes)))
+                .div_ceil(u128::from(l.weight_bytes)) as u64;
+            let time = run(l.launch, items, distance);
+            spent += time;
+            time.as_secs_f64() / (l.weight_bytes as f64 * items as f64 / l.grid as f64)
         };
-        groups.iter().zip(&best).map(of).sum()
+        // The beginning of its weights was prefetched with the candidate before.
+        sample(first);
+        for _ in 1..LAYER {
+            let Some(l) = launches.next_if(|l| l.group != first.group) else { break };
+            if groups.len() <= l.group {
+                groups.resize_with(l.group + 1, Group::default);
+            }
+            let cost = sample(l);
+            if let Some(group) = groups.get_mut(l.group) {
+                group.weight_bytes += l.weight_bytes as f64;
+                if let Some(costs) = group.costs.get_mut(candidate) {
+                    costs.push(cost);
+                }
+            }
+        }
+    }
+    groups.retain(|g| g.costs.iter().all(|costs| !costs.is_empty()));
+    for costs in groups.iter_mut().flat_map(|g| &mut g.costs) {
+        costs.sort_unstable_by(f64::total_cmp);
+    }
+    // Medians: the least would be that of a layer which some cache still holds.
+    let cost = |candidate: usize| -> f64 {
+        let of = |g: &Group| {
+            let costs = g.costs.get(candidate).map_or(&[][..], Vec::as_slice);
+            costs.get(costs.len() / 2).copied().unwrap_or(f64::INFINITY) * g.weight_bytes
+        };
+        groups.iter().map(of).sum()
     };
     let by_default = CANDIDATES.iter().position(|c| *c == DEFAULT).map_or(0.0, cost);
     let found = CANDIDATES.iter().enumerate().map(|(i, distance)| (cost(i), *distance));
@@ -91,6 +99,14 @@ pub(crate) fn tune(launches: &[Weighed], mut run: impl FnMut(usize, u64, u64) ->
         Some((cost, distance)) if cost < by_default * (1.0 - MARGIN) => distance,
         _ => DEFAULT,
     }
+}
+
+/// Launches of the same kernel.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    weight_bytes: f64,
+    /// Seconds per byte with each candidate.
+    costs: [Vec<f64>; CANDIDATES.len()],
 }
 
 #[cfg(test)]
@@ -139,10 +155,10 @@ mod tests {
         let mut ran = 0;
         let large = launches(400, 20 << 20);
         tune(&large, |_, items, _| {
-            assert!(items <= 5 || ran < 2);
+            assert!(items <= 10 || ran < 2);
             ran += 1;
             Duration::from_micros(100)
         });
-        assert!(ran <= 2 + 40, "{ran}");
+        assert!(ran <= 2 + 40 + 2, "{ran}");
     }
 }
