@@ -143,10 +143,12 @@ fn integer_kernels_have_the_dot_products_meant() {
                     (RowTile::One, false) => &[8 * 2],
                     // Tiles of three rows, and of one.
                     (RowTile::Small | RowTile::Many, false) => &[8 * 2, 3 * 8 * 2],
-                    (RowTile::One | RowTile::Small, true) => &[8],
-                    // Few rows; and tiles of seven rows and of one, by two blocks.
-                    (RowTile::Many, true) if !amx => &[8, 8 * 2, 7 * 8 * 2],
-                    (RowTile::Many, true) => &[8],
+                    (RowTile::One, true) => &[8],
+                    // A row after the other, or two, three or four side by side.
+                    (RowTile::Small, true) => &[8, 2 * 8, 3 * 8, 4 * 8],
+                    // The same for few rows; and tiles of seven rows and of one, by two blocks.
+                    (RowTile::Many, true) if !amx => &[8, 2 * 8, 3 * 8, 4 * 8, 7 * 8 * 2],
+                    (RowTile::Many, true) => &[8, 2 * 8, 3 * 8, 4 * 8],
                 };
                 let name = format!("{} {} {rows:?}", target.name(), format.name);
                 assert_eq!(counts(&functions, mnemonic), want, "{name}");

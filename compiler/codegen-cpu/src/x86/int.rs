@@ -21,6 +21,8 @@ use iced_x86::code_asm::{
 const GROUP: usize = ActInt8Layout::GROUP;
 /// Quads of inputs of a group.
 const QUADS: usize = GROUP / 4;
+/// Numbers of rows whose sums stay in registers while a few rows are multiplied.
+const HELD_ROWS: [usize; 3] = [4, 3, 2];
 /// What is added to weights to make them unsigned.
 const BIAS: i32 = 128;
 
@@ -168,9 +170,19 @@ impl IntKernel<'_> {
         let x = self.x();
         let weight = |quad: usize| V(16 + quad as u8);
         let (acc, odd, sum, scale, shift, none) = (V(5), V(6), V(7), V(8), V(9), V(12));
-        s.zero(none)?;
         s.a.lea(rdx, ptr(rdi + x.scales_offset as i32))?;
         s.a.mov(r10, blocks as i64)?;
+        let mut done = s.a.create_label();
+        for rows in HELD_ROWS {
+            let mut other = s.a.create_label();
+            s.a.cmp(r8, rows as i32)?;
+            s.a.jne(other)?;
+            self.held(&mut s, &t, rows, sums_stride)?;
+            s.a.jmp(done)?;
+            s.a.set_label(&mut other)?;
+            s.a.nop()?;
+        }
+        s.zero(none)?;
         s.repeat(r10, 1, |s| {
             self.prefetch_fields(s, rsi)?;
             // The first group stores its sums, the others add to them.
@@ -228,8 +240,65 @@ impl IntKernel<'_> {
             s.a.add(rsi, self.layout.block_bytes as i32)?;
             s.a.add(rcx, (4 * CHANNELS) as i32)
         })?;
+        s.a.set_label(&mut done)?;
+        s.a.nop()?;
         pop(&mut s, &saved)?;
         s.finish()
+    }
+
+    /// [`IntKernel::small`] for so few rows that their sums stay in registers: rdi codes, rdx scales, rsi first block, rcx sums, r9
+    /// prefetch distance, r10 blocks.
+    fn held(&self, s: &mut Asm, t: &Tables, rows: usize, sums_stride: usize) -> AsmResult<()> {
+        let x = self.x();
+        let (sum, acc) = (|r: usize| V(16 + r as u8), |r: usize| V(20 + r as u8));
+        let (scale, shift, zero, factor) = (V(8), V(9), V(12), V(5));
+        let room = Room { w: [V(10), V(11)], high: V(3), spare: [V(4), V(6)] };
+        s.zero(zero)?;
+        s.repeat(r10, 1, |s| {
+            self.prefetch_fields(s, rsi)?;
+            for r in 0..rows {
+                s.zero(sum(r))?;
+            }
+            s.a.lea(rbx, ptr(rsi + self.layout.codes_offset as i32))?;
+            s.a.lea(r12, ptr(rsi + self.layout.fields_offset as i32))?;
+            s.a.mov(r13, self.layout.groups as i64)?;
+            s.repeat(r13, 1, |s| {
+                self.prefetch(s, rbx, r9)?;
+                self.fields(s, t, self.field(r12, 0), scale, Some(shift))?;
+                for r in 0..rows {
+                    // The bias's share comes off first.
+                    let x_sum = Mem::at(rdx, r * x.stride + x.sums_offset - x.scales_offset);
+                    s.broadcast(acc(r), x_sum)?;
+                    s.vpslld(acc(r), acc(r), BIAS.trailing_zeros())?;
+                    s.vpsubd(acc(r), zero, acc(r))?;
+                }
+                self.decode(s, t, Mem::at(rbx, 0), room, |s, quad, w| {
+                    if self.table_format() {
+                        s.vpaddb(w, w, shift)?;
+                    }
+                    (0..rows).try_for_each(|r| {
+                        s.vpdpbusd(acc(r), w, Src::Bcst(Mem::at(rdi, r * x.stride + 4 * quad)))
+                    })
+                })?;
+                for r in 0..rows {
+                    s.vmulps(factor, scale, Src::Bcst(Mem::at(rdx, r * x.stride)))?;
+                    s.vcvtdq2ps(acc(r), acc(r))?;
+                    s.vfmadd231ps(sum(r), acc(r), factor)?;
+                }
+                s.a.add(rdi, GROUP as i32)?;
+                s.a.add(rdx, 4)?;
+                s.a.add(rbx, self.group_bytes() as i32)?;
+                s.a.add(r12, self.field_bytes() as i32)
+            })?;
+            for r in 0..rows {
+                self.row_scale(s, sum(r), rsi, 0)?;
+                s.store(Mem::at(rcx, r * sums_stride), sum(r))?;
+            }
+            s.a.sub(rdi, (GROUP * self.layout.groups) as i32)?;
+            s.a.sub(rdx, (4 * self.layout.groups) as i32)?;
+            s.a.add(rsi, self.layout.block_bytes as i32)?;
+            s.a.add(rcx, (4 * CHANNELS) as i32)
+        })
     }
 
     /// Decodes groups of `blocks` neighbouring blocks into a panel. Arguments: first block, header, panel.
