@@ -91,6 +91,62 @@ proptest! {
 }
 
 /// NaN and infinities: what a token sees shows in its result as it does in the reference, what it does not see never.
+/// Numbers that f16 holds only as subnormals become zeros, ties go to even, and what is too large becomes infinite.
+#[test]
+fn halves_are_stored_alike_on_every_target() {
+    let smallest = 2f32.powi(-14);
+    let numbers = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        1.0 + 2f32.powi(-11),
+        1.0 + 3.0 * 2f32.powi(-11),
+        smallest,
+        -smallest,
+        smallest.next_down(),
+        -smallest.next_down(),
+        smallest / 3.0,
+        1e-40,
+        -1e-40,
+        65504.0,
+        65519.0,
+        65520.0,
+        -65520.0,
+        1e9,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        0.333_333_34,
+        -3.141_592_7,
+    ];
+    let want = |x: f32| {
+        if x.abs() < smallest { half::f16::from_f32(0f32.copysign(x)) } else { half::f16::from_f32(x) }
+    };
+    for head_dim in [16, 32, 64, 80, 128] {
+        let spec = spec((2, 2, head_dim), None, KvType::F16, 64);
+        let (batch, len) = (runs(&[(0, 3, 2)]), 4 * head_dim);
+        let x: Vec<f32> = numbers.into_iter().cycle().take(len).collect();
+        let mut expected = Store::new(spec, &[5], &mut Random(5));
+        for (i, head) in x.chunks_exact(head_dim).enumerate() {
+            let halves: Vec<f32> = head.iter().map(|v| want(*v).to_f32()).collect();
+            [false, true].into_iter().for_each(|values| expected.put(0, 3 + i / 2, i % 2, values, &halves));
+        }
+        let case = attention_cases::write_of(&Store::new(spec, &[5], &mut Random(5)), &batch, &x, &x);
+        for target in host_targets() {
+            let image = ExecImage::load(&compile_blob(target, &[case.spec.clone()]).unwrap()).unwrap();
+            for (got, want) in case.compiled(&image).iter().zip([&expected.keys, &expected.values]) {
+                let halves = |bytes: &[u8]| -> Vec<u16> {
+                    let bits = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+                    // Any NaN is as good as another.
+                    bits.map(|b| if b & 0x7fff > 0x7c00 { 0x7e00 } else { b }).collect()
+                };
+                assert!(halves(got) == halves(want), "{}, heads of {head_dim}", target.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_finite_stays_where_it_is_seen() {
     for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {

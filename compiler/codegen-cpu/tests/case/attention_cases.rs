@@ -224,9 +224,15 @@ pub(crate) fn all() -> Vec<Case> {
 }
 
 fn write(store: &Store, batch: &Batch, r: &mut Random) -> Case {
+    let len = batch.len() * store.spec.kv_heads * store.spec.head_dim;
+    let (k, v) = (floats(r, len), floats(r, len));
+    write_of(store, batch, &k, &v)
+}
+
+/// Stores keys and values `[T, Hk, Dh]`.
+pub(crate) fn write_of(store: &Store, batch: &Batch, k: &[f32], v: &[f32]) -> Case {
     let AttentionSpec { kv_heads, head_dim, kv, page_len, .. } = store.spec;
-    let rows = batch.len() * kv_heads * head_dim;
-    let mut args = vec![input(&floats(r, rows)), input(&floats(r, rows))];
+    let mut args = vec![input(k), input(v)];
     let mut cache = store.args(batch);
     cache.truncate(4);
     args.extend(cache);

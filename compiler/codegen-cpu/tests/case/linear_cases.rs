@@ -137,6 +137,8 @@ pub(crate) fn epilogues() -> Vec<(Epilogue, usize)> {
         qkv(2, 2, 48, Some(1e-6), KvType::F32),
         qkv(2, 1, 32, None, KvType::Int8),
         qkv(1, 2, 48, None, KvType::Int4),
+        qkv(2, 1, 64, None, KvType::F16),
+        qkv(1, 1, 32, None, KvType::F32),
     ]
 }
 
