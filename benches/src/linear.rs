@@ -100,8 +100,8 @@ fn measure(
         let (begin, end) =
             (thread as u64 * grid / threads as u64, (thread as u64 + 1) * grid / threads as u64);
         // SAFETY: the target runs here, and the table holds what a linear kernel with such an epilogue takes: rows of
-        // activations, a packed weight, a residual where one is added (in place), room for the outputs, the number of rows, a prefetch distance. Threads take
-        // parts of the grid that do not overlap.
+        // activations, a packed weight, a residual where one is added (in place), room for the outputs, the number of
+        // rows, a prefetch distance. Threads take parts of the grid that do not overlap.
         let found = unsafe { image.call(&name, &tables[unit % count], begin, end) };
         assert!(found, "no kernel {name}");
     };

@@ -90,7 +90,6 @@ proptest! {
     }
 }
 
-/// NaN and infinities: what a token sees shows in its result as it does in the reference, what it does not see never.
 /// Numbers that f16 holds only as subnormals become zeros, ties go to even, and what is too large becomes infinite.
 #[test]
 fn halves_are_stored_alike_on_every_target() {
@@ -147,6 +146,7 @@ fn halves_are_stored_alike_on_every_target() {
     }
 }
 
+/// NaN and infinities: what a token sees shows in its result as it does in the reference, what it does not see never.
 #[test]
 fn what_is_not_finite_stays_where_it_is_seen() {
     for kv in [KvType::F32, KvType::F16, KvType::Int8, KvType::Int4] {
@@ -244,6 +244,7 @@ fn inner_functions_are_what_they_are_meant_to_be() {
             for kernel in [
                 KernelSpec::AttentionSpan(attention),
                 KernelSpec::Attention { attention, out: Activation::F32 },
+                KernelSpec::Attention { attention, out: Activation::Int8 },
             ] {
                 let inner = disassemble_inners(target, &kernel).unwrap();
                 let text = inner.concat();

@@ -1,9 +1,10 @@
 //! Inner functions of linear kernels, instruction by instruction: the dot products meant and no others, nothing spilled in
 //! inner loops, clean upper halves at the end.
 
+use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::{Target, compile_blob, disassemble_inners};
 use attar_format::{FormatRef, formats};
-use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, RowTile};
+use attar_kernel::{Activation, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile};
 
 const LEVELS: [Target; 4] =
     [Target::X86_64V3, Target::X86_64V3Avxvnni, Target::X86_64V4, Target::SapphireRapids];
@@ -75,6 +76,12 @@ fn specs() -> Vec<LinearSpec> {
                 for k in [32, 160, 800] {
                     specs.push(LinearSpec { format, n, k, rows, bias: false, epilogue: epilogue.clone() });
                 }
+            }
+            for kv in [KvType::F32, KvType::F16] {
+                let qkv =
+                    QkvEpilogue { heads: 2, kv_heads: 1, head_dim: 128, qk_norm: None, kv, page_len: 32 };
+                let epilogue = Epilogue::Qkv(qkv);
+                specs.push(LinearSpec { format, n: 512, k: 32, rows, bias: false, epilogue });
             }
         }
     }

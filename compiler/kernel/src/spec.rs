@@ -38,7 +38,8 @@ pub enum KernelSpec {
     Elementwise { op: Elementwise, dim: usize },
     /// Softmax of each row. Args: x, out. Grid: rows.
     Softmax { dim: usize },
-    /// `out[r, :] = x[rows[r], :]`. Args: x f32, rows i32, out f32. Grid R.
+    /// `out[r, :] = x[rows[r], :]`, bit by bit: rows are `dim` numbers of 32 bits, or whole int8 rows of as many bytes. Args:
+    /// x, rows i32, out. Grid R.
     GatherRows { dim: usize },
     /// `out[t, i] = x[t, start + i]`. Args: x, out. Grid: rows.
     Slice { dim: usize, start: usize, len: usize },

@@ -4,8 +4,8 @@
 //! map to kernels where a kernel's constraints hold and are decomposed where they do not, so every valid graph over
 //! weights, tokens and positions can be lowered.
 //!
-//! Steps: `prepare` decomposes, `early_rows` leaves out rows of a prompt that nobody asks for, `launches` emits launches over virtual buffers, `arena` places the buffers,
-//! `tensors` lists the weights.
+//! Steps: `prepare` decomposes, `early_rows` leaves out rows of a prompt that nobody asks for, `launches` emits launches
+//! over virtual buffers, `arena` places the buffers, `tensors` lists the weights.
 
 mod arena;
 mod early_rows;

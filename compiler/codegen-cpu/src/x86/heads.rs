@@ -1,7 +1,8 @@
 //! What happens to heads around attention, 256 or 512 bits wide: rotation, the way into the cache, scaling of queries,
 //! joining of spans, quantization of results.
 //!
-//! The arithmetic is that of the portable kernels, operation by operation, so that results are the same bits.
+//! The arithmetic is that of the portable kernels, operation by operation, so that results are the same bits, but for what a
+//! NaN carries and, where subnormals are not flushed, factors of that size.
 
 use super::asm::AsmResult;
 use super::rows::{quantize_group, value};

@@ -10,7 +10,7 @@
 //! - `attention_merge` joins what the former left.
 //!
 //! Where vectors are wider than Cranelift's, scores, softmax and sums are inner functions ([`AttentionKernel`]) that convert
-//! the cache on its way into registers; the rest is the same.
+//! the cache on its way into registers, and so is what is done head by head around them ([`HeadKernel`](crate::x86::HeadKernel)).
 //!
 //! The order of every sum is fixed by the definition, so a token's result is the same bits in all of them. What a row does
 //! not see is never multiplied: memory beyond its positions may hold anything, NaN included.
