@@ -133,7 +133,8 @@ fn halves_are_stored_alike_on_every_target() {
         }
         let case = attention_cases::write_of(&Store::new(spec, &[5], &mut Random(5)), &batch, &x, &x);
         for target in host_targets() {
-            let image = ExecImage::load(&compile_blob(target, std::slice::from_ref(&case.spec)).unwrap()).unwrap();
+            let image =
+                ExecImage::load(&compile_blob(target, std::slice::from_ref(&case.spec)).unwrap()).unwrap();
             for (got, want) in case.compiled(&image).iter().zip([&expected.keys, &expected.values]) {
                 let halves = |bytes: &[u8]| -> Vec<u16> {
                     let bits = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
