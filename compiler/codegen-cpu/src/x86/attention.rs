@@ -41,10 +41,19 @@ impl<'a> AttentionKernel<'a> {
             .then_some(AttentionKernel { level, spec })
     }
 
-    /// How many blocks ahead one is asked for: memory answers later than one is worked off.
+    /// How many blocks ahead one is asked for while scores are computed: memory answers later than one is worked off.
     pub(crate) fn ahead(&self) -> usize {
         if self.spec.kv.has_scales() { 4 } else { 2 }
     }
+
+    /// How many entries of the list behind a block of values the address stands that is asked for while it is read: behind the
+    /// values of a whole span, where the caller puts what has not been asked for before.
+    pub(crate) fn ahead_of_values(&self) -> usize {
+        self.spec.span / self.spec.page_len
+    }
+
+    /// Bytes of values that [`AttentionKernel::soften`] asks for with each stride.
+    pub(crate) const SOFTEN_BYTES: usize = 128;
 
     /// Most rows whose sums are held in registers at once.
     pub(crate) fn most_rows(level: Level) -> usize {
@@ -210,7 +219,7 @@ impl<'a> AttentionKernel<'a> {
     }
 
     /// Adds the weighted values of some positions to the sums of `rows` rows. Arguments: weights f32 `[rows, span]` at the first
-    /// position, addresses of the pages' values from the first position's on and of [`AttentionKernel::ahead`] blocks more, place of the
+    /// position, addresses of the pages' values from the first position's on and of [`AttentionKernel::ahead_of_values`] blocks more, place of the
     /// first position in its page, positions (at least 1), sums f32 `[rows, Dh]`.
     ///
     /// For a cache of codes weights are 16-bit as [`AttentionKernel::soften`] leaves them, positions are multiples of 4, and sums
@@ -258,7 +267,7 @@ impl<'a> AttentionKernel<'a> {
             s.a.cmovg(rbp, rbx)?;
             s.a.sub(rbx, rbp)?;
             s.a.imul_3(r10, r12, row_bytes as i32)?;
-            s.a.mov(r12, qword_ptr(r9 + 8 * self.ahead() as i32))?;
+            s.a.mov(r12, qword_ptr(r9 + 8 * self.ahead_of_values() as i32))?;
             s.a.sub(r12, qword_ptr(r9))?;
             s.a.add(r10, qword_ptr(r9))?;
             s.a.add(r9, 8)?;
@@ -299,8 +308,9 @@ impl<'a> AttentionKernel<'a> {
 
     /// Turns a row's scores into weights. Arguments: scores, strides of 16 (at least 1), where the maximum goes, where the
     /// total goes; for a cache of codes also the scales of the values, and where a factor goes and the address of the
-    /// weights stands 8 bytes on, see [`AttentionKernel::round_weights`].
-    pub(crate) fn soften(&self) -> AsmResult<Vec<u8>> {
+    /// weights stands 8 bytes on, see [`AttentionKernel::round_weights`]. Where it is to `fetch`, it asks for memory besides, which
+    /// would have nothing to do for so long: the address is the last argument, or stands 16 bytes behind the factor.
+    pub(crate) fn soften(&self, fetch: bool) -> AsmResult<Vec<u8>> {
         let mut s = Asm::new(self.level)?;
         let parts = self.level.parts();
         let part = |p: usize| p * self.level.bytes();
@@ -332,12 +342,23 @@ impl<'a> AttentionKernel<'a> {
             s.zero(total(p))?;
         }
         let bytes = self.spec.kv.has_scales();
+        if fetch && bytes {
+            s.a.mov(rdx, qword_ptr(r9 + 16))?;
+        } else if fetch {
+            s.a.mov(rdx, r8)?;
+        }
         if bytes {
             s.a.mov(rax, rdi)?;
             s.a.mov(r10, rsi)?;
             self.begin_scaling(&mut s)?;
         }
         s.repeat(rsi, 1, |s| {
+            if fetch {
+                for line in (0..Self::SOFTEN_BYTES).step_by(64) {
+                    s.a.prefetcht1(ptr(rdx + line as i32))?;
+                }
+                s.a.add(rdx, Self::SOFTEN_BYTES as i32)?;
+            }
             for p in 0..parts {
                 let x = V(4);
                 s.vmovups(x, Mem::at(rdi, part(p)))?;

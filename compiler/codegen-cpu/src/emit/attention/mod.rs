@@ -37,7 +37,7 @@ pub(super) fn attention(spec: &AttentionSpec, out: Activation, cx: &mut Lanes<'_
     let group = spec.group();
     let stack = spec.tile_tokens() * group;
     let block = Level::of(cx.target()).map_or(BLOCK, |level| AttentionKernel::block_rows(level, stack));
-    let rows = Rows::new(spec, stack, block, cx)?;
+    let rows = Rows::new(spec, stack, block, false, cx)?;
     let joined = Sums::scratch(cx, spec, rows.capacity);
     let joiner = Joiner::new(spec, cx)?;
     let (q, to, tokens) = (cx.arg(0), cx.arg(7), cx.arg(8));
@@ -101,7 +101,7 @@ pub(super) fn attention_span(spec: &AttentionSpec, cx: &mut Lanes<'_>) -> Result
     let group = spec.group();
     let most = Level::of(cx.target()).map_or(BLOCK, AttentionKernel::most_rows);
     let block = group.div_ceil(group.div_ceil(most));
-    let rows = Rows::new(spec, group, block, cx)?;
+    let rows = Rows::new(spec, group, block, true, cx)?;
     let (q, to, spans) = (cx.arg(0), cx.arg(7), cx.arg(8));
     let args = CacheArgs::load(cx, 1);
     let count = cx.int(rows.capacity as i64);

@@ -9,30 +9,45 @@ use crate::x86::{AttentionKernel, HeadKernel, Level};
 use attar_artifact::manifest::KvType;
 use attar_kernel::AttentionSpec;
 
+/// Bytes of [`Rounded::factors`] for a row.
+const FACTOR_BYTES: usize = 24;
+
 /// Inner functions, and the lists of addresses they are given.
 struct Wide {
     scores: Vec<u8>,
     soften: Vec<u8>,
     /// For a block of rows, and for one.
     mix: [Vec<u8>; 2],
-    /// Addresses of the span's keys page by page, then of its values, then of keys that come after it and are only asked for.
+    /// Addresses of the span's keys page by page, then of its values, then of what is only asked for while values are read.
     blocks: Scalar,
     /// How many of the last.
+    tail: usize,
+    /// How many pages before its use a page is asked for.
     ahead: usize,
+    /// Bytes of values that are asked for while a row's weights are made; none where there are many rows.
+    fetch: usize,
 }
 
 impl Wide {
-    fn new(spec: &AttentionSpec, block: usize, cx: &mut Lanes<'_>) -> Result<Option<Wide>, String> {
+    fn new(
+        spec: &AttentionSpec,
+        block: usize,
+        few: bool,
+        cx: &mut Lanes<'_>,
+    ) -> Result<Option<Wide>, String> {
         let kernel = Level::of(cx.target()).and_then(|level| AttentionKernel::new(level, spec));
         let Some(kernel) = kernel else { return Ok(None) };
         let failed = inner_failed;
-        let list = 2 * (spec.span / spec.page_len) + kernel.ahead();
+        let pages = spec.span / spec.page_len;
+        let tail = kernel.ahead_of_values().max(kernel.ahead());
         Ok(Some(Wide {
             scores: kernel.scores(block).map_err(failed)?,
-            soften: kernel.soften().map_err(failed)?,
+            soften: kernel.soften(few).map_err(failed)?,
             mix: [kernel.mix(block).map_err(failed)?, kernel.mix(1).map_err(failed)?],
+            tail,
             ahead: kernel.ahead(),
-            blocks: cx.scratch(list * 8),
+            fetch: if few { spec.span / STRIDE * AttentionKernel::SOFTEN_BYTES } else { 0 },
+            blocks: cx.scratch((2 * pages + tail) * 8),
         }))
     }
 }
@@ -47,7 +62,7 @@ struct Rounded {
     /// Where a product begins, i32 `[capacity]`, see [`AttentionKernel::bias`].
     bias: Scalar,
     /// For inner functions: what the sums of 16-bit weights times codes are multiplied by, f32, for a 4-bit cache what is
-    /// added to them before, i32, and, 8 bytes on, the address for the weights; 16 bytes a row.
+    /// added to them before, i32, then the address for the weights and that of what is to be fetched, [`FACTOR_BYTES`] a row.
     factors: Scalar,
 }
 
@@ -94,6 +109,7 @@ impl<'a> Rows<'a> {
         spec: &'a AttentionSpec,
         rows: usize,
         block: usize,
+        few: bool,
         cx: &mut Lanes<'_>,
     ) -> Result<Rows<'a>, String> {
         let AttentionSpec { kv_heads, head_dim, kv, page_len, .. } = *spec;
@@ -106,7 +122,7 @@ impl<'a> Rows<'a> {
             return Err(format!("{} heads do not share {kv_heads} KV heads", spec.heads));
         }
         let capacity = rows.next_multiple_of(block);
-        let wide = Wide::new(spec, block, cx)?;
+        let wide = Wide::new(spec, block, few, cx)?;
         let heads = HeadKernel::new(Level::of(cx.target()), head_dim).map(|heads| {
             let stride = spec.heads * head_dim * 4;
             Ok([heads.scale_queries(spec.group(), spec.query_scale(), stride)?, heads.zero()?])
@@ -118,7 +134,7 @@ impl<'a> Rows<'a> {
             scales: cx.scratch(capacity * 4),
             codes: cx.scratch(if wide.is_some() { capacity * head_dim } else { 16 }),
             bias: cx.scratch(capacity * 4),
-            factors: cx.scratch(capacity * 16),
+            factors: cx.scratch(capacity * FACTOR_BYTES),
         });
         Ok(Rows {
             spec,
@@ -392,17 +408,18 @@ impl<'a> Rows<'a> {
             });
         });
         if let Some(wide) = &self.wide {
-            let end = cx.offset(wide.blocks, pages, 16);
-            for i in 0..wide.ahead {
-                // The table has entries up to the last page that any of the rows sees.
-                let last = cx.iadd_imm(last_page, -1);
-                let next = cx.iadd(before, past_page);
-                let next = cx.iadd_imm(next, i as i64);
-                let next = cx.imin(next, last);
-                let block = self.cache.block(cx, table, next, head);
-                let keys = cx.iadd(args.keys, block);
-                cx.store_i64(keys, end, 8 * i as i32);
-            }
+            // The table has entries up to the last page that any of the rows sees.
+            let last = cx.iadd_imm(last_page, -1);
+            let next: Vec<Scalar> = (0..wide.ahead)
+                .map(|i| {
+                    let next = cx.iadd(before, past_page);
+                    let next = cx.iadd_imm(next, i as i64);
+                    let next = cx.imin(next, last);
+                    let block = self.cache.block(cx, table, next, head);
+                    cx.iadd(args.keys, block)
+                })
+                .collect();
+            self.ask_for(cx, wide, pages, &next);
             cx.for_range(zero, count, self.block as i64, |cx, row| {
                 let q = cx.offset(self.q, row, self.spec.head_dim * 4);
                 let to = cx.offset(self.scores, row, self.spec.span * 4);
@@ -423,7 +440,7 @@ impl<'a> Rows<'a> {
                 self.copy_scales(cx, page, values);
             });
         }
-        cx.for_range(zero, count, 1, |cx, row| self.soften(cx, row));
+        cx.for_range(zero, count, 1, |cx, row| self.soften(cx, row, pages));
         if let Some([_, zero]) = &self.heads {
             cx.call_inner(zero.clone(), &[self.own.sums, count]);
         } else {
@@ -473,7 +490,7 @@ impl<'a> Rows<'a> {
 
     /// Turns a row's sums of products of integers into those of weighted values.
     fn scale_sums(&self, cx: &mut Lanes<'_>, rounded: &Rounded, row: Scalar) {
-        let at = cx.offset(rounded.factors, row, 16);
+        let at = cx.offset(rounded.factors, row, FACTOR_BYTES);
         let factor = cx.load_splat(at, 0);
         let bias = (self.cache.kv == KvType::Int4).then(|| {
             let bias = cx.load_i32(at, 4);
@@ -508,7 +525,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Turns a row's scores into weights relative to their maximum.
-    fn soften(&self, cx: &mut Lanes<'_>, row: Scalar) {
+    fn soften(&self, cx: &mut Lanes<'_>, row: Scalar, pages: Scalar) {
         let scores = cx.offset(self.scores, row, self.spec.span * 4);
         let (low, high) = self.seen(cx, row);
         let (begin, end) = self.strides(cx, row);
@@ -526,18 +543,68 @@ impl<'a> Rows<'a> {
             let (first, scales) = (cx.offset(scores, begin, 4), cx.offset(self.scales, begin, 4));
             let (most, total) = (cx.offset(self.own.most, row, 4), cx.offset(self.own.total, row, 4));
             let some = cx.icmp(IntCmp::SignedLessThan, begin, end);
+            let fetch = (wide.fetch > 0).then(|| self.fetched(cx, wide, row, pages));
             cx.if_(some, |cx| match self.rounded {
-                None => cx.call_inner(wide.soften.clone(), &[first, strides, most, total]),
+                None => {
+                    let args: Vec<Scalar> = [first, strides, most, total].into_iter().chain(fetch).collect();
+                    cx.call_inner(wide.soften.clone(), &args);
+                }
                 Some(r) => {
-                    let factor = cx.offset(r.factors, row, 16);
+                    let factor = cx.offset(r.factors, row, FACTOR_BYTES);
                     let to = cx.offset(scores, begin, 2);
                     cx.store_i64(to, factor, 8);
+                    if let Some(fetch) = fetch {
+                        cx.store_i64(fetch, factor, 16);
+                    }
                     cx.call_inner(wide.soften.clone(), &[first, strides, most, total, scales, factor]);
                 }
             });
             return;
         }
         self.soften_strides(cx, row, scores, begin, end);
+    }
+
+    /// Pages of values that are asked for before any is read: while scores are computed, and while weights are made.
+    fn asked_before(&self, wide: &Wide) -> usize {
+        let block = self.cache.kv.block_bytes(self.cache.head_dim, self.cache.page_len);
+        let rows = if wide.fetch > 0 { self.spec.group() } else { 0 };
+        (wide.ahead + rows * wide.fetch / block).min(self.spec.span / self.spec.page_len)
+    }
+
+    /// Fills the end of the list: while values are read, the rest of them is asked for, and then the keys in `next`, as evenly as
+    /// may be.
+    fn ask_for(&self, cx: &mut Lanes<'_>, wide: &Wide, pages: Scalar, next: &[Scalar]) {
+        let (whole, before) = (self.spec.span / self.spec.page_len, self.asked_before(wide));
+        let values = cx.offset(wide.blocks, pages, 8);
+        let end = cx.offset(wide.blocks, pages, 16);
+        let last = cx.iadd_imm(pages, -1);
+        let count = whole - before + next.len();
+        for i in 0..wide.tail {
+            let address = match (i * count / wide.tail).checked_sub(whole - before) {
+                Some(key) => next[key],
+                None => {
+                    let page = cx.int((before + i * count / wide.tail) as i64);
+                    let page = cx.imin(page, last);
+                    let at = cx.offset(values, page, 8);
+                    cx.load_i64(at, 0)
+                }
+            };
+            cx.store_i64(address, end, 8 * i as i32);
+        }
+    }
+
+    /// What is asked for while a row's weights are made: values behind those that were asked for with the scores.
+    fn fetched(&self, cx: &mut Lanes<'_>, wide: &Wide, row: Scalar, pages: Scalar) -> Scalar {
+        let block = self.cache.kv.block_bytes(self.cache.head_dim, self.cache.page_len);
+        let at = cx.imul_imm(row, wide.fetch as i64);
+        let (page, place) = (cx.udiv_imm(at, block as u32), cx.urem_imm(at, block as u32));
+        let page = cx.iadd_imm(page, wide.ahead as i64);
+        let last = cx.iadd_imm(pages, -1);
+        let page = cx.imin(page, last);
+        let values = cx.offset(wide.blocks, pages, 8);
+        let address = cx.offset(values, page, 8);
+        let address = cx.load_i64(address, 0);
+        cx.iadd(address, place)
     }
 
     /// Adds the values of `len` positions of the span, from `start` on, to the sums of the block of rows from `row` on.
