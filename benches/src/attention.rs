@@ -89,7 +89,7 @@ pub(crate) fn run(
             window: None,
             kv,
             page_len: defaults.page_len as usize,
-            span: defaults.span as usize,
+            span: options.span,
         };
         for context in CONTEXTS {
             let cache = Cache::new(&spec, context, options.footprint << 20)?;

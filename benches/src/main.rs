@@ -104,8 +104,12 @@ struct Kernels {
     #[arg(long, value_name = "MIB", default_value_t = 192)]
     footprint: usize,
     /// Prefetch distance in bytes that kernels are given
-    #[arg(long, value_name = "BYTES", default_value_t = 2048)]
+    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
     prefetch: usize,
+    /// Positions of a span of attention, a multiple of 32; as many as the context and the prompt have together compute all scores
+    /// of a row before its softmax
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    span: usize,
     #[command(flatten)]
     effort: Effort,
     /// Print the result as JSON
