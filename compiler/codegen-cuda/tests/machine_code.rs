@@ -13,13 +13,31 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The first release of CUDA whose tools read code for `sm_90a`.
+const OLDEST: u32 = 12;
+
+/// The major release of CUDA that a tool says it is from.
+fn release(version: &str) -> Option<u32> {
+    version.split_once("release ")?.1.split('.').next()?.parse().ok()
+}
+
+#[test]
+fn releases_are_read() {
+    assert_eq!(release("Cuda compilation tools, release 13.0, V13.0.85"), Some(13));
+    assert_eq!(release("Cuda compilation tools, release 9.2"), Some(9));
+    assert_eq!(release("no such thing"), None);
+}
+
 fn nvdisasm() -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../nvdisasm/nvidia/cu13/bin/nvdisasm");
     let named = std::env::var_os("ATTAR_NVDISASM").map(PathBuf::from);
-    let works = |p: &PathBuf| Command::new(p).arg("--version").output().is_ok_and(|o| o.status.success());
+    let works = |p: &PathBuf| {
+        let told = Command::new(p).arg("--version").output().ok().filter(|o| o.status.success());
+        told.and_then(|o| release(&String::from_utf8_lossy(&o.stdout))).is_some_and(|major| major >= OLDEST)
+    };
     let found = named.into_iter().chain([target, PathBuf::from("nvdisasm")]).find(works);
     if found.is_none() {
-        let _ = writeln!(std::io::stderr(), "skipped 1 test of machine code: there is no nvdisasm");
+        let _ = writeln!(std::io::stderr(), "skipped 1 test of machine code: there is no nvdisasm of CUDA {OLDEST} or later");
     }
     found
 }

@@ -500,30 +500,11 @@ impl Asm {
         self.a.add_instruction(Instruction::with3(Code::VEX_Vandps_ymm_ymm_ymmm256, v, v, x)?)
     }
 
-    /// In lanes where `x` is below `low`, `v` becomes 0, and where it is above `high`, infinite.
+    /// In lanes where `x` is below `low`, `v` becomes 0, and where it is above `high`, infinite; only with 256 bits.
     pub(crate) fn keep_within(&mut self, v: V, x: V, low: Mem, high: Mem) -> AsmResult<()> {
         const LESS: u32 = 1;
         const GREATER: u32 = 14;
         let (v, x) = (self.register(v), self.register(x));
-        if self.level.is_512() {
-            let infinity = self.constant(f32::INFINITY.to_bits());
-            let compare = Code::EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae;
-            for (limit, predicate, replacement) in [(low, LESS, None), (high, GREATER, Some(infinity))] {
-                let mut i = Instruction::with4(compare, Register::K1, x, limit.operand(), predicate)?;
-                i.set_is_broadcast(true);
-                self.a.add_instruction(i)?;
-                let mut i = match replacement {
-                    None => Instruction::with3(Code::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, v, v, v)?,
-                    Some(m) => {
-                        let code = Code::EVEX_Vbroadcastss_zmm_k1z_xmmm32;
-                        Instruction::with2(code, v, m.operand())?
-                    }
-                };
-                i.set_op_mask(Register::K1);
-                self.a.add_instruction(i)?;
-            }
-            return Ok(());
-        }
         let compare = Code::VEX_Vcmpps_ymm_ymm_ymmm256_imm8;
         let broadcast = self.register(BROADCAST);
         self.broadcast(BROADCAST, low)?;

@@ -33,16 +33,7 @@ impl Asm {
         let (c1, c2) = (self.float(-0.693_359_4), self.float(2.121_944_4e-4));
         self.vfmadd231ps(y, r, c1)?;
         self.vfmadd231ps(y, r, c2)?;
-        let first = self.constant(1.987_569_1e-4f32.to_bits());
-        self.broadcast(p, first)?;
-        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-            let c = self.float(c);
-            self.vfmadd213ps(p, y, c)?;
-        }
-        self.vmulps(r, y, y)?;
-        self.vfmadd213ps(p, r, y)?;
-        let one = self.float(1.0);
-        self.vaddps(p, p, one)?;
+        self.exp_series(p, y, r)?;
         // 2^(n-1), then doubled: 2^128 itself is no f32.
         self.vpslld(n, n, 23)?;
         let bias = self.constant(126 << 23);
@@ -67,17 +58,22 @@ impl Asm {
         let (c1, c2) = (self.float(-0.693_359_4), self.float(2.121_944_4e-4));
         self.vfmadd231ps(x, n, c1)?;
         self.vfmadd231ps(x, n, c2)?;
+        self.exp_series(p, x, r)?;
+        self.vscalefps(x, p, n)
+    }
+
+    /// `p = e^x` for x between halves of the logarithm of 2.
+    fn exp_series(&mut self, p: V, x: V, square: V) -> AsmResult<()> {
         let first = self.constant(1.987_569_1e-4f32.to_bits());
         self.broadcast(p, first)?;
         for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
             let c = self.float(c);
             self.vfmadd213ps(p, x, c)?;
         }
-        self.vmulps(r, x, x)?;
-        self.vfmadd213ps(p, r, x)?;
+        self.vmulps(square, x, x)?;
+        self.vfmadd213ps(p, square, x)?;
         let one = self.float(1.0);
-        self.vaddps(p, p, one)?;
-        self.vscalefps(x, p, n)
+        self.vaddps(p, p, one)
     }
 
     /// `x = 2^x` for x up to 0 in every lane, within 2 units in the last place; 0 where the result would be subnormal (or,
