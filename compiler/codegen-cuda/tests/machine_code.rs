@@ -37,7 +37,10 @@ fn nvdisasm() -> Option<PathBuf> {
     };
     let found = named.into_iter().chain([target, PathBuf::from("nvdisasm")]).find(works);
     if found.is_none() {
-        let _ = writeln!(std::io::stderr(), "skipped 1 test of machine code: there is no nvdisasm of CUDA {OLDEST} or later");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped 1 test of machine code: there is no nvdisasm of CUDA {OLDEST} or later"
+        );
     }
     found
 }
