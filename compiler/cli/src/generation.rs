@@ -1,6 +1,7 @@
 //! Generating text: the arguments that `run` and `chat` share, and Ctrl-C.
 
 use crate::failure::{Failure, Result};
+use crate::start_up::give_back_code;
 use attar_runtime::{
     CancelToken, ContextOverflow, DeviceChoice, ErrorKind, GenerateOptions, Generation, Model, OpenOptions,
     Requirement, SamplingOptions, Timings,
@@ -40,12 +41,14 @@ impl OpenArgs {
     pub fn open(&self, file: &Path) -> Result<Model> {
         let options =
             OpenOptions { target: self.target.clone(), require: self.require.clone(), ..self.options() };
-        Model::open(file, &options).map_err(|e| match *e.kind {
+        let model = Model::open(file, &options).map_err(|e| match *e.kind {
             ErrorKind::Requirement { .. } | ErrorKind::Uncertified { .. } => {
                 Failure::from(e).context(format!("{}: --require", file.display()))
             }
             _ => e.into(),
-        })
+        })?;
+        give_back_code();
+        Ok(model)
     }
 
     /// Opens an artifact to compare with. Target and requirements concern the other one.

@@ -21,6 +21,7 @@ mod remake;
 pub mod report;
 pub mod scaffold;
 pub mod speed;
+pub mod start_up;
 pub mod terminal;
 
 pub use failure::{Failure, Family, Result};
