@@ -7,7 +7,7 @@ use crate::memory::{Random, Region, floats};
 use crate::peak::Instruction;
 use crate::shapes::Model;
 use crate::{Kernels, Measured, read, timing};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use attar_artifact::manifest::KvType;
 use attar_codegen_cpu::exec::ExecImage;
 use attar_codegen_cpu::lower::LowerOptions;
@@ -79,6 +79,12 @@ pub(crate) fn run(
     keep: &mut impl FnMut(Measured) -> Result<()>,
 ) -> Result<()> {
     let sizes = model.sizes();
+    let page_len = LowerOptions::PAGE_LEN as usize;
+    ensure!(
+        options.span > 0 && options.span.is_multiple_of(page_len),
+        "--span {}: expected a multiple of {page_len}",
+        options.span
+    );
     for (kv, kv_name) in KV {
         let defaults = LowerOptions::new(kv);
         let spec = AttentionSpec {

@@ -227,7 +227,7 @@ fn render(r: &Report) -> String {
         memory(r.memory.after_opening),
         r.memory
             .program_after_opening
-            .map_or(String::new(), |n| format!(" ({} the program's file)", bytes_text(n))),
+            .map_or(String::new(), |n| format!(" ({} the program and its libraries)", bytes_text(n))),
         memory(r.memory.after_tests),
         memory(r.peak_memory_bytes),
     );

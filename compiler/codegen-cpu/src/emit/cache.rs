@@ -52,6 +52,9 @@ impl CacheArgs {
     }
 }
 
+/// Inner functions that store a key and a value as floats, where vectors are wider than Cranelift's.
+pub(super) struct Stores(Option<(Vec<u8>, Vec<u8>)>);
+
 impl Cache {
     /// Why no kernel handles this shape, if so.
     pub(super) fn check(&self) -> Result<(), String> {
@@ -102,6 +105,7 @@ impl Cache {
     }
 
     /// Stores one head of f32 as the key (when `is_key` holds) or value of token `t` for KV head `head`.
+    #[expect(clippy::too_many_arguments, reason = "a head and its place")]
     pub(super) fn store_head(
         &self,
         cx: &mut Lanes<'_>,
@@ -110,6 +114,7 @@ impl Cache {
         head: Scalar,
         is_key: Scalar,
         from: Scalar,
+        stores: &Stores,
     ) {
         let (position, table) = args.locate(cx, t);
         let page_index = cx.udiv_imm(position, self.page_len as u32);
@@ -123,13 +128,13 @@ impl Cache {
             KvType::F32 | KvType::F16 => {}
         }
         let size = self.kv.bits() / 8;
-        if let Some([key, value]) = self.inner_stores(cx) {
+        if let Stores(Some((key, value))) = stores {
             let (key_at, value_at) =
                 (cx.offset(block, place, size), cx.offset(block, place, self.head_dim * size));
             cx.if_else(
                 is_key,
-                |cx| cx.call_inner(key, &[from, key_at]),
-                |cx| cx.call_inner(value, &[from, value_at]),
+                |cx| cx.call_inner(key.clone(), &[from, key_at]),
+                |cx| cx.call_inner(value.clone(), &[from, value_at]),
             );
             return;
         }
@@ -168,12 +173,16 @@ impl Cache {
         );
     }
 
-    /// Inner functions that store a key and a value, where vectors are wider than Cranelift's.
-    fn inner_stores(&self, cx: &Lanes<'_>) -> Option<[Vec<u8>; 2]> {
-        let heads = HeadKernel::new(Level::of(cx.target()), self.head_dim)?;
+    /// What [`Cache::store_head`] stores with.
+    pub(super) fn stores(&self, cx: &Lanes<'_>) -> Result<Stores, String> {
+        let failed = |e: iced_x86::IcedError| format!("bug: inner function: {e}");
+        let Some(heads) = HeadKernel::new(Level::of(cx.target()), self.head_dim) else {
+            return Ok(Stores(None));
+        };
         let step = self.page_len * self.kv.bits() / 8;
-        // What the assembler refuses would be a bug; the portable kernel serves as well.
-        Some([heads.store_key(self.kv, step).ok()??, heads.store_value(self.kv).ok()??])
+        let key = heads.store_key(self.kv, step).map_err(failed)?;
+        let value = heads.store_value(self.kv).map_err(failed)?;
+        Ok(Stores(key.zip(value)))
     }
 
     /// Stores one head as bytes and their scale.
@@ -330,6 +339,7 @@ pub(super) fn codes(cx: &mut Lanes<'_>, v: F32x4, inverse: F32x4, low: f32, high
 
 pub(super) fn kv_write(cache: Cache, cx: &mut Lanes<'_>) -> Result<(), String> {
     cache.check()?;
+    let stores = cache.stores(cx)?;
     let (k, v) = (cx.arg(0), cx.arg(1));
     let args = CacheArgs::load(cx, 2);
     cx.for_items(|cx, t| {
@@ -341,7 +351,7 @@ pub(super) fn kv_write(cache: Cache, cx: &mut Lanes<'_>) -> Result<(), String> {
             let row = cx.imul_imm(t, cache.kv_heads as i64);
             let row = cx.iadd(row, head);
             let from = cx.offset(from, row, cache.head_dim * 4);
-            cache.store_head(cx, &args, t, head, is_key, from);
+            cache.store_head(cx, &args, t, head, is_key, from, &stores);
         });
     });
     Ok(())

@@ -74,7 +74,7 @@ pub(super) fn emit(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<(), String> 
     };
     let (x, weights) = (cx.arg(0), cx.arg(1));
     let sums = cx.scratch(chunk * sums_stride);
-    let epilogue = epilogue::Args::load(spec, cx);
+    let epilogue = epilogue::Args::load(spec, cx)?;
     let wide = level.map(|level| wide::Wide::new(cx, level, &layout, rows, blocks, epilogue.prefetch));
     let workspace = (int8 && wide.is_none()).then(|| int::Workspace::new(cx, spec.rows));
     let mut outcome = Ok(());

@@ -3,8 +3,9 @@
 //! Scores and sums are one product of matrices, `C[rows, columns] += A[rows, depth] * B[depth, columns]`: B is a block of the
 //! cache (keys are `[Dh, page_len]`, values `[page_len, Dh]`), converted on its way into registers, and A is broadcast. Every
 //! element of C has one accumulator over ascending depth, so the number of rows does not change a result. Blocks are
-//! given as a list of addresses, one per page; while one is read, the one [`AttentionKernel::ahead`] places later is asked for. A cache of
-//! bytes is multiplied as bytes, see `attention_bytes.rs`.
+//! given as a list of addresses, one per page; while one is read, one some places later is asked for
+//! ([`AttentionKernel::ahead`], [`AttentionKernel::ahead_of_values`]). A cache of bytes is multiplied as bytes, see
+//! `attention_bytes.rs`.
 
 use super::asm::AsmResult;
 use super::{Asm, Level, Mem, Src, V};

@@ -143,10 +143,7 @@ impl IntKernel<'_> {
                 self.fields(s, &t, self.field(r12, p), scale, Some(correction))?;
                 self.add_group(s, sum(p), acc[0], scale, Some(correction), r10, V(11))?;
             }
-            s.a.add(rax, GROUP as i32)?;
-            s.a.add(r10, 4)?;
-            s.a.add(rbx, self.group_bytes() as i32)?;
-            s.a.add(r12, self.field_bytes() as i32)
+            self.next_group(s, rax, r10)
         })?;
         for p in 0..parts {
             self.row_scale(&mut s, sum(p), rsi, p)?;
@@ -223,10 +220,7 @@ impl IntKernel<'_> {
                 })?;
                 s.a.pop(rdx)?;
                 s.a.pop(rdi)?;
-                s.a.add(rdi, GROUP as i32)?;
-                s.a.add(rdx, 4)?;
-                s.a.add(rbx, self.group_bytes() as i32)?;
-                s.a.add(r12, self.field_bytes() as i32)
+                self.next_group(s, rdi, rdx)
             })?;
             if self.row_scaled() {
                 each_row(s, rcx, sums_stride, |s| {
@@ -235,10 +229,7 @@ impl IntKernel<'_> {
                     s.store(Mem::at(rbp, 0), sum)
                 })?;
             }
-            s.a.sub(rdi, (GROUP * self.layout.groups) as i32)?;
-            s.a.sub(rdx, (4 * self.layout.groups) as i32)?;
-            s.a.add(rsi, self.layout.block_bytes as i32)?;
-            s.a.add(rcx, (4 * CHANNELS) as i32)
+            self.next_block(s)
         })?;
         s.a.set_label(&mut done)?;
         s.a.nop()?;
@@ -285,20 +276,30 @@ impl IntKernel<'_> {
                     s.vcvtdq2ps(acc(r), acc(r))?;
                     s.vfmadd231ps(sum(r), acc(r), factor)?;
                 }
-                s.a.add(rdi, GROUP as i32)?;
-                s.a.add(rdx, 4)?;
-                s.a.add(rbx, self.group_bytes() as i32)?;
-                s.a.add(r12, self.field_bytes() as i32)
+                self.next_group(s, rdi, rdx)
             })?;
             for r in 0..rows {
                 self.row_scale(s, sum(r), rsi, 0)?;
                 s.store(Mem::at(rcx, r * sums_stride), sum(r))?;
             }
-            s.a.sub(rdi, (GROUP * self.layout.groups) as i32)?;
-            s.a.sub(rdx, (4 * self.layout.groups) as i32)?;
-            s.a.add(rsi, self.layout.block_bytes as i32)?;
-            s.a.add(rcx, (4 * CHANNELS) as i32)
+            self.next_block(s)
         })
+    }
+
+    /// On to the next group: codes and scales of activations, and rbx and r12 at those of the block.
+    fn next_group(&self, s: &mut Asm, x: AsmRegister64, scales: AsmRegister64) -> AsmResult<()> {
+        s.a.add(x, GROUP as i32)?;
+        s.a.add(scales, 4)?;
+        s.a.add(rbx, self.group_bytes() as i32)?;
+        s.a.add(r12, self.field_bytes() as i32)
+    }
+
+    /// From the end of a block to the next of a few rows: rdi and rdx back to their first group, rsi and rcx on.
+    fn next_block(&self, s: &mut Asm) -> AsmResult<()> {
+        s.a.sub(rdi, (GROUP * self.layout.groups) as i32)?;
+        s.a.sub(rdx, (4 * self.layout.groups) as i32)?;
+        s.a.add(rsi, self.layout.block_bytes as i32)?;
+        s.a.add(rcx, (4 * CHANNELS) as i32)
     }
 
     /// Decodes groups of `blocks` neighbouring blocks into a panel. Arguments: first block, header, panel.

@@ -1,7 +1,7 @@
 //! What happens to a row's sums: bias, then store, residual addition, SwiGLU, or the way of a head into attention.
 
 use super::BLOCK_SUMS;
-use crate::emit::cache::{Cache, CacheArgs, rotate};
+use crate::emit::cache::{Cache, CacheArgs, Stores, rotate};
 use crate::emit::norm::rms_factor;
 use crate::emit::quantize::some_groups;
 use crate::lanes::{IntCmp, Lanes, Scalar};
@@ -17,10 +17,12 @@ pub(super) struct Args {
     pub(super) prefetch: Scalar,
     bias: Option<Scalar>,
     rest: Vec<Scalar>,
+    /// How heads come into the cache, where they do.
+    stores: Option<Stores>,
 }
 
 impl Args {
-    pub(super) fn load(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Args {
+    pub(super) fn load(spec: &LinearSpec, cx: &mut Lanes<'_>) -> Result<Args, String> {
         let count = match &spec.epilogue {
             Epilogue::Store | Epilogue::Swiglu { .. } => 1,
             Epilogue::Residual => 2,
@@ -29,7 +31,17 @@ impl Args {
         let first = 2 + usize::from(spec.bias);
         let bias = spec.bias.then(|| cx.arg(2));
         let rest = (first..first + count).map(|i| cx.arg(i)).collect();
-        Args { total_rows: cx.arg(first + count), prefetch: cx.arg(first + count + 1), bias, rest }
+        let stores = match &spec.epilogue {
+            Epilogue::Qkv(q) => Some(cache_of(q).stores(cx)?),
+            _ => None,
+        };
+        Ok(Args {
+            total_rows: cx.arg(first + count),
+            prefetch: cx.arg(first + count + 1),
+            bias,
+            rest,
+            stores,
+        })
     }
 
     /// Takes the sums of grid item `item` for row `row` to their destination.
@@ -59,7 +71,7 @@ impl Args {
                 });
                 match out {
                     Activation::F32 => {
-                        let no_bias = Args { bias: None, rest: Vec::new(), ..*self };
+                        let no_bias = Args { bias: None, rest: Vec::new(), stores: None, ..*self };
                         no_bias.store(*width, None, self.rest[0], cx, item, row, sums);
                     }
                     Activation::Int8 => {
@@ -256,8 +268,8 @@ impl Args {
         let is_key = cx.icmp_imm(IntCmp::SignedLessThan, kv_item, q.kv_heads as i64);
         let value_head = cx.iadd_imm(kv_item, -(q.kv_heads as i64));
         let head = cx.select(is_key, kv_item, value_head);
-        let cache = Cache { kv_heads: q.kv_heads, head_dim: q.head_dim, kv: q.kv, page_len: q.page_len };
-        cache.store_head(cx, &self.head_args(q).cache, row, head, is_key, sums);
+        let Some(stores) = &self.stores else { unreachable!("loaded with the heads' arguments") };
+        cache_of(q).store_head(cx, &self.head_args(q).cache, row, head, is_key, sums, stores);
     }
 
     fn head_args(&self, q: &QkvEpilogue) -> HeadArgs {
@@ -267,6 +279,10 @@ impl Args {
         };
         HeadArgs { rope, out, cache: CacheArgs { positions, seqs, tables, stride, keys, values } }
     }
+}
+
+fn cache_of(q: &QkvEpilogue) -> Cache {
+    Cache { kv_heads: q.kv_heads, head_dim: q.head_dim, kv: q.kv, page_len: q.page_len }
 }
 
 /// Arguments of heads behind those of their norms.
