@@ -41,6 +41,20 @@ impl CudaTarget {
         self == CudaTarget::Sm { compute: 90, specific: true }
     }
 
+    /// Shared memory of a block that asks for as much as serves it: half of a multiprocessor's, where that is more than
+    /// what every GPU gives a block.
+    pub(crate) fn shared_bytes(self) -> usize {
+        /// Of 228 KiB two blocks have half each, but for what each is charged beside.
+        const HALF: usize = (114 << 10) - 1024;
+        match self {
+            CudaTarget::Sm { compute: 90 | 100, .. } => HALF,
+            CudaTarget::Sm { .. } | CudaTarget::Ptx => CudaTarget::LEAST_SHARED,
+        }
+    }
+
+    /// Shared memory that every GPU gives a block.
+    pub(crate) const LEAST_SHARED: usize = 96 << 10;
+
     /// The target of that name.
     pub fn by_name(name: &str) -> Option<CudaTarget> {
         CudaTarget::ALL.into_iter().find(|t| t.name() == name)

@@ -229,7 +229,7 @@ impl Norm {
         linear.rows == RowTile::One
             && takes_one_row(linear)
             && linear.k == self.dim
-            && linear.n.div_ceil(CHANNELS * small_blocks(&linear.epilogue)) <= MOST_NORMS
+            && linear.n.div_ceil(CHANNELS * small_blocks(linear)) <= MOST_NORMS
             && launch.args.first() == Some(&self.out)
     }
 }
@@ -456,7 +456,7 @@ impl Translation {
         }
         let blocks = match linear.rows {
             RowTile::One | RowTile::Small => {
-                let per = CHANNELS * small_blocks(&linear.epilogue);
+                let per = CHANNELS * small_blocks(linear);
                 (Tiles { extent: Extent::fixed(linear.n as u64), per: per as u32 }, Tiles::one())
             }
             RowTile::Many => {

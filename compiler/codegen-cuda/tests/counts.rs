@@ -26,10 +26,15 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// 64 channels of 2048 inputs: enough that what is done once per block counts little.
+/// 64 channels of 2048 inputs: enough that what is done once per block counts little. Few rows are multiplied by two blocks of
+/// channels at a time, as in any matrix that is large.
 fn product(format: FormatRef, rows: RowTile, count: usize) -> (Case, f64, f64) {
     let (n, k) = (64, 2048);
-    let spec = LinearSpec { format, n, k, rows, bias: false, epilogue: Epilogue::Store };
+    let epilogue = match rows {
+        RowTile::Small => Epilogue::Swiglu { width: n / 2, out: Activation::F32 },
+        _ => Epilogue::Store,
+    };
+    let spec = LinearSpec { format, n, k, rows, bias: false, epilogue };
     let packed = PackedLayout::new(format, n, k).expect("a shape").total_bytes();
     (linear_cases::case(3, spec, count), (n * k) as f64, packed as f64)
 }

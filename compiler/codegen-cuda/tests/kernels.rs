@@ -314,6 +314,37 @@ fn products_agree_with_the_reference() {
     agree(&linear_cases::all());
 }
 
+/// Matrices so tall that a warp has two blocks of channels, the last of them alone; and so deep that a warp asks for more weights
+/// while it multiplies, for whole fours of groups and not.
+#[test]
+fn products_of_few_rows_and_large_matrices_agree_with_the_reference() {
+    let int8 = Epilogue::Swiglu { width: 64, out: Activation::Int8 };
+    let floats = Epilogue::Swiglu { width: 32, out: Activation::F32 };
+    let shapes = [
+        (Epilogue::Residual, 4112, 96),
+        (Epilogue::Store, 4120, 128),
+        (Epilogue::Store, 35, 4704),
+        (Epilogue::Residual, 16, 4608),
+        (int8, 128, 2912),
+        (floats, 64, 4224),
+    ];
+    let mut cases = Vec::new();
+    let formats = formats::ALL.iter().copied().filter(|f| f.wants_int8_activations());
+    for (f, format) in formats.enumerate() {
+        for (e, (epilogue, n, k)) in shapes.iter().cloned().enumerate() {
+            let bias = (e + f) % 2 == 0;
+            let spec = |rows| LinearSpec { format, n, k, rows, bias, epilogue: epilogue.clone() };
+            let seed = (100 * f + e) as u64;
+            let count = [2, 16, 8, 9, 5, 13][(e + f) % 6];
+            cases.push(linear_cases::case(seed, spec(RowTile::Small), count));
+            if n < 4096 {
+                cases.push(linear_cases::case(seed, spec(RowTile::One), 1));
+            }
+        }
+    }
+    agree(&cases);
+}
+
 /// What is wrong with a row stays in that row.
 #[test]
 fn special_rows_agree_with_the_reference() {

@@ -272,7 +272,7 @@ KERNEL(const float *q, const int *positions, const int *sequences,
     token = run.end;
 
     for (; start < run.high; start += POSITIONS, now = 1 - now) {
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      wait_for_copies<0>();
       __syncthreads();
       const int next = start + POSITIONS;
       if (next < run.high) {

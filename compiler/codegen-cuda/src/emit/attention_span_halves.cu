@@ -67,9 +67,9 @@ __device__ __forceinline__ void load_values(u8 *to, const u8 *from, u32 mask) {
   for (int i = 0; i < TILES; ++i) {
     const int piece = i * 32 + lane, value = piece / TILES;
     const bool seen = mask >> (32 % TILES == 0 ? i * 32 / TILES : value) & 1;
-    copy_async(shared_address(to) + value_line(value) * VALUE_STRIDE + piece % TILES * 16, from + i * 512, seen);
+    copy_async(shared_address(to) + value_line(value) * VALUE_STRIDE + piece % TILES * 16, from + i * 512, seen ? 16 : 0);
   }
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  commit_copies();
 }
 
 /// Where a sum stands: it takes the place of values of the same elements.
@@ -271,7 +271,7 @@ KERNEL(const float *QUERY_PARAMETERS, const int *positions, const int *sequences
       u32 early[4], late[4];
       split(weights, early);
       split(weights + 4, late);
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      wait_for_copies<0>();
       __syncwarp();
       if (has_newest) {
         u32 *to = (u32 *)(own + value_line(newest % 32) * VALUE_STRIDE);

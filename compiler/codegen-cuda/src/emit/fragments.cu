@@ -1,18 +1,7 @@
-// Operands of f16 tensor cores: copied to shared memory, loaded from there, multiplied; and what is done with results, of which a
+// Operands of f16 tensor cores: loaded from shared memory, multiplied; and what is done with results, of which a
 // lane has parts of rows `lane / 4` and 8 more, columns `2 (lane % 4)` and the next.
 
 constexpr int THREADS = WARPS * 32;
-
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-
-/// 16 bytes, or zeros instead.
-__device__ __forceinline__ void copy_async(u32 to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ void copy_async(u32 to, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
 
 /// Four matrices, of whose rows a lane gives the address of one.
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {

@@ -53,7 +53,7 @@ struct Tiles {
     if (thread < 2 * SCALES)
       copy_async(shared_address(&stage.key_scales[thread * 4]),
                  (thread >= SCALES ? values : keys) + block + C::SCALES + (place + thread % SCALES * 4) * 4);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   }
 
   /// Makes what was fetched ready to be loaded.

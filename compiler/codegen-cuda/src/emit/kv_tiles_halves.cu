@@ -36,17 +36,17 @@ struct Tiles {
       for (int i = 0; i < PIECES; i += THREADS) {
         const int behind = i / VALUE_PIECES;
         if (PIECES % THREADS == 0 || i + thread < PIECES)
-          copy_async(to_values + behind * VALUE_STRIDE * 2, from_values + i * 16, position + behind >= low && position + behind < high);
+          copy_async(to_values + behind * VALUE_STRIDE * 2, from_values + i * 16, position + behind >= low && position + behind < high ? 16 : 0);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < PIECES; i += THREADS) {
         const int row = (i + thread) / VALUE_PIECES, column = (i + thread) % VALUE_PIECES * 8;
         if (PIECES % THREADS == 0 || i + thread < PIECES)
-          copy_async(shared_address(&stages[into].values[row][column]), from_values + i * 16, start + row >= low && start + row < high);
+          copy_async(shared_address(&stages[into].values[row][column]), from_values + i * 16, start + row >= low && start + row < high ? 16 : 0);
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   }
 
   /// Makes what was fetched ready to be loaded.

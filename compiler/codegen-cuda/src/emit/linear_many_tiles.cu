@@ -12,13 +12,6 @@ constexpr int OUT_STRIDE = TILE_CHANNELS + 4;
 struct Stage { u16 x[TILE_ROWS][STRIDE]; u16 w[TILE_CHANNELS][STRIDE]; };
 union Shared { Stage stages[2]; float tile[TILE_ROWS][OUT_STRIDE]; };
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-
-/// 16 bytes, or zeros instead.
-__device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
 __device__ __forceinline__ void load_matrices(u32 (&r)[4], const void *p) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -51,9 +44,9 @@ KERNEL(const u16 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
     for (int i = 0; i < 2; ++i) {
       int at = thread + i * THREADS, r = at / 4, k = at % 4 * 8;
       bool there = first_row + r < rows;
-      copy_async(&shared.stages[stage].x[r][k], x + (size_t)(there ? first_row + r : 0) * PADDED + step * STEP + k, there);
+      copy_async(shared_address(&shared.stages[stage].x[r][k]), x + (size_t)(there ? first_row + r : 0) * PADDED + step * STEP + k, there ? 16 : 0);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    commit_copies();
   };
   auto store_w = [&](int stage) {
     Four four;
@@ -70,7 +63,7 @@ KERNEL(const u16 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
   for (int step = 0; step < STEPS; ++step) {
     const int now = step % 2;
     const bool more = step + 1 < STEPS;
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    wait_for_copies<0>();
     __syncthreads();
     if (more) {
       fetch_x(1 - now, step + 1);

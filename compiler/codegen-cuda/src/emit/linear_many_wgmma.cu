@@ -50,8 +50,6 @@ struct Place {
   }
 };
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-
 __device__ __forceinline__ void expect(u32 barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -77,7 +75,7 @@ __device__ __forceinline__ void bring(u32 to, const u8 *from, int slab, int lane
   for (int first = 0; first < BYTES; first += 512) {
     const int at = first + lane * 16;
     if ((first + 512 <= BYTES || at < BYTES) && (ALL % BYTES == 0 || slab * BYTES + at < ALL))
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at), "l"(from + slab * BYTES + at) : "memory");
+      copy_async(to + at, from + slab * BYTES + at);
   }
 }
 

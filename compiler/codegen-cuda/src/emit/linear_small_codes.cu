@@ -5,17 +5,99 @@
 // every weight. Tensor cores count p from 1.5 * 2^23 on, so that its bits are those of a float, and one multiply-add gives w p
 // exactly. The terms x w c s of four groups are one product of floats, x s in two parts of 11 bits.
 //
-// Warps of a block share out fours of groups of `BLOCKS` blocks of channels. The first weights are asked for before what other
-// launches leave is waited for. Of a last four the groups that are not there have scales of zero.
+// A warp has `OWN` blocks of channels, which share the rows that it loads; warps of a thread block share out fours of groups. Both
+// are copied to shared memory by the warp that needs them, `STAGES` fours ahead, weights before what other launches leave is
+// waited for. What is not there, rows or groups, is zeros, or has scales of zero.
 
-constexpr int SPLITS = WARPS / BLOCKS;
+constexpr int COLUMNS = BLOCKS / OWN, SPLITS = WARPS / COLUMNS;
 constexpr int CHANNELS = 16 * BLOCKS;
 constexpr int STRIDE = CHANNELS + 1;
-struct Shared {
-  alignas(16) Ring rings[WARPS];
+
+/// A row's activations of four groups. Rows are so far apart that four of them lie in different banks.
+struct alignas(16) Slice {
+  u8 codes[128];
+  float scales[4];
+  int codes_sums[4];
+};
+/// A four of groups of a block of channels.
+struct Piece {
+  u8 codes[4][GROUP_CODES];
+  u8 fields[4][GROUP_FIELDS];
+};
+struct Stage {
+  alignas(16) Piece pieces[OWN];
+  Slice rows[TILES_OF_ROWS * 8];
+};
+union Shared {
+  Stage stages[WARPS][STAGES];
   float parts[SPLITS][ROWS][STRIDE];
 };
-static_assert(sizeof(Shared) == SHARED_BYTES, "as much as the launch gives");
+static_assert(sizeof(Shared) <= SHARED_BYTES, "as much as the launch gives");
+
+/// A word of 4 bytes, or zero.
+__device__ __forceinline__ void copy_word_async(u32 to, const void *from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
+}
+
+/// Where a lane copies its part of the next four of groups from.
+struct Source {
+  const u8 *codes, *fields, *row_codes, *row_scales;
+  /// Blocks of channels that are there.
+  int owned;
+
+  __device__ __forceinline__ Source(const u8 *packed, const u8 *x, int first_block, int first) {
+    const int lane = threadIdx.x % 32;
+    owned = min(OWN, (W::N + 15) / 16 - first_block);
+    const u8 *block = packed + W::HEADER + (size_t)(owned > 0 ? first_block : 0) * W::BLOCK;
+    codes = block + W::CODES + first * GROUP_CODES + lane * 16;
+    fields = block + W::FIELDS + first * GROUP_FIELDS + lane * 16;
+    // Eight lanes have the codes of a row. Two have its scales and sums where they begin at multiples of 16 bytes, else eight.
+    row_codes = x + (size_t)(lane / 8) * X::STRIDE + first * 32 + lane % 8 * 16;
+    row_scales = WHOLE ? x + (size_t)(lane / 2) * X::STRIDE + (lane % 2 ? X::SUMS : X::SCALES) + first * 4
+                       : x + (size_t)(lane / 8) * X::STRIDE + (lane % 8 / 4 ? X::SUMS : X::SCALES) + (first + lane % 4) * 4;
+  }
+
+  /// Asks for weights; there are `there` more groups.
+  __device__ __forceinline__ void ask_for_weights(const Stage &stage, int there) {
+    const int lane = threadIdx.x % 32;
+    const u32 to = shared_address(&stage) + lane * 16;
+#pragma unroll
+    for (int own = 0; own < OWN; ++own) {
+      const int bytes = W::N % CHANNELS == 0 || own < owned ? 16 : 0;
+#pragma unroll
+      for (int at = 0; at < 4 * GROUP_CODES; at += 512) {
+        if (at + 512 <= 4 * GROUP_CODES || at + lane * 16 < 4 * GROUP_CODES)
+          copy_async(to + own * sizeof(Piece) + at, codes + own * W::BLOCK + at, WHOLE || at + lane * 16 < there * GROUP_CODES ? bytes : 0);
+      }
+      if (lane * 16 < 4 * GROUP_FIELDS)
+        copy_async(to + own * sizeof(Piece) + 4 * GROUP_CODES, fields + own * W::BLOCK, WHOLE || lane * 16 < there * GROUP_FIELDS ? bytes : 0);
+    }
+    codes += SPLITS * 4 * GROUP_CODES, fields += SPLITS * 4 * GROUP_FIELDS;
+  }
+
+  /// Asks for what `rows` rows, of up to `TILES` times eight, have there.
+  template <int TILES>
+  __device__ __forceinline__ void ask_for_rows(const Stage &stage, int rows, int there) {
+    const int lane = threadIdx.x % 32;
+    const u32 to = shared_address(stage.rows);
+#pragma unroll
+    for (int i = 0; i < 2 * TILES; ++i) {
+      const bool has = i * 4 + lane / 8 < rows && (WHOLE || lane % 8 < 2 * there);
+      copy_async(to + (i * 4 + lane / 8) * sizeof(Slice) + lane % 8 * 16, row_codes + i * 4 * X::STRIDE, has ? 16 : 0);
+    }
+    constexpr int SCALES_AT = sizeof(Slice::codes);
+    if constexpr (WHOLE) {
+      if (TILES == 2 || lane < 16)
+        copy_async(to + lane / 2 * sizeof(Slice) + SCALES_AT + lane % 2 * 16, row_scales, lane / 2 < rows ? 16 : 0);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2 * TILES; ++i)
+        copy_word_async(to + (i * 4 + lane / 8) * sizeof(Slice) + SCALES_AT + lane % 8 * 4, row_scales + i * 4 * X::STRIDE,
+                        i * 4 + lane / 8 < rows && lane % 4 < there);
+    }
+    row_codes += SPLITS * 128, row_scales += SPLITS * 16;
+  }
+};
 
 /// sums += a b for four groups of 16 channels and 8 columns, `b` in two parts.
 __device__ __forceinline__ void multiply_floats(float (&sums)[4], float a0, float a1, float high, float low) {
@@ -31,126 +113,170 @@ __device__ __forceinline__ float shortened(float x) {
   return bits_to_float(bits);
 }
 
-/// A row's scales of four groups.
-__device__ __forceinline__ void load_scales(float (&scales)[4], const u8 *row, int first) {
-  const float *from = (const float *)(row + X::SCALES) + first;
-  if constexpr (WHOLE) {
-    Four four = *(const Four *)from;
-    scales[0] = bits_to_float(four.x), scales[1] = bits_to_float(four.y);
-    scales[2] = bits_to_float(four.z), scales[3] = bits_to_float(four.w);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scales[i] = from[min(i, W::GROUPS - 1 - first)];
-  }
-}
+/// What a warp adds up of its channels by `TILES` times eight rows.
+template <int TILES>
+struct Sums { float of[OWN][TILES][4]; };
 
-/// Adds up 16 channels by `TILES` times eight rows, from group `split` * 4 on.
+/// Adds the four of groups `stage`, of which `there` are there.
 template <bool SPLIT_SIGNS, int TILES>
-__device__ __forceinline__ void add_up(Shared &shared, const Table &table, const u8 *x, int rows, const u8 *block, int split,
-                                       int local) {
+__device__ __forceinline__ void add(Sums<TILES> &sums, const Table &table, const Stage &stage, int there) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  Ring &ring = shared.rings[threadIdx.x / 32];
-  int stage = 0;
-  float sums[TILES][4] = {};
   const int start_bits[4] = {FLOAT_COUNT_BITS, FLOAT_COUNT_BITS, FLOAT_COUNT_BITS, FLOAT_COUNT_BITS};
-  // Rows past the last repeat it; their results are not stored.
-  const u8 *mine[TILES], *column[TILES][2];
+  u32 pair[OWN];
+  Fields fields[OWN];
+#pragma unroll
+  for (int own = 0; own < OWN; ++own) {
+    fields[own].load(stage.pieces[own].fields[t], g);
+    if (!WHOLE && t >= there) fields[own].clear();
+    pair[own] = fields[own].scales();
+  }
+  float scales[TILES][2][4];
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
-    mine[tile] = x + (size_t)min(tile * 8 + g, rows - 1) * X::STRIDE;
 #pragma unroll
-    for (int c = 0; c < 2; ++c) column[tile][c] = x + (size_t)min(tile * 8 + 2 * t + c, rows - 1) * X::STRIDE;
-  }
-#pragma unroll 1
-  for (int first = split * 4; first < W::GROUPS; first += SPLITS * 4) {
-    ring.wait();
-    const u8 *piece = ring.pieces[stage];
-    Fields fields;
-    fields.load(piece + FIELDS_AT + t * GROUP_FIELDS, g);
-    if (!WHOLE && first + t >= W::GROUPS) fields.clear();
-    float scales[TILES][2][4];
-#pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) load_scales(scales[tile][c], column[tile][c], first);
-      if constexpr (!W::BF16_SCALES) {
-        int group = WHOLE ? first + t : min(first + t, W::GROUPS - 1);
-        float added = *(const float *)(mine[tile] + X::SCALES + group * 4) * (float)*(const int *)(mine[tile] + X::SUMS + group * 4);
-        float high = shortened(added);
-        multiply_floats(sums[tile], fields.added(table, 0), fields.added(table, 1), high, added - high);
-      }
+    for (int c = 0; c < 2; ++c) {
+      const Four four = *(const Four *)stage.rows[tile * 8 + 2 * t + c].scales;
+      scales[tile][c][0] = bits_to_float(four.x), scales[tile][c][1] = bits_to_float(four.y);
+      scales[tile][c][2] = bits_to_float(four.z), scales[tile][c][3] = bits_to_float(four.w);
     }
-    const u32 pair = fields.scales();
+    if constexpr (!W::BF16_SCALES) {
+      const Slice &row = stage.rows[tile * 8 + g];
+      const float added = row.scales[t] * (float)row.codes_sums[t], high = shortened(added);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+      for (int own = 0; own < OWN; ++own)
+        multiply_floats(sums.of[own][tile], fields[own].added(table, 0), fields[own].added(table, 1), high, added - high);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    Two eight[TILES];
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) eight[tile] = activations(stage.rows[tile * 8 + g].codes, i, t);
+#pragma unroll
+    for (int own = 0; own < OWN; ++own) {
       Codes codes;
-      codes.load(piece + i * GROUP_STRIDE, g, t);
+      codes.load(stage.pieces[own].codes[i], g, t);
       Weights<SPLIT_SIGNS> weights;
       weights.decode(table, codes, t);
-      u32 both = __shfl_sync(ALL_LANES, pair, lane & 28 | i);
-      float scale[2] = {bits_to_float(both << 16), bits_to_float(both & 0xffff0000u)};
-      float start[2] = {-FLOAT_COUNT * scale[0], -FLOAT_COUNT * scale[1]};
-      int group = WHOLE ? first + i : min(first + i, W::GROUPS - 1);
+      const u32 both = __shfl_sync(ALL_LANES, pair[own], lane & 28 | i);
+      const float scale[2] = {bits_to_float(both << 16), bits_to_float(both & 0xffff0000u)};
+      const float start[2] = {-FLOAT_COUNT * scale[0], -FLOAT_COUNT * scale[1]};
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) {
-        Two eight = activations(mine[tile], group, t);
         int products[4];
-        weights.multiply_by(products, eight.x, eight.y, start_bits);
+        weights.multiply_by(products, eight[tile].x, eight[tile].y, start_bits);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           float product = fmaf(__int_as_float(products[c]), scale[c / 2], start[c / 2]);
-          sums[tile][c] = fmaf(product, scales[tile][c % 2][i], sums[tile][c]);
+          sums.of[own][tile][c] = fmaf(product, scales[tile][c % 2][i], sums.of[own][tile][c]);
         }
       }
     }
-    __syncwarp();
-    ring.ask(stage, block, first + STAGES * SPLITS * 4);
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
   }
-  float row_scale[2] = {1.f, 1.f};
-  if constexpr (!W::BF16_SCALES) row_scale[0] = ((const float *)block)[2 * g], row_scale[1] = ((const float *)block)[2 * g + 1];
+}
+
+/// All of a warp's products, from group `split` * 4 on, which it leaves where stages were. The weights of the first stages are
+/// asked for already.
+template <bool SPLIT_SIGNS, int TILES>
+__device__ __forceinline__ void multiply_all(Shared &shared, const Table &table, Source &source, int rows,
+                                             const float (&row_scales)[OWN][2]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int split = warp / COLUMNS, column = warp % COLUMNS;
+  Stage *const stages = shared.stages[warp];
+  Sums<TILES> sums = {};
+  int there = W::GROUPS - split * 4;
 #pragma unroll
-  for (int tile = 0; tile < TILES; ++tile)
+  for (int stage = 0; stage < STAGES; ++stage) {
+    const int later = there - stage * SPLITS * 4;
+    if (later > 0) source.ask_for_rows<TILES>(stages[stage], rows, later);
+    commit_copies();
+  }
+  int at = 0;
+#pragma unroll 1
+  for (; there > 0; there -= SPLITS * 4) {
+    Stage &stage = stages[at];
+    wait_for_copies<STAGES - 1>();
+    __syncwarp();
+    add<SPLIT_SIGNS, TILES>(sums, table, stage, there);
+    __syncwarp();
+    if (const int later = there - STAGES * SPLITS * 4; later > 0) {
+      source.ask_for_weights(stage, later);
+      source.ask_for_rows<TILES>(stage, rows, later);
+    }
+    commit_copies();
+    at = at + 1 == STAGES ? 0 : at + 1;
+  }
+  __syncthreads();
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
-      shared.parts[split][tile * 8 + 2 * t + c % 2][local * 16 + 2 * g + c / 2] = sums[tile][c] * row_scale[c / 2];
+  for (int own = 0; own < OWN; ++own)
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int row = tile * 8 + 2 * t + c % 2, channel = (column * OWN + own) * 16 + 2 * g + c / 2;
+        if (ROWS % 8 == 0 || row < ROWS) shared.parts[split][row][channel] = sums.of[own][tile][c] * row_scales[own][c / 2];
+      }
+  __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
 KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   extern __shared__ Four given[];
   Shared &shared = *(Shared *)given;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int split = warp / BLOCKS, local = warp % BLOCKS;
-  const int index = blockIdx.x * BLOCKS + local;
-  const int rows = (int)row_count;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, rows = (int)row_count;
+  const int first_channel = blockIdx.x * CHANNELS;
   let_next_launch_begin();
-  if (index * 16 < W::N && split * 4 < W::GROUPS) {
-    const u8 *block = packed + W::HEADER + (size_t)index * W::BLOCK;
-    Table table;
-    table.load(packed);
+  Table table;
+  table.load(packed);
+  const int first_block = blockIdx.x * BLOCKS + warp % COLUMNS * OWN, split = warp / COLUMNS;
+  Source source(packed, x, first_block, split * 4);
+  float row_scales[OWN][2];
 #pragma unroll
-    for (int stage = 0; stage < STAGES; ++stage) shared.rings[warp].ask(stage, block, (split + stage * SPLITS) * 4);
-    wait_for_launches();
-    if (table.has_split_signs()) {
-      if (rows <= 8) add_up<true, 1>(shared, table, x, rows, block, split, local);
-      else add_up<true, 2>(shared, table, x, rows, block, split, local);
-    } else {
-      if (rows <= 8) add_up<false, 1>(shared, table, x, rows, block, split, local);
-      else add_up<false, 2>(shared, table, x, rows, block, split, local);
-    }
-  } else {
-    wait_for_launches();
-    for (int i = lane; i < ROWS * 16; i += 32) shared.parts[split][i / 16][local * 16 + i % 16] = 0.f;
+  for (int own = 0; own < OWN; ++own) {
+    const float *scales = (const float *)(packed + W::HEADER + (size_t)min(first_block + own, (W::N + 15) / 16 - 1) * W::BLOCK);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) row_scales[own][c] = W::BF16_SCALES ? 1.f : scales[2 * g + c];
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < rows * CHANNELS; i += WARPS * 32) {
-    int m = i / CHANNELS, c = i % CHANNELS;
+#pragma unroll
+  for (int stage = 0; stage < STAGES; ++stage) {
+    const int there = W::GROUPS - (split + stage * SPLITS) * 4;
+    if (there > 0) source.ask_for_weights(shared.stages[warp][stage], there);
+  }
+  wait_for_launches();
+  // The residual is on its way while products are.
+  constexpr int TIMES = (ROWS * CHANNELS + WARPS * 32 - 1) / (WARPS * 32);
+  const float *from = RESIDUAL_ARGUMENT;
+  float before[TIMES] = {};
+  if (from) {
+#pragma unroll
+    for (int time = 0; time < TIMES; ++time) {
+      const int i = time * WARPS * 32 + threadIdx.x, m = i / CHANNELS, n = first_channel + i % CHANNELS;
+      if (m < rows && n < W::N) before[time] = from[(size_t)m * W::N + n];
+    }
+  }
+  if (table.has_split_signs()) {
+    if (TILES_OF_ROWS == 1 || rows <= 8) multiply_all<true, 1>(shared, table, source, rows, row_scales);
+    else multiply_all<true, TILES_OF_ROWS>(shared, table, source, rows, row_scales);
+  } else {
+    if (TILES_OF_ROWS == 1 || rows <= 8) multiply_all<false, 1>(shared, table, source, rows, row_scales);
+    else multiply_all<false, TILES_OF_ROWS>(shared, table, source, rows, row_scales);
+  }
+#pragma unroll
+  for (int time = 0; time < TIMES; ++time) {
+    const int i = time * WARPS * 32 + threadIdx.x, m = i / CHANNELS, c = i % CHANNELS, n = first_channel + c;
+    if (m >= rows) break;
     float sum = shared.parts[0][m][c];
 #pragma unroll
     for (int s = 1; s < SPLITS; ++s) sum += shared.parts[s][m][c];
-    shared.parts[0][m][c] = sum;
+    if constexpr (EPILOGUE == STORE || EPILOGUE == RESIDUAL) {
+      const float *added = BIAS_ARGUMENT;
+      if (n < W::N) ((float *)out)[(size_t)m * W::N + n] = before[time] + (sum + (added ? added[n] : 0.f));
+    } else {
+      shared.parts[0][m][c] = sum;
+    }
   }
-  __syncthreads();
-  finish_tile<CHANNELS, STRIDE, WARPS * 32>(&shared.parts[0][0][0], rows, 0, blockIdx.x * CHANNELS, BIAS_ARGUMENT, RESIDUAL_ARGUMENT, out);
+  if constexpr (EPILOGUE != STORE && EPILOGUE != RESIDUAL) {
+    __syncthreads();
+    finish_tile<CHANNELS, STRIDE, WARPS * 32>(&shared.parts[0][0][0], rows, 0, first_channel, BIAS_ARGUMENT, nullptr, out);
+  }
 }

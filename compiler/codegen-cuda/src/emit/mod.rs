@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::spec::{CudaSpec, Widen};
 use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
-use attar_format::Scale;
+use attar_format::{FormatRef, Scale};
 use attar_kernel::{
     Activation, AttentionSpec, Elementwise, Epilogue, KernelSpec, LinearSpec, QkvEpilogue, RowTile,
 };
@@ -18,7 +18,6 @@ use constants::Constants;
 const PRELUDE: &str = include_str!("prelude.cu");
 const WEIGHTS: &str = include_str!("weights.cu");
 const PRODUCTS: &str = include_str!("products_of_codes.cu");
-const RING: &str = include_str!("ring.cu");
 const ROW_OF_BLOCK: &str = include_str!("row_of_block.cu");
 const EPILOGUE: &str = include_str!("epilogue.cu");
 const CACHE: &str = include_str!("cache.cu");
@@ -46,10 +45,15 @@ pub struct Emitted {
 /// The kernel for many rows with `wgmma`: a block has a multiprocessor to itself, and the work of two blocks along y.
 const WGMMA_BLOCKS: EntryBlocks = EntryBlocks { shared_bytes: EntryBlocks::MOST_SHARED, merged: [1, 2] };
 
-/// Blocks of 16 channels that a block of threads multiplies with few rows.
-pub(crate) fn small_blocks(epilogue: &Epilogue) -> usize {
-    match epilogue {
-        Epilogue::Store | Epilogue::Residual | Epilogue::Qkv(_) => 1,
+/// Blocks of 16 channels that a block of threads multiplies with few rows: as many as its epilogue needs, which finishes pairs of
+/// gate and up, and groups of 32 of them where they are quantized. With more than one row, two of a tall matrix otherwise, which
+/// share what they read of the rows.
+pub(crate) fn small_blocks(linear: &LinearSpec) -> usize {
+    match linear.epilogue {
+        Epilogue::Store | Epilogue::Residual | Epilogue::Qkv(_) => {
+            let tall = linear.rows == RowTile::Small && linear.n >= TALL && two_fit(linear.format);
+            1 + usize::from(tall)
+        }
         Epilogue::Swiglu { out: Activation::F32, .. } => 2,
         Epilogue::Swiglu { out: Activation::Int8, .. } => 4,
     }
@@ -79,10 +83,10 @@ pub fn emit(spec: &CudaSpec, target: CudaTarget) -> Result<Emitted> {
             if target.has_wgmma() && linear.rows == RowTile::Many && linear.format.code_bits() != 32 {
                 blocks = WGMMA_BLOCKS;
             }
-            linear_parts(linear, &mut blocks, None)
+            linear_parts(linear, target, &mut blocks, None)
         }
         CudaSpec::NormLinear { linear, eps, gain } => {
-            linear_parts(linear, &mut blocks, Some(NormOfRow { eps: *eps, gain: *gain }))
+            linear_parts(linear, target, &mut blocks, Some(NormOfRow { eps: *eps, gain: *gain }))
         }
         CudaSpec::Widen(widen) => {
             let mut c = Constants::new();
@@ -153,51 +157,102 @@ struct NormOfRow {
 
 /// Bytes of weights that a warp has on their way, as far as whole fours of groups come near.
 const RING_BYTES: usize = 4608;
-/// Shared memory that every GPU has for a block.
-const MOST_SHARED: usize = 96 << 10;
 
-/// Fours of groups of a product that a warp has on their way, and bytes of one.
+/// Most fours of groups that a warp has on their way beside rows.
+const MOST_STAGES: usize = 4;
+/// Channels of a matrix of whose pairs of blocks there are enough for the multiprocessors of a large GPU.
+const TALL: usize = 4096;
+
+/// Bytes of a four of groups of a block of channels.
+fn piece_bytes(format: FormatRef) -> usize {
+    let fields = if format.scale == Scale::Bf16 { 32 } else { 16 };
+    4 * (format.group_rows() * 64 + fields)
+}
+
+/// Fours of groups of a product with one row that a warp has on their way, and bytes of one.
 fn ring(linear: &LinearSpec) -> (usize, usize) {
-    let fields = if linear.format.scale == Scale::Bf16 { 32 } else { 16 };
-    let piece = 4 * (linear.format.group_rows() * 64 + 32 + fields);
+    // Groups' codes stand apart.
+    let piece = piece_bytes(linear.format) + 4 * 32;
     ((RING_BYTES.div_ceil(piece)).clamp(2, 8), piece)
 }
 
-/// Shared memory of a product with one row, or with up to 16: `Shared` of its template.
-fn few_rows_shared(linear: &LinearSpec, one: bool) -> usize {
+/// Shared memory of a product with one row: `Shared` of its template.
+fn one_row_shared(linear: &LinearSpec) -> usize {
     let (stages, piece) = ring(linear);
-    let blocks = small_blocks(&linear.epilogue);
-    let splits = SMALL_WARPS / blocks;
-    let (rings, stride) = (SMALL_WARPS * stages * piece, 16 * blocks + 1);
-    let rest = if one {
-        let fours = (linear.k / 32).div_ceil(4);
-        fours * (128 + 4 * 8) + 32 + 4 * (splits * stride + SMALL_WARPS)
-    } else {
-        4 * splits * 16 * stride
-    };
-    (rings + rest).next_multiple_of(16)
+    let blocks = small_blocks(linear);
+    let (splits, stride) = (SMALL_WARPS / blocks, 16 * blocks + 1);
+    let fours = (linear.k / 32).div_ceil(4);
+    let row = fours * (128 + 4 * 8) + 32 + 4 * (splits * stride + SMALL_WARPS);
+    (SMALL_WARPS * stages * piece + row).next_multiple_of(16)
 }
 
 /// Whether a row of codes, or of numbers that become codes, finds room in shared memory beside weights.
 pub(crate) fn takes_one_row(linear: &LinearSpec) -> bool {
-    linear.format.wants_int8_activations() && few_rows_shared(linear, true) <= MOST_SHARED
+    linear.format.wants_int8_activations() && one_row_shared(linear) <= CudaTarget::LEAST_SHARED
 }
 
-fn linear_parts(linear: &LinearSpec, blocks: &mut EntryBlocks, norm: Option<NormOfRow>) -> Vec<String> {
+/// Bytes of a row's activations of four groups beside weights: codes, scales and sums.
+const SLICE_BYTES: usize = 160;
+
+/// Whether shared memory has room for two stages with two blocks of channels each.
+fn two_fit(format: FormatRef) -> bool {
+    let stages = SMALL_WARPS * 2 * (2 * piece_bytes(format) + 16 * SLICE_BYTES);
+    !format.is_uncompressed() && stages <= CudaTarget::LEAST_SHARED
+}
+
+/// How a product with a few rows is shared out.
+#[derive(Clone, Copy, Debug)]
+struct FewRows {
+    /// Blocks of 16 channels of a warp.
+    own: usize,
+    /// Tiles of eight rows.
+    tiles: usize,
+    /// Fours of groups on their way.
+    stages: usize,
+    /// `Shared` of its template.
+    shared: usize,
+}
+
+impl FewRows {
+    fn of(linear: &LinearSpec, target: CudaTarget) -> FewRows {
+        let blocks = small_blocks(linear);
+        let tiles = if linear.rows == RowTile::One { 1 } else { 2 };
+        let own = if blocks > 1 && two_fit(linear.format) { 2 } else { 1 };
+        let stage = own * piece_bytes(linear.format) + tiles * 8 * SLICE_BYTES;
+        let stages = (target.shared_bytes() / (SMALL_WARPS * stage)).clamp(1, MOST_STAGES);
+        let splits = SMALL_WARPS * own / blocks;
+        let parts = 4 * splits * tiles * 8 * (16 * blocks + 1);
+        let shared = (SMALL_WARPS * stages * stage).max(parts).next_multiple_of(16);
+        FewRows { own, tiles, stages, shared }
+    }
+}
+
+fn linear_parts(
+    linear: &LinearSpec,
+    target: CudaTarget,
+    blocks: &mut EntryBlocks,
+    norm: Option<NormOfRow>,
+) -> Vec<String> {
     let mut c = Constants::new();
     c.weights(linear.format, linear.n, linear.k);
     let floats = linear.format.is_uncompressed();
     let exact = linear.format.code_bits() == 32;
     let mut products =
-        if floats || linear.rows == RowTile::Many { String::new() } else { [PRODUCTS, RING].join("\n") };
+        if floats || linear.rows == RowTile::Many { String::new() } else { PRODUCTS.to_owned() };
     let template = match linear.rows {
         RowTile::One | RowTile::Small => {
             let rows = if linear.rows == RowTile::One { 1 } else { 16 };
-            c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(&linear.epilogue));
+            c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(linear));
             let one = linear.rows == RowTile::One && takes_one_row(linear);
-            if !floats {
-                blocks.shared_bytes = few_rows_shared(linear, one) as u32;
-                c.int("STAGES", ring(linear).0).int("SHARED_BYTES", blocks.shared_bytes as usize);
+            if one {
+                let shared = one_row_shared(linear);
+                blocks.shared_bytes = shared as u32;
+                c.int("STAGES", ring(linear).0).int("SHARED_BYTES", shared);
+            } else if !floats {
+                let few = FewRows::of(linear, target);
+                blocks.shared_bytes = few.shared as u32;
+                c.int("OWN", few.own).int("TILES_OF_ROWS", few.tiles);
+                c.int("STAGES", few.stages).int("SHARED_BYTES", few.shared);
             }
             match (floats, one) {
                 (true, _) => include_str!("linear_small_floats.cu"),

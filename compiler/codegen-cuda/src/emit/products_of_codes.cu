@@ -6,6 +6,11 @@
 
 typedef Int8Rows<W::K> X;
 
+/// Whether groups are made of fours.
+constexpr bool WHOLE = W::GROUPS % 4 == 0;
+/// Bytes of a group's codes, and of its scales.
+constexpr int GROUP_CODES = W::GROUP_ROWS * 64, GROUP_FIELDS = W::BF16_SCALES ? 32 : 16;
+
 /// sums = a b + from, of 16 channels and 8 columns.
 __device__ __forceinline__ void multiply(int (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&from)[4]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
