@@ -99,7 +99,7 @@ __device__ __forceinline__ void add_up(float (&sums)[2], const Table &table, con
   }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS > 1 && W::BITS != 6 ? 4 : 3)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, W::BITS != 6 ? 4 : 3)
 KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64, u64) {
   extern __shared__ Four given[];
   Shared &shared = *(Shared *)given;

@@ -154,24 +154,49 @@ struct Int8Rows {
   static constexpr int STRIDE = (SUMS + GROUPS * 4 + 60 + 63) / 64 * 64;
 };
 
+constexpr float MOST_FLOAT = 3.402823466e38f;
+
+/// 127 / most, rounded to nearest: what numbers whose largest is `most` are multiplied by to be codes. 0 for 0 and infinity.
+__device__ __forceinline__ float code_factor(float most) {
+  // Moved to where neither reciprocals nor remainders leave the range of floats, there and back by a power of two.
+  const float moved_by = most < 1.f ? 18446744073709551616.f : 1.f / 18446744073709551616.f;
+  const float near = most * moved_by;
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(near));
+  inverse = fmaf(fmaf(-near, inverse, 1.f), inverse, inverse);
+  float quotient = 127.f * inverse;
+  quotient = fmaf(fmaf(-near, quotient, 127.f), inverse, quotient);
+  return most > 0.f && most <= MOST_FLOAT ? quotient * moved_by : 0.f;
+}
+
+/// most / 127, rounded to nearest: the scale of those codes.
+__device__ __forceinline__ float code_scale(float most) {
+  const float near = most * (1.f / 127.f);
+  return fmaf(fmaf(-127.f, near, most), 1.f / 127.f, near);
+}
+
+/// The nearest whole numbers from -127 to 127, a byte each; -127 for what is no number.
+__device__ __forceinline__ u32 codes_of(const float (&x)[4]) {
+  u32 bits[4];
+  // The sum has a whole number's bits at its end.
+#pragma unroll
+  for (int i = 0; i < 4; ++i) bits[i] = __float_as_uint(fminf(fmaxf(x[i], -127.f), 127.f) + 12582912.f);
+  return pick(pick(bits[0], bits[1], 0x0040), pick(bits[2], bits[3], 0x0040), 0x5410);
+}
+
 /// Quantizes 32 numbers, one to each lane, that are group `group` of a row which starts at `row`.
 template <int K>
 __device__ __forceinline__ void store_int8_group(u8 *row, int group, float x) {
   typedef Int8Rows<K> Rows;
   int lane = threadIdx.x % 32;
-  float most = warp_max(fabsf(x));
   // A group without any number but NaN has no largest one.
-  most = most > 0.f ? most : 0.f;
-  float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
-  float scaled = x * inverse;
-  float low = scaled > -127.f ? scaled : -127.f;
-  int code = __float2int_rn(low < 127.f ? low : 127.f);
-  bool broken = __any_sync(ALL_LANES, !(fabsf(x) <= 3.402823466e38f));
+  float most = fmaxf(warp_max(fabsf(x)), 0.f);
+  int code = __float2int_rn(fminf(fmaxf(x * code_factor(most), -127.f), 127.f));
+  bool broken = __any_sync(ALL_LANES, !(fabsf(x) <= MOST_FLOAT));
   int sum = warp_sum(code);
   row[group * 32 + lane] = (u8)code;
   if (lane == 0) {
-    float scale = __fdiv_rn(most, 127.f);
-    *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : scale;
+    *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : code_scale(most);
     *(int *)(row + Rows::SUMS + group * 4) = sum;
   }
 }
@@ -183,24 +208,18 @@ __device__ __forceinline__ void store_int8_group_alone(u8 *row, int group, const
   float most = 0.f;
   bool broken = false;
 #pragma unroll
-  for (int i = 0; i < 32; ++i) most = fmaxf(most, fabsf(x[i])), broken |= !(fabsf(x[i]) <= 3.402823466e38f);
-  float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
+  for (int i = 0; i < 32; ++i) most = fmaxf(most, fabsf(x[i])), broken |= !(fabsf(x[i]) <= MOST_FLOAT);
+  const float factor = code_factor(most);
   int sum = 0;
   u32 words[8];
 #pragma unroll
   for (int i = 0; i < 32; i += 4) {
-    int codes[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float scaled = x[i + j] * inverse;
-      float low = scaled > -127.f ? scaled : -127.f;
-      codes[j] = __float2int_rn(low < 127.f ? low : 127.f);
-      sum += codes[j];
-    }
-    words[i / 4] = pick(pick(codes[0], codes[1], 0x0040), pick(codes[2], codes[3], 0x0040), 0x5410);
+    const float scaled[4] = {x[i] * factor, x[i + 1] * factor, x[i + 2] * factor, x[i + 3] * factor};
+    words[i / 4] = codes_of(scaled);
+    sum = __dp4a((int)words[i / 4], 0x01010101, sum);
   }
   *(Four *)(row + group * 32) = {words[0], words[1], words[2], words[3]};
   *(Four *)(row + group * 32 + 16) = {words[4], words[5], words[6], words[7]};
-  *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : __fdiv_rn(most, 127.f);
+  *(float *)(row + Rows::SCALES + group * 4) = broken ? __uint_as_float(0x7fc00000u) : code_scale(most);
   *(int *)(row + Rows::SUMS + group * 4) = sum;
 }

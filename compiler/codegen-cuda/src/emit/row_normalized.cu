@@ -6,21 +6,21 @@ __device__ __forceinline__ void take_row(Codes8 &to, const float *x, const float
   wait_for_launches();
   row.begin(x);
   const float inverse = inverse_rms(row, parts);
-#pragma unroll
-  for (int time = 0; time < TIMES; ++time) {
+  auto normalized = [&](int time) {
     Near near = row.get(time), factor = {};
     if constexpr (GAIN) factor = gain.get(time);
 #pragma unroll
     for (int i = 0; i < NEAR; ++i) near.v[i] = GAIN ? near.v[i] * inverse * factor.v[i] : near.v[i] * inverse;
-    Quantized quantized;
-    quantized.make(near);
+    return near;
+  };
+  quantize_row(normalized, [&](int time, u32 codes, float scale, int sum) {
     // Two lanes have eight neighbours, which change places.
-    const u32 other = __shfl_xor_sync(ALL_LANES, quantized.codes, 1);
+    const u32 other = __shfl_xor_sync(ALL_LANES, codes, 1);
     const bool is_second = threadIdx.x % 2 == 1;
-    const Two eight = ordered(is_second ? Two{other, quantized.codes} : Two{quantized.codes, other});
-    if (const int at = place(time); at < DIM) {
+    const Two eight = ordered(is_second ? Two{other, codes} : Two{codes, other});
+    if (const int at = place(time); is_in_row(at)) {
       *(u32 *)(to.codes + at) = is_second ? eight.y : eight.x;
-      if (at % 32 == 0) to.groups[at / 32] = {quantized.scale, quantized.sum};
+      if (at % 32 == 0) to.groups[at / 32] = {scale, sum};
     }
-  }
+  });
 }

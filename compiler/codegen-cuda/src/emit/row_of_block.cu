@@ -6,6 +6,9 @@ constexpr int TIMES = (DIM + NEAR * THREADS - 1) / (NEAR * THREADS);
 
 struct Near { float v[NEAR]; };
 
+/// Whether a place is one of the row's.
+__device__ __forceinline__ bool is_in_row(int at) { return DIM % (NEAR * THREADS) == 0 || at < DIM; }
+
 /// First of the numbers that a thread has the `time`th time.
 __device__ __forceinline__ int place(int time) { return (time * THREADS + threadIdx.x) * NEAR; }
 
@@ -13,7 +16,7 @@ __device__ __forceinline__ int place(int time) { return (time * THREADS + thread
 __device__ __forceinline__ Near load(const float *row, int time) {
   const int at = place(time);
   Near near = {};
-  if (at < DIM) {
+  if (is_in_row(at)) {
     u32 bits[4];
     if constexpr (NEAR == 4) *(Four *)bits = *(const Four *)(row + at);
     else bits[0] = *(const u32 *)(row + at);
@@ -41,36 +44,69 @@ struct Row {
   }
 };
 
-/// Fours of eight neighbouring lanes, which are a group of 32, as codes.
+/// Fours of eight neighbouring lanes, which are a group of 32, as codes; `COUNT` such groups, which do not wait for each other.
+template <int COUNT>
 struct Quantized {
-  u32 codes;
+  u32 codes[COUNT];
   /// Of the group.
-  float scale;
-  int sum;
+  float scales[COUNT];
+  int sums[COUNT];
 
-  __device__ __forceinline__ void make(const Near &near) {
+  __device__ __forceinline__ void make(const Near (&near)[COUNT]) {
     const int lane = threadIdx.x % 32;
-    float most = 0.f;
-    bool bad = false;
+    float most[COUNT];
+    bool broken[COUNT];
 #pragma unroll
-    for (int i = 0; i < NEAR; ++i) most = fmaxf(most, fabsf(near.v[i])), bad |= !(fabsf(near.v[i]) <= 3.402823466e38f);
+    for (int c = 0; c < COUNT; ++c) {
+      most[c] = 0.f;
+      bool bad = false;
 #pragma unroll
-    for (int apart = 1; apart < 8; apart *= 2) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, apart));
-    const bool broken = (__ballot_sync(ALL_LANES, bad) >> (lane & 24) & 0xff) != 0;
-    const float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
-    codes = 0, sum = 0;
-#pragma unroll
-    for (int i = 0; i < NEAR; ++i) {
-      float scaled = near.v[i] * inverse;
-      float low = scaled > -127.f ? scaled : -127.f;
-      int code = __float2int_rn(low < 127.f ? low : 127.f);
-      codes |= (u32)(code & 0xff) << (8 * i), sum += code;
+      for (int i = 0; i < NEAR; ++i) most[c] = fmaxf(most[c], fabsf(near[c].v[i])), bad |= !(fabsf(near[c].v[i]) <= MOST_FLOAT);
+      broken[c] = (__ballot_sync(ALL_LANES, bad) >> (lane & 24) & 0xff) != 0;
     }
 #pragma unroll
-    for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, apart);
-    scale = broken ? __uint_as_float(0x7fc00000u) : __fdiv_rn(most, 127.f);
+    for (int apart = 1; apart < 8; apart *= 2)
+#pragma unroll
+      for (int c = 0; c < COUNT; ++c) most[c] = fmaxf(most[c], __shfl_xor_sync(ALL_LANES, most[c], apart));
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c) {
+      const float factor = code_factor(most[c]);
+      float scaled[4] = {};
+#pragma unroll
+      for (int i = 0; i < NEAR; ++i) scaled[i] = near[c].v[i] * factor;
+      codes[c] = codes_of(scaled);
+      scales[c] = broken[c] ? __uint_as_float(0x7fc00000u) : code_scale(most[c]);
+      sums[c] = __dp4a((int)codes[c], 0x01010101, 0);
+    }
+    // Two sums, of 13 bits each, travel together.
+#pragma unroll
+    for (int c = 0; c < COUNT; c += 2) {
+      int both = c + 1 < COUNT ? sums[c] + (sums[c + 1] << 16) : sums[c];
+#pragma unroll
+      for (int apart = 1; apart < 8; apart *= 2) both += __shfl_xor_sync(ALL_LANES, both, apart);
+      sums[c] = (int)(short)both;
+      if (c + 1 < COUNT) sums[c + 1] = (both - sums[c]) >> 16;
+    }
   }
 };
+
+/// Quantizes a row of which `value` gives the numbers of a time; `take` gets a time's codes, their scale and their sum.
+template <typename Value, typename Take>
+__device__ __forceinline__ void quantize_row(Value value, Take take) {
+  constexpr int COUNT = TIMES < 4 ? TIMES : 4;
+#pragma unroll
+  for (int first = 0; first < TIMES; first += COUNT) {
+    Near near[COUNT] = {};
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+      if (first + i < TIMES) near[i] = value(first + i);
+    Quantized<COUNT> quantized;
+    quantized.make(near);
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+      if (first + i < TIMES) take(first + i, quantized.codes[i], quantized.scales[i], quantized.sums[i]);
+  }
+}
 
 /// A sum over the row of what `term` makes of its numbers, zeros behind the end not counted.
 template <typename Term>
@@ -79,7 +115,7 @@ __device__ __forceinline__ float row_sum(const Row &x, float *parts, Term term) 
 #pragma unroll
   for (int time = 0; time < TIMES; ++time) {
     const Near near = x.get(time);
-    if (place(time) < DIM)
+    if (is_in_row(place(time)))
 #pragma unroll
       for (int i = 0; i < NEAR; ++i) sum += term(near.v[i]);
   }

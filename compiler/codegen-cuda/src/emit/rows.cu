@@ -7,29 +7,32 @@ __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.f + erff(x
 /// Stores a row as f32 or as int8 codes; `value` gives its numbers, of its time and place.
 template <typename Value>
 __device__ __forceinline__ void store_row(void *out, Value value) {
-#pragma unroll
-  for (int time = 0; time < TIMES; ++time) {
-    const int at = place(time);
-    const Near near = value(time);
-    if constexpr (INT8) {
-      typedef Int8Rows<DIM> Rows;
-      u8 *row = (u8 *)out + blockIdx.x * (size_t)Rows::STRIDE;
-      Quantized quantized;
-      quantized.make(near);
-      if (at < DIM) {
-        *(u32 *)(row + at) = quantized.codes;
+  if constexpr (INT8) {
+    typedef Int8Rows<DIM> Rows;
+    u8 *row = (u8 *)out + blockIdx.x * (size_t)Rows::STRIDE;
+    quantize_row(value, [&](int time, u32 codes, float scale, int sum) {
+      const int at = place(time);
+      if (is_in_row(at)) {
+        *(u32 *)(row + at) = codes;
         if (at % 32 == 0) {
-          *(float *)(row + Rows::SCALES + at / 32 * 4) = quantized.scale;
-          *(int *)(row + Rows::SUMS + at / 32 * 4) = quantized.sum;
+          *(float *)(row + Rows::SCALES + at / 32 * 4) = scale;
+          *(int *)(row + Rows::SUMS + at / 32 * 4) = sum;
         }
       }
-    } else if (at < DIM) {
-      float *to = (float *)out + blockIdx.x * (size_t)DIM + at;
-      u32 bits[4];
+    });
+  } else {
 #pragma unroll
-      for (int i = 0; i < NEAR; ++i) bits[i] = __float_as_uint(near.v[i]);
-      if constexpr (NEAR == 4) *(Four *)to = *(const Four *)bits;
-      else *(u32 *)to = bits[0];
+    for (int time = 0; time < TIMES; ++time) {
+      const int at = place(time);
+      const Near near = value(time);
+      if (is_in_row(at)) {
+        float *to = (float *)out + blockIdx.x * (size_t)DIM + at;
+        u32 bits[4];
+#pragma unroll
+        for (int i = 0; i < NEAR; ++i) bits[i] = __float_as_uint(near.v[i]);
+        if constexpr (NEAR == 4) *(Four *)to = *(const Four *)bits;
+        else *(u32 *)to = bits[0];
+      }
     }
   }
 }
@@ -68,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(PARAMETERS) {
 #pragma unroll
     for (int time = 0; time < TIMES; ++time) {
       const Near near = row.get(time);
-      if (place(time) < DIM)
+      if (is_in_row(place(time)))
 #pragma unroll
         for (int i = 0; i < NEAR; ++i) most = fmaxf(most, near.v[i]);
     }
