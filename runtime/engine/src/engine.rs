@@ -184,16 +184,20 @@ impl Engine {
             angle_rows: 0,
             logits: region(rows * u64::from(m.vocab) * 4, "logits")?,
         };
-        let kv = KvCache::new(m, context, sequences, device.map(|d| &**d))?;
-        let runner = device.map(|device| {
-            let tables = stride as u64 * sequences as u64 * 4;
-            let input_bytes = tokens * 16 + tables + rope_bytes * m.rope.len() as u64;
-            let spans = m.kv.spans(context as u64);
-            let sizes =
-                RunnerSizes { rows, vocab: m.vocab.into(), input_bytes, stride: stride as u64, spans };
-            Runner::new(device.clone(), &sizes, HINT)
-        });
-        let runner = runner.transpose()?;
+        let (kv, runner) = match device {
+            None => (KvCache::new(m, context, sequences, None)?, None),
+            Some(device) => {
+                let tables = stride as u64 * sequences as u64 * 4;
+                let input_bytes = tokens * 16 + tables + rope_bytes * m.rope.len() as u64;
+                let spans = m.kv.spans(context as u64);
+                let sizes =
+                    RunnerSizes { rows, vocab: m.vocab.into(), input_bytes, stride: stride as u64, spans };
+                let bytes = [KvCache::bytes(m, context, sequences)?, Runner::bytes(device, &sizes)];
+                let [cache, rest] = device.arena(bytes, "the KV cache and activations", HINT)?;
+                let kv = KvCache::new(m, context, sequences, Some(cache))?;
+                (kv, Some(Runner::new(device.clone(), &sizes, rest)?))
+            }
+        };
         let args = inner.programs.iter().map(|p| p.args).max().unwrap_or(0);
         let launches = inner.programs.iter().map(|p| p.launches.len()).max().unwrap_or(0);
         let mut engine = Engine {

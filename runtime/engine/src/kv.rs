@@ -3,7 +3,7 @@
 //! What a page holds is the kernels' affair, see `attar_artifact::manifest::KvType`. A sequence lists its pages in order of position. Pages
 //! that two sequences share are copied before one of them writes.
 
-use crate::device::cuda::{Device, Memory};
+use crate::device::cuda::Memory;
 use crate::error::{Error, ErrorKind};
 use crate::memory::Region;
 use attar_artifact::manifest::{KvType, Model};
@@ -110,20 +110,16 @@ pub(crate) struct KvCache {
     layers: usize,
 }
 
-impl KvCache {
-    /// Room for `sequences` sequences of `context` tokens, on the device or else in the host's memory.
-    pub(crate) fn new(
-        m: &Model,
-        context: usize,
-        sequences: usize,
-        device: Option<&Device>,
-    ) -> Result<KvCache, Error> {
-        let too_large = || ErrorKind::Memory {
-            what: "the KV cache",
-            bytes: u64::MAX,
-            hint: HINT,
-            source: std::io::ErrorKind::OutOfMemory.into(),
-        };
+/// Sizes of a cache.
+struct Shape {
+    pages: u32,
+    block_bytes: usize,
+    plane: usize,
+    bytes: u64,
+}
+
+impl Shape {
+    fn of(m: &Model, context: usize, sequences: usize) -> Result<Shape, Error> {
         let page_len = m.kv.page_len as usize;
         let kv_heads = m.kv_heads as usize;
         let block_bytes = m.kv.dtype.block_bytes(m.head_dim as usize, page_len);
@@ -133,13 +129,45 @@ impl KvCache {
         let plane = blocks.and_then(|b| b.checked_mul(block_bytes)).ok_or_else(too_large)?;
         let bytes =
             plane.checked_mul(m.layers as usize).and_then(|b| b.checked_mul(2)).ok_or_else(too_large)?;
+        Ok(Shape { pages, block_bytes, plane, bytes: bytes as u64 })
+    }
+}
+
+fn too_large() -> Error {
+    let source = std::io::ErrorKind::OutOfMemory.into();
+    ErrorKind::Memory { what: "the KV cache", bytes: u64::MAX, hint: HINT, source }.into()
+}
+
+impl KvCache {
+    /// Room for `sequences` sequences of `context` tokens, in memory of a device, of which it needs [`KvCache::bytes`], or else
+    /// of the host.
+    pub(crate) fn new(
+        m: &Model,
+        context: usize,
+        sequences: usize,
+        device: Option<Memory>,
+    ) -> Result<KvCache, Error> {
+        let shape = Shape::of(m, context, sequences)?;
         let store = match device {
-            Some(device) => Store::Device(device.memory(bytes as u64, "the KV cache", HINT)?),
-            None => Store::Host(Region::zeroed(bytes as u64, "the KV cache", HINT)?),
+            Some(memory) if memory.len() < shape.bytes => return Err(too_large()),
+            Some(memory) => Store::Device(memory),
+            None => Store::Host(Region::zeroed(shape.bytes, "the KV cache", HINT)?),
         };
-        let layers = m.layers as usize;
-        let pool = PagePool::new(pages);
-        Ok(KvCache { pool, store, page_len, block_bytes, kv_heads, plane, context, layers })
+        Ok(KvCache {
+            pool: PagePool::new(shape.pages),
+            store,
+            page_len: m.kv.page_len as usize,
+            block_bytes: shape.block_bytes,
+            kv_heads: m.kv_heads as usize,
+            plane: shape.plane,
+            context,
+            layers: m.layers as usize,
+        })
+    }
+
+    /// Bytes of all keys and values.
+    pub(crate) fn bytes(m: &Model, context: usize, sequences: usize) -> Result<u64, Error> {
+        Shape::of(m, context, sequences).map(|shape| shape.bytes)
     }
 
     /// An empty sequence.

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
+/// What parts of memory, and kernels' vectors, are aligned to.
+pub(super) const ALIGN: u64 = 256;
 /// Chunks of weights that are read, and copied to the device, at a time.
 const UPLOAD_CHUNKS: usize = 8;
 
@@ -128,11 +130,14 @@ impl Kernel {
     }
 }
 
-/// Memory of a device.
+/// Memory of a device, or a part of it that nothing else is given.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    slice: CudaSlice<u8>,
+    /// All of it, freed with the last part.
+    whole: Arc<CudaSlice<u8>>,
     index: usize,
+    address: u64,
+    len: u64,
 }
 
 impl Memory {
@@ -153,57 +158,72 @@ impl Memory {
         };
         let len =
             usize::try_from(bytes.max(1)).map_err(|_| fail(DriverError(Code::CUDA_ERROR_OUT_OF_MEMORY)))?;
-        Ok(Memory { slice: stream.alloc_zeros(len).map_err(fail)?, index })
+        let whole = stream.alloc_zeros(len).map_err(fail)?;
+        // Nobody but the one stream uses it, so there is nothing to wait for.
+        let address = whole.device_ptr(stream).0;
+        Ok(Memory { whole: Arc::new(whole), index, address, len: len as u64 })
+    }
+
+    /// Its first `len` bytes, or all if there are fewer, and what is behind.
+    fn split(self, len: u64) -> [Memory; 2] {
+        let len = len.min(self.len);
+        let (whole, index) = (self.whole.clone(), self.index);
+        let behind = Memory { whole, index, address: self.address + len, len: self.len - len };
+        [Memory { len, ..self }, behind]
+    }
+
+    /// The address of `len` bytes from `at` on, if there are so many.
+    fn place(&self, at: usize, len: usize) -> std::result::Result<u64, DriverError> {
+        let end = at.checked_add(len).filter(|end| *end as u64 <= self.len);
+        let at = end.map(|_| self.address + at as u64);
+        at.ok_or(DriverError(Code::CUDA_ERROR_INVALID_VALUE))
+    }
+
+    /// The stream that all of it is used on, whose context the thread has then.
+    fn stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
+        self.whole.context().bind_to_thread()?;
+        Ok(self.whole.stream().cu_stream())
     }
 
     /// Copies bytes from the host to a place in it. The copy is over when the stream is done.
-    pub(super) fn receive(
-        &mut self,
-        stream: &Arc<CudaStream>,
-        at: usize,
-        from: &[u8],
-    ) -> std::result::Result<(), DriverError> {
-        match self.slice.try_slice_mut(at..at + from.len()) {
-            Some(mut to) => stream.memcpy_htod(from, &mut to),
-            None => Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE)),
-        }
+    pub(super) fn receive(&mut self, at: usize, from: &[u8]) -> std::result::Result<(), DriverError> {
+        let to = self.place(at, from.len())?;
+        // SAFETY: the place is in this memory. Whoever calls leaves the bytes alone until the stream is done; what is
+        // not pinned is read before the call returns.
+        unsafe { result::memcpy_htod_async(to, from, self.stream()?) }
     }
 
     /// Copies numbers from a place in it to the host. They are there when the stream is done.
     pub(super) fn send<T: bytemuck::Pod>(
         &self,
-        stream: &Arc<CudaStream>,
         at: usize,
         to: &mut [T],
     ) -> std::result::Result<(), DriverError> {
         let to = bytemuck::cast_slice_mut::<T, u8>(to);
-        match self.slice.try_slice(at..at + to.len()) {
-            Some(from) => stream.memcpy_dtoh(&from, to),
-            None => Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE)),
-        }
+        let from = self.place(at, to.len())?;
+        // SAFETY: as in `receive`.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream()?) }
     }
 
     pub(crate) fn address(&self) -> u64 {
-        // Nobody but the one stream uses it, so there is nothing to wait for.
-        self.slice.device_ptr(self.slice.stream()).0
+        self.address
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
     }
 
     /// Copies `len` bytes from one place to another that it does not overlap, after all that the stream was given before.
     pub(crate) fn copy_within(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
-        let stream = self.slice.stream().clone();
-        let (low, high) = (from.min(to), from.max(to));
-        let index = self.index;
-        let outside = || failed(index, "copying a page", DriverError(Code::CUDA_ERROR_INVALID_VALUE));
-        if low + len > high || high + len > self.slice.len() {
-            return Err(outside());
-        }
-        let (mut before, mut after) = self.slice.split_at_mut(high);
-        let copied = if from < to {
-            stream.memcpy_dtod(&before.slice(from..from + len), &mut after.slice_mut(..len))
-        } else {
-            stream.memcpy_dtod(&after.slice(..len), &mut before.slice_mut(to..to + len))
+        let copy = || {
+            let places = (self.place(from, len)?, self.place(to, len)?);
+            if from.abs_diff(to) < len {
+                return Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE));
+            }
+            // SAFETY: both places are in this memory and do not overlap.
+            unsafe { result::memcpy_dtod_async(places.1, places.0, len, self.stream()?) }
         };
-        copied.map_err(|e| failed(index, "copying a page", e))
+        copy().map_err(|e| failed(self.index, "copying a page", e))
     }
 }
 
@@ -260,9 +280,17 @@ impl Device {
         Ok(Device { index, stream, target, kernels, weights, programs, overlaps })
     }
 
-    /// Zeroed memory on this device.
-    pub(crate) fn memory(&self, bytes: u64, what: &'static str, hint: &'static str) -> Result<Memory> {
-        Memory::zeroed(self.index, &self.stream, bytes, what, hint)
+    /// One arena of zeroed memory on this device, in two parts of so many bytes.
+    pub(crate) fn arena(
+        &self,
+        [first, second]: [u64; 2],
+        what: &'static str,
+        hint: &'static str,
+    ) -> Result<[Memory; 2]> {
+        // What is too much is more than any device has.
+        let first = first.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
+        let all = first.saturating_add(second);
+        Ok(Memory::zeroed(self.index, &self.stream, all, what, hint)?.split(first))
     }
 }
 
@@ -392,11 +420,15 @@ fn upload(
         let host = stage.as_mut_slice().map_err(fail)?.get_mut(..len).unwrap_or_default();
         artifact.read_weights(turn * UPLOAD_CHUNKS, host, verify)?;
         let at = done as usize;
+        // Nobody else has any of it yet.
+        let whole = Arc::get_mut(&mut memory.whole);
+        let mut to = whole.and_then(|whole| whole.try_slice_mut(at..at + len));
+        let to = to.as_mut().ok_or_else(|| fail(DriverError(Code::CUDA_ERROR_INVALID_VALUE)))?;
         if len == piece {
-            stream.memcpy_htod(&*stage, &mut memory.slice.slice_mut(at..at + len)).map_err(fail)?;
+            stream.memcpy_htod(&*stage, to).map_err(fail)?;
         } else {
             // A shorter one does not say when it is done; there is no other after it.
-            stream.memcpy_htod(&*host, &mut memory.slice.slice_mut(at..at + len)).map_err(fail)?;
+            stream.memcpy_htod(&*host, to).map_err(fail)?;
             stream.synchronize().map_err(fail)?;
         }
         done += len as u64;

@@ -1,8 +1,8 @@
 //! NVIDIA GPUs through the CUDA driver, which is looked for when a model is opened and linked never.
 //!
 //! [`Device`] is a GPU with a model's kernels and weights on it; [`Runner`] runs steps of an engine there. What is
-//! allocated is allocated when they are made. Programs of few tokens are captured as graphs, one for each size of a step, and
-//! replayed: what changes from step to step stands in device memory.
+//! allocated is allocated when they are made: the weights, and for each engine one arena with its KV cache, activations, inputs and
+//! logits. Steps are captured as graphs, one for each size, and replayed: what changes from step to step stands in device memory.
 
 mod device;
 mod runner;

@@ -1,6 +1,6 @@
 //! Steps of one engine on a GPU.
 
-use super::device::{Device, Kernel, Memory};
+use super::device::{ALIGN, Device, Kernel, Memory};
 use super::failed;
 use crate::error::{ErrorKind, Result};
 use crate::sampler::TokenLogit;
@@ -9,18 +9,20 @@ use attar_artifact::program::{
 };
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, DriverError, PinnedHostSlice};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Most tokens of a step whose launches are kept as a graph. Larger steps come in too many sizes, and take so long that
-/// the processor has the next launch ready before the one before is over.
+/// Most tokens of a step whose launches become a graph at once. Larger steps come in many sizes, and take so long that the processor
+/// mostly has the next launch ready before the one before is over: they become graphs when their size comes again, as that of
+/// many sequences, a token each, does.
 const GRAPH_TOKENS: u64 = 16;
 /// Graphs kept; the one that was made first gives way.
 const MOST_GRAPHS: usize = 64;
+/// Sizes of larger steps that are remembered.
+const MOST_SEEN: usize = 16;
 /// Rows of logits that come back through pinned memory.
 const PINNED_ROWS: usize = 16;
-/// What kernels' vectors are aligned to.
-const ALIGN: u64 = 256;
 
 /// What a step reads, in host memory.
 pub(crate) struct Inputs<'a> {
@@ -48,9 +50,7 @@ pub(crate) struct Runner {
     device: Arc<Device>,
     /// Activations, then a step's inputs, its logits, and what was chosen of them.
     memory: Memory,
-    inputs: u64,
-    logits: u64,
-    choices: u64,
+    places: Places,
     vocab: u64,
     stride: u64,
     most_spans: u64,
@@ -60,8 +60,13 @@ pub(crate) struct Runner {
     answers: PinnedHostSlice<f32>,
     /// What was chosen on its way back.
     chosen: PinnedHostSlice<u8>,
-    graphs: Vec<((usize, StepSize, Wanted), CudaGraph)>,
+    graphs: Vec<(StepKind, CudaGraph)>,
+    /// Larger steps of which there is no graph, the last one at the end.
+    seen: VecDeque<StepKind>,
 }
+
+/// What a graph is for: a program, by its place, the step's size and what comes back.
+type StepKind = (usize, StepSize, Wanted);
 
 impl std::fmt::Debug for Runner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -96,37 +101,58 @@ struct Call<'a> {
     args: Vec<u64>,
 }
 
-impl Runner {
-    pub(crate) fn new(device: Arc<Device>, sizes: &RunnerSizes, hint: &'static str) -> Result<Runner> {
+/// Offsets in the memory of a runner.
+#[derive(Clone, Copy)]
+struct Places {
+    /// A step's inputs, behind activations.
+    inputs: u64,
+    logits: u64,
+    choices: u64,
+    end: u64,
+}
+
+impl Places {
+    fn of(device: &Device, sizes: &RunnerSizes) -> Places {
         let arena = device.programs.iter().map(|p| {
             let most = u64::from(p.max_tokens);
             p.arena.at(StepSize { tokens: most, rows: most, spans: sizes.spans }).unwrap_or(0)
         });
         let inputs = arena.max().unwrap_or(0).next_multiple_of(ALIGN);
         // Every buffer begins at a multiple of the alignment.
-        let input_bytes = (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
-        let logits = inputs + input_bytes;
+        let logits = inputs + (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
         let choices = logits + sizes.rows * sizes.vocab * 4;
-        let choice_bytes = sizes.rows.max(1) * TOP_K_MOST * size_of::<TokenLogit>() as u64;
-        let memory = device.memory(choices + choice_bytes, "activations", hint)?;
+        let end = choices + sizes.rows.max(1) * TOP_K_MOST * size_of::<TokenLogit>() as u64;
+        Places { inputs, logits, choices, end }
+    }
+}
+
+impl Runner {
+    /// Bytes of device memory that a runner needs.
+    pub(crate) fn bytes(device: &Device, sizes: &RunnerSizes) -> u64 {
+        Places::of(device, sizes).end
+    }
+
+    /// `memory` has [`Runner::bytes`].
+    pub(crate) fn new(device: Arc<Device>, sizes: &RunnerSizes, memory: Memory) -> Result<Runner> {
+        let places = Places::of(&device, sizes);
         let context = device.stream.context();
         let fail = |e| failed(device.index, "allocating memory", e);
         let rows = PINNED_ROWS.min(sizes.rows as usize);
         // SAFETY: numbers of any value; they are written before they are read.
-        let staging = unsafe { context.alloc_pinned(input_bytes as usize) }.map_err(fail)?;
+        let staging =
+            unsafe { context.alloc_pinned((places.logits - places.inputs) as usize) }.map_err(fail)?;
         // SAFETY: as above. Not write-combined, for the processor reads it.
         let answers =
             unsafe { context.alloc_pinned_with_flags(rows * sizes.vocab as usize, 0) }.map_err(fail)?;
         // SAFETY: as above.
-        let chosen = unsafe { context.alloc_pinned_with_flags(choice_bytes as usize, 0) }.map_err(fail)?;
+        let chosen = unsafe { context.alloc_pinned_with_flags((places.end - places.choices) as usize, 0) }
+            .map_err(fail)?;
         let (vocab, stride, most_spans) = (sizes.vocab, sizes.stride, sizes.spans);
-        let graphs = Vec::new();
+        let (graphs, seen) = (Vec::new(), VecDeque::new());
         Ok(Runner {
             device,
             memory,
-            inputs,
-            logits,
-            choices,
+            places,
             vocab,
             stride,
             most_spans,
@@ -134,6 +160,7 @@ impl Runner {
             answers,
             chosen,
             graphs,
+            seen,
         })
     }
 
@@ -168,21 +195,26 @@ impl Runner {
                 self.launch(&call, false).and_then(|()| device.stream.synchronize()).map_err(fail)?;
                 times.push(start.elapsed());
             }
-        } else if size.tokens > GRAPH_TOKENS {
-            self.launch_all(&self.calls(program, size, &places, keys, wanted)?).map_err(fail)?;
-        } else {
-            let key = (index, size, wanted);
-            if !self.graphs.iter().any(|(k, _)| *k == key) {
-                let graph = self.capture(&self.calls(program, size, &places, keys, wanted)?).map_err(fail)?;
-                if self.graphs.len() >= MOST_GRAPHS {
-                    self.graphs.remove(0);
-                }
-                if let Some(graph) = graph {
-                    self.graphs.push((key, graph));
-                }
+            return Ok(());
+        }
+        let kind = (index, size, wanted);
+        if let Some((_, graph)) = self.graphs.iter().find(|(k, _)| *k == kind) {
+            return graph.launch().map_err(fail);
+        }
+        let calls = self.calls(program, size, &places, keys, wanted)?;
+        if size.tokens > GRAPH_TOKENS && !self.seen.contains(&kind) {
+            self.launch_all(&calls).map_err(fail)?;
+            if self.seen.len() == MOST_SEEN {
+                self.seen.pop_front();
             }
-            let graph = self.graphs.iter().find(|(k, _)| *k == key);
-            graph.map_or(Ok(()), |(_, graph)| graph.launch()).map_err(fail)?;
+            self.seen.push_back(kind);
+        } else if let Some(graph) = self.capture(&calls).map_err(fail)? {
+            graph.launch().map_err(fail)?;
+            self.seen.retain(|k| *k != kind);
+            if self.graphs.len() == MOST_GRAPHS {
+                self.graphs.remove(0);
+            }
+            self.graphs.push((kind, graph));
         }
         Ok(())
     }
@@ -200,7 +232,7 @@ impl Runner {
         let fail = |e| failed(index, "sending a step's inputs", e);
         let parts = [inputs.tokens, inputs.positions, inputs.seqs, inputs.rows].into_iter();
         let parts = parts.chain(inputs.rope.iter().copied()).chain([inputs.block_tables]);
-        let start = self.memory.address() + self.inputs;
+        let start = self.memory.address() + self.places.inputs;
         let (mut at, mut places) = (0u64, Vec::with_capacity(5 + inputs.rope.len()));
         // Waits for the copy before, which a step's end has waited for already.
         let staging = self.staging.as_mut_slice().map_err(fail)?;
@@ -214,8 +246,7 @@ impl Runner {
             at = (at + part.len() as u64).next_multiple_of(ALIGN);
         }
         let sent = staging.get(..at as usize).unwrap_or_default();
-        let stream = self.device.stream.clone();
-        self.memory.receive(&stream, self.inputs as usize, sent).map_err(fail)?;
+        self.memory.receive(self.places.inputs as usize, sent).map_err(fail)?;
         Ok(places)
     }
 
@@ -228,7 +259,7 @@ impl Runner {
         let to = self.chosen.as_mut_slice().map_err(fail)?;
         let to = to.get_mut(..count as usize * size_of::<T>()).unwrap_or_default();
         if !to.is_empty() {
-            self.memory.send(&stream, self.choices as usize, to).map_err(fail)?;
+            self.memory.send(self.places.choices as usize, to).map_err(fail)?;
         }
         // Errors of kernels show here.
         stream.synchronize().map_err(fail)?;
@@ -247,7 +278,7 @@ impl Runner {
         let to = if small { self.answers.as_mut_slice().map_err(fail)? } else { many };
         let to = to.get_mut(..count).unwrap_or_default();
         if count > 0 {
-            self.memory.send(&stream, self.logits as usize, to).map_err(fail)?;
+            self.memory.send(self.places.logits as usize, to).map_err(fail)?;
         }
         // Errors of kernels show here.
         stream.synchronize().map_err(fail)?;
@@ -277,7 +308,7 @@ impl Runner {
                 Arg::Step(StepBuffer::Rows) => *rows,
                 Arg::Step(StepBuffer::BlockTables) => *tables,
                 Arg::Step(StepBuffer::Rope { table }) => rope.get(table as usize).copied().unwrap_or(0),
-                Arg::Step(StepBuffer::Logits) => base + self.logits,
+                Arg::Step(StepBuffer::Logits) => base + self.places.logits,
                 Arg::Keys { layer } => keys(layer as usize).0,
                 Arg::Values { layer } => keys(layer as usize).1,
                 Arg::Imm(value) => value,
@@ -302,7 +333,7 @@ impl Runner {
                 args: launch.args.iter().map(resolve).collect(),
             });
         }
-        let mut args = vec![base + self.logits, base + self.choices, self.vocab];
+        let mut args = vec![base + self.places.logits, base + self.places.choices, self.vocab];
         let chooser = match wanted {
             Wanted::Logits => None,
             Wanted::Likeliest => Some((ARGMAX, ARGMAX_THREADS)),
