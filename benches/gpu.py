@@ -3,6 +3,7 @@
 
 Prints one table per shape, medians in milliseconds per step, and what they are of the limits that are measured first: bytes
 per second of a large copy within the GPU's memory, and operations per second of a large product in bf16 (both with torch).
+Beside them stand PyTorch's steps in bf16, and llama.cpp's in Q4_0 where a `llama-batched-bench` with CUDA is there.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 
 COMMON = {
@@ -218,13 +220,23 @@ def torch_steps(torch, config, deadline):
     return out
 
 
+def table(rows):
+    print(f"  {'batch':>5} {'context':>7} {'ms/step':>9} {'of copy':>8} {'torch bf16 ms':>14} {'llama.cpp ms':>13}")
+    for row in rows:
+        cells = [f"{row['batch']:>5} {row['context']:>7} {row['ms']:>9.3f}"]
+        for key, style, width in (("of_copy", ".0%", 8), ("torch_ms", ".3f", 14), ("llama_cpp_ms", ".3f", 13)):
+            cells.append(f"{format(row[key], style) if row[key] else '-':>{width}}")
+        print("  " + " ".join(cells))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attar", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--shapes", default="smollm2,1b,8b")
     parser.add_argument("--target", default="native,cuda:sm_90a", help="what to make code for, as attar compile takes it")
-    parser.add_argument("--minutes", type=float, default=8, help="after which no more of torch is timed")
+    parser.add_argument("--minutes", type=float, default=8, help="after which nothing is timed but Attar")
+    parser.add_argument("--llama-batched-bench", default=shutil.which("llama-batched-bench"), help="of a llama.cpp with CUDA")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -266,20 +278,29 @@ def main():
             except Exception as problem:  # What is timed beside must not cost what was timed already.
                 print(f"  torch: {problem}")
             torch.cuda.empty_cache()
-        print(f"  {'batch':>5} {'context':>7} {'ms/step':>9} {'of copy':>8} {'torch bf16 ms':>14}")
+        others, other_prompt = {}, None
+        if options.llama_batched_bench:
+            other = options.folder / f"{name}.gguf"
+            try:
+                llama_cpp.write_gguf(other, config, tensors(config))
+                others, other_prompt = llama_cpp.steps(options.llama_batched_bench, other, CONTEXTS, BATCHES, PROMPT,
+                                                       lambda: deadline - time.monotonic(), ("-ngl", 99, "-fa", "on"))
+            except Exception as problem:  # As above.
+                print(f"  llama.cpp: {problem}")
+            other.unlink(missing_ok=True)
         for row in rows:
+            case = row["batch"], row["context"]
             row["of_copy"] = weights / (row["ms"] / 1e3) / copy if copy else None
-            row["torch_ms"] = theirs.get((row["batch"], row["context"]))
-            shown = [f"{row['batch']:>5} {row['context']:>7} {row['ms']:>9.3f}"]
-            shown.append(f"{row['of_copy']:>8.0%}" if row["of_copy"] else f"{'-':>8}")
-            shown.append(f"{row['torch_ms']:>14.3f}" if row["torch_ms"] else f"{'-':>14}")
-            print("  " + " ".join(shown))
+            row["torch_ms"], row["llama_cpp_ms"] = theirs.get(case), others.get(case)
+        table(rows)
         # The head is multiplied with the last row only.
         matrices = sum(int(np.prod(d)) for n, d, _ in tensors(config) if len(d) == 2 and ".layers." in n)
         rate = 2 * matrices * PROMPT / (prompt / 1e3)
         share = f", {rate / matrix:.0%} of the product's rate" if matrix else ""
-        print(f"  prompt of {PROMPT}: {prompt:.1f} ms, {rate / 1e12:.0f} TFLOP/s{share}")
-        results[name] = {"weight_bytes": weights, "steps": rows, "prompt_ms": prompt, "prompt_flops": rate}
+        beside = f", llama.cpp {other_prompt:.1f} ms" if other_prompt else ""
+        print(f"  prompt of {PROMPT}: {prompt:.1f} ms, {rate / 1e12:.0f} TFLOP/s{share}{beside}")
+        results[name] = {"weight_bytes": weights, "steps": rows, "prompt_ms": prompt, "prompt_flops": rate,
+                         "llama_cpp_prompt_ms": other_prompt}
         model.unlink()
         (options.folder / "results.json").write_text(json.dumps(results, indent=1))
     if not right:

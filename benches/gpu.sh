@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go: makes models of three shapes with random weights from a seed, compares the GPU's
 # results with the CPU's, and times the GPU beside PyTorch. Needs an NVIDIA driver for CUDA 13, NVRTC 13 (see `attar doctor`),
-# Python 3 with numpy, and for comparison torch and transformers; says what is missing. Downloads nothing.
+# Python 3 with numpy, and for comparison torch and transformers, and a `llama-batched-bench` in PATH with Python's gguf; says what
+# is missing. Downloads nothing.
 #
 #   benches/gpu.sh [FOLDER]
 #

@@ -1,0 +1,80 @@
+"""llama.cpp on a GPU, for benches/gpu.py: a GGUF of a shape with random codes, Q4_0 for the layers and Q8_0 for embedding and head,
+timed by `llama-batched-bench`. Needs numpy and the `gguf` package."""
+
+import json
+import subprocess
+
+import numpy as np
+
+# Of a block of 32: bytes behind the f16 scale.
+CODE_BYTES = {"Q4_0": 16, "Q8_0": 32}
+
+
+def write_gguf(path, config, tensors):
+    """`tensors` are those of the checkpoint: name, shape, spread of its numbers or None for a norm."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_tokenizer_model("no_vocab")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    random = np.random.Generator(np.random.SFC64(2))
+    for name, dims, spread in tensors:
+        name = names.get_name(name, try_suffixes=(".weight",))
+        if spread is None:
+            writer.add_tensor(name, np.ones(dims, np.float32))
+            continue
+        kind = "Q4_0" if name.startswith("blk.") else "Q8_0"
+        rows, blocks = dims[0], dims[1] // 32
+        packed = np.empty((rows, blocks, 2 + CODE_BYTES[kind]), np.uint8)
+        # So that the numbers have that spread: codes are spread by 4.6, or by 74.
+        scale = np.float16(spread / (4.6 if kind == "Q4_0" else 74))
+        packed[..., :2] = np.frombuffer(scale.tobytes(), np.uint8)
+        packed[..., 2:] = random.integers(0, 256, packed[..., 2:].shape, np.uint8)
+        packed = packed.reshape(rows, -1)
+        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def bench(program, path, context, prompt, batches, tokens, seconds, options=()):
+    """Lines of the benchmark, a dictionary each: behind `prompt` tokens, which sequences share, `tokens` of each sequence."""
+    command = [program, "-m", path, "-c", context, "-b", 2048, "-ub", 2048, "-npp", prompt, "-ntg", tokens]
+    command += ["-npl", ",".join(map(str, batches)), "-pps", "--output-format", "jsonl", *options]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=max(seconds, 1))
+    # It logs everything, its results too.
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"n_kv_max"')]
+    if done.returncode != 0 or not lines:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+    return [json.loads(line) for line in lines]
+
+
+def steps(program, path, contexts, batches, prompt, remaining, options=()):
+    """Milliseconds of a step by batch and context, and of a prompt, as far as the `remaining()` seconds allow."""
+    out, tokens = {}, 32
+    for context in contexts:
+        # With everything in one call, what has no room costs the rest.
+        for batch in batches:
+            if remaining() <= 0:
+                return out, None
+            try:
+                said = bench(program, path, batch * (context + tokens), context, [batch], tokens, remaining(), options)
+                out[batch, context] = said[-1]["t_tg"] / tokens * 1e3
+            except (RuntimeError, subprocess.TimeoutExpired) as problem:
+                print(f"  llama.cpp, batch {batch}, context {context}: {problem}")
+    if remaining() <= 0:
+        return out, None
+    said = bench(program, path, prompt + 64, prompt, [1], 1, remaining(), options)
+    return out, said[-1]["t_pp"] * 1e3
