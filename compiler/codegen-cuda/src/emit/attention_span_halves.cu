@@ -182,7 +182,7 @@ KERNEL(const float *QUERY_PARAMETERS, const int *positions, const int *sequences
   let_next_launch_begin();
   // The page is asked for before it is known whether anything of it is seen.
   const int sequence = load_now(sequences + token), position = load_now(positions + token);
-  const u32 page = (u32)load_now(tables + (size_t)sequence * stride + min(at / C::PAGE_LEN, (int)stride - 1));
+  const u32 page = load_now(tables + (size_t)sequence * stride + min(at / C::PAGE_LEN, (int)stride - 1));
   const int low = max(first_seen(position), span * SPAN), high = min(position + 1, (span + 1) * SPAN);
   if (low >= high) return;
   // Of the warp's own positions those that are seen.
@@ -200,7 +200,7 @@ KERNEL(const float *QUERY_PARAMETERS, const int *positions, const int *sequences
   const u32 stored = has_newest ? mask & ~(1u << newest % 32) : mask;
   size_t own_block = 0;
   if (FRESH && newest >= 0 && warp >= SPAN_WARPS - 2)
-    own_block = block_offset((u32)load_now(tables + (size_t)sequence * stride + position / C::PAGE_LEN), kv_head);
+    own_block = block_offset(load_now(tables + (size_t)sequence * stride + position / C::PAGE_LEN), kv_head);
   for (int first = 0; first < GROUP; first += PASS) {
     const int heads = min(GROUP - first, PASS);
     const float *rows = (FRESH ? y : q) + ((size_t)token * HEADS + kv_head * GROUP + first) * C::HEAD_DIM;

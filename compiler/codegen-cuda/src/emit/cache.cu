@@ -88,13 +88,6 @@ __device__ __forceinline__ void store_head(u8 *block, int place, float *head) {
   }
 }
 
-/// Loaded here and now: neither later, where it is first used, nor before what stands above.
-__device__ __forceinline__ int load_now(const void *from) {
-  int x;
-  asm volatile("ld.global.b32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
-  return x;
-}
-
 /// Where the tokens of a step stand in the cache.
 struct Paging {
   const int *positions, *sequences;

@@ -290,6 +290,7 @@ fn linear_parts(
     if let Some(norm) = norm {
         c.int("DIM", linear.k)
             .int("THREADS", 32 * SMALL_WARPS)
+            .int("NEAR", 8)
             .flag("GAIN", norm.gain)
             .float("EPS", norm.eps);
     }
@@ -434,15 +435,20 @@ fn plain_parts(kernel: &KernelSpec) -> std::result::Result<Vec<String>, String> 
     })
 }
 
-/// Threads for a row of so many numbers: four numbers each, as far as a block has threads.
+/// Neighbours that a thread of a kernel over rows has.
+fn row_neighbours(dim: usize) -> usize {
+    if dim.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// Threads for a row of so many numbers, as far as a block has threads.
 pub(crate) fn row_threads(dim: usize) -> u32 {
-    let each = if dim.is_multiple_of(4) { dim / 4 } else { dim };
-    each.next_multiple_of(32).clamp(32, 1024) as u32
+    (dim / row_neighbours(dim)).next_multiple_of(32).clamp(32, 1024) as u32
 }
 
 /// A kernel over rows with so many inputs.
 fn rows(mut c: Constants, operation: &str, dim: usize, inputs: usize, out: Activation) -> Vec<String> {
-    c.int("DIM", dim).int("THREADS", row_threads(dim) as usize).flag("INT8", out == Activation::Int8);
+    c.int("DIM", dim).int("THREADS", row_threads(dim) as usize).int("NEAR", row_neighbours(dim));
+    c.flag("INT8", out == Activation::Int8);
     // The template mentions all that any of the operations has.
     c.int("START", 0).int("WHOLE", 0).flag("GAIN", false).float("EPS", 0.0);
     let names = ["a", "b", "c"];

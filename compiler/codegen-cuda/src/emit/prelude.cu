@@ -65,6 +65,20 @@ __device__ __forceinline__ void begin_after_launches() {
   wait_for_launches();
 }
 
+/// Loaded here and now: neither later, where it is first used, nor before what stands above.
+template <typename Word>
+__device__ __forceinline__ Word load_now(const Word *from) {
+  Word x;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
+}
+
+__device__ __forceinline__ Four load_now(const Four *from) {
+  Four four;
+  asm volatile("ld.global.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w) : "l"(from) : "memory");
+  return four;
+}
+
 /// Asks for `bytes`, a multiple of 16, so that they are in the L2 cache when they are read.
 __device__ __forceinline__ void fetch_ahead(const u8 *from, u32 bytes) {
 #if __CUDA_ARCH__ >= 900
@@ -118,15 +132,23 @@ __device__ __forceinline__ float warp_min(float x) {
   return x;
 }
 
-/// A sum over all threads of a block; every thread gets it. `parts` has one place per warp.
+/// A sum over all threads of a block; every thread gets it. `parts` has one place per warp, and may be used again only when all
+/// threads have met once more.
 template <int WARPS, typename T>
-__device__ __forceinline__ T block_sum(T x, T *parts) {
+__device__ __forceinline__ T block_sum_once(T x, T *parts) {
   x = warp_sum(x);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
   __syncthreads();
   T total = 0;
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) total += parts[w];
+  return total;
+}
+
+/// The same; `parts` may be used again at once.
+template <int WARPS, typename T>
+__device__ __forceinline__ T block_sum(T x, T *parts) {
+  const T total = block_sum_once<WARPS>(x, parts);
   __syncthreads();
   return total;
 }

@@ -2,7 +2,7 @@
 
 __device__ __forceinline__ void take_row(Codes8 &to, const float *x, const float *gains, float *parts) {
   Row gain, row;
-  if constexpr (GAIN) gain.begin(gains);
+  if constexpr (GAIN) gain.begin<true>(gains);
   wait_for_launches();
   row.begin(x);
   const float inverse = inverse_rms(row, parts);
@@ -13,13 +13,10 @@ __device__ __forceinline__ void take_row(Codes8 &to, const float *x, const float
     for (int i = 0; i < NEAR; ++i) near.v[i] = GAIN ? near.v[i] * inverse * factor.v[i] : near.v[i] * inverse;
     return near;
   };
-  quantize_row(normalized, [&](int time, u32 codes, float scale, int sum) {
-    // Two lanes have eight neighbours, which change places.
-    const u32 other = __shfl_xor_sync(ALL_LANES, codes, 1);
-    const bool is_second = threadIdx.x % 2 == 1;
-    const Two eight = ordered(is_second ? Two{other, codes} : Two{codes, other});
+  static_assert(NEAR == 8, "what is put in the order of the weights");
+  quantize_row(normalized, [&](int time, const u32 *codes, float scale, int sum) {
     if (const int at = place(time); is_in_row(at)) {
-      *(u32 *)(to.codes + at) = is_second ? eight.y : eight.x;
+      *(Two *)(to.codes + at) = ordered({codes[0], codes[1]});
       if (at % 32 == 0) to.groups[at / 32] = {scale, sum};
     }
   });

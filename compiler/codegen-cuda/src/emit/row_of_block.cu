@@ -1,7 +1,7 @@
-// A row of `DIM` numbers of f32 that one block of `THREADS` threads has: four neighbours to a thread where the row is made of fours.
+// A row of `DIM` numbers of f32 that one block of `THREADS` threads has, `NEAR` neighbours to a thread, of which rows are made: one, four
+// or eight.
 
-/// Neighbours that a thread has, and how many times it has so many.
-constexpr int NEAR = DIM % 4 == 0 ? 4 : 1;
+/// How many times a thread has so many neighbours.
 constexpr int TIMES = (DIM + NEAR * THREADS - 1) / (NEAR * THREADS);
 
 struct Near { float v[NEAR]; };
@@ -12,16 +12,23 @@ __device__ __forceinline__ bool is_in_row(int at) { return DIM % (NEAR * THREADS
 /// First of the numbers that a thread has the `time`th time.
 __device__ __forceinline__ int place(int time) { return (time * THREADS + threadIdx.x) * NEAR; }
 
-/// What stands there, zeros behind the end.
+/// What stands there, zeros behind the end; `NOW` as of [`load_now`].
+template <bool NOW = false>
 __device__ __forceinline__ Near load(const float *row, int time) {
   const int at = place(time);
   Near near = {};
   if (is_in_row(at)) {
-    u32 bits[4];
-    if constexpr (NEAR == 4) *(Four *)bits = *(const Four *)(row + at);
-    else bits[0] = *(const u32 *)(row + at);
+    if constexpr (NEAR % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < NEAR; ++i) near.v[i] = bits_to_float(bits[i]);
+      for (int i = 0; i < NEAR; i += 4) {
+        const Four *from = (const Four *)(row + at + i);
+        const Four four = NOW ? load_now(from) : *from;
+        near.v[i] = bits_to_float(four.x), near.v[i + 1] = bits_to_float(four.y);
+        near.v[i + 2] = bits_to_float(four.z), near.v[i + 3] = bits_to_float(four.w);
+      }
+    } else {
+      near.v[0] = row[at];
+    }
   }
   return near;
 }
@@ -32,11 +39,13 @@ struct Row {
   const float *from;
   Near kept[KEPT ? TIMES : 1];
 
+  /// `NOW`: before what is waited for next.
+  template <bool NOW = false>
   __device__ __forceinline__ void begin(const float *row) {
     from = row;
     if constexpr (KEPT)
 #pragma unroll
-      for (int time = 0; time < TIMES; ++time) kept[time] = load(row, time);
+      for (int time = 0; time < TIMES; ++time) kept[time] = load<NOW>(row, time);
   }
   __device__ __forceinline__ Near get(int time) const {
     if constexpr (KEPT) return kept[time];
@@ -44,10 +53,12 @@ struct Row {
   }
 };
 
-/// Fours of eight neighbouring lanes, which are a group of 32, as codes; `COUNT` such groups, which do not wait for each other.
+/// What neighbouring lanes have, 32 numbers, as codes; `COUNT` such groups, which do not wait for each other.
 template <int COUNT>
 struct Quantized {
-  u32 codes[COUNT];
+  static constexpr int LANES = 32 / NEAR, WORDS = NEAR < 4 ? 1 : NEAR / 4;
+  /// A thread's own.
+  u32 codes[COUNT][WORDS];
   /// Of the group.
   float scales[COUNT];
   int sums[COUNT];
@@ -62,28 +73,32 @@ struct Quantized {
       bool bad = false;
 #pragma unroll
       for (int i = 0; i < NEAR; ++i) most[c] = fmaxf(most[c], fabsf(near[c].v[i])), bad |= !(fabsf(near[c].v[i]) <= MOST_FLOAT);
-      broken[c] = (__ballot_sync(ALL_LANES, bad) >> (lane & 24) & 0xff) != 0;
+      broken[c] = (__ballot_sync(ALL_LANES, bad) >> (lane & (32 - LANES)) & ((1u << (LANES - 1) << 1) - 1)) != 0;
     }
 #pragma unroll
-    for (int apart = 1; apart < 8; apart *= 2)
+    for (int apart = 1; apart < LANES; apart *= 2)
 #pragma unroll
       for (int c = 0; c < COUNT; ++c) most[c] = fmaxf(most[c], __shfl_xor_sync(ALL_LANES, most[c], apart));
 #pragma unroll
     for (int c = 0; c < COUNT; ++c) {
       const float factor = code_factor(most[c]);
-      float scaled[4] = {};
+      sums[c] = 0;
 #pragma unroll
-      for (int i = 0; i < NEAR; ++i) scaled[i] = near[c].v[i] * factor;
-      codes[c] = codes_of(scaled);
+      for (int word = 0; word < WORDS; ++word) {
+        float scaled[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4 && i < NEAR; ++i) scaled[i] = near[c].v[4 * word + i] * factor;
+        codes[c][word] = codes_of(scaled);
+        sums[c] = __dp4a((int)codes[c][word], 0x01010101, sums[c]);
+      }
       scales[c] = broken[c] ? __uint_as_float(0x7fc00000u) : code_scale(most[c]);
-      sums[c] = __dp4a((int)codes[c], 0x01010101, 0);
     }
     // Two sums, of 13 bits each, travel together.
 #pragma unroll
     for (int c = 0; c < COUNT; c += 2) {
       int both = c + 1 < COUNT ? sums[c] + (sums[c + 1] << 16) : sums[c];
 #pragma unroll
-      for (int apart = 1; apart < 8; apart *= 2) both += __shfl_xor_sync(ALL_LANES, both, apart);
+      for (int apart = 1; apart < LANES; apart *= 2) both += __shfl_xor_sync(ALL_LANES, both, apart);
       sums[c] = (int)(short)both;
       if (c + 1 < COUNT) sums[c + 1] = (both - sums[c]) >> 16;
     }
@@ -108,7 +123,7 @@ __device__ __forceinline__ void quantize_row(Value value, Take take) {
   }
 }
 
-/// A sum over the row of what `term` makes of its numbers, zeros behind the end not counted.
+/// A sum over the row of what `term` makes of its numbers, zeros behind the end not counted; see [`block_sum_once`].
 template <typename Term>
 __device__ __forceinline__ float row_sum(const Row &x, float *parts, Term term) {
   float sum = 0.f;
@@ -119,7 +134,7 @@ __device__ __forceinline__ float row_sum(const Row &x, float *parts, Term term) 
 #pragma unroll
       for (int i = 0; i < NEAR; ++i) sum += term(near.v[i]);
   }
-  return block_sum<THREADS / 32>(sum, parts);
+  return block_sum_once<THREADS / 32>(sum, parts);
 }
 
 /// What a row is divided by in an RMS norm, inverted.

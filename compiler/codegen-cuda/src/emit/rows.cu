@@ -10,10 +10,11 @@ __device__ __forceinline__ void store_row(void *out, Value value) {
   if constexpr (INT8) {
     typedef Int8Rows<DIM> Rows;
     u8 *row = (u8 *)out + blockIdx.x * (size_t)Rows::STRIDE;
-    quantize_row(value, [&](int time, u32 codes, float scale, int sum) {
+    quantize_row(value, [&](int time, const u32 *codes, float scale, int sum) {
       const int at = place(time);
       if (is_in_row(at)) {
-        *(u32 *)(row + at) = codes;
+        static_assert(!INT8 || NEAR == 4, "a word of codes for each thread");
+        *(u32 *)(row + at) = codes[0];
         if (at % 32 == 0) {
           *(float *)(row + Rows::SCALES + at / 32 * 4) = scale;
           *(int *)(row + Rows::SUMS + at / 32 * 4) = sum;
@@ -38,18 +39,18 @@ __device__ __forceinline__ void store_row(void *out, Value value) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(PARAMETERS) {
-  __shared__ float parts[THREADS / 32];
+  __shared__ float parts[2][THREADS / 32];
   const float *x = a + blockIdx.x * (size_t)(OPERATION == SLICE ? WHOLE : DIM);
   let_next_launch_begin();
   if constexpr (OPERATION == RMS_NORM || OPERATION == LAYER_NORM) {
     Row gain, bias, row;
-    if (OPERATION == LAYER_NORM || GAIN) gain.begin(b);
-    if (OPERATION == LAYER_NORM) bias.begin(c);
+    if (OPERATION == LAYER_NORM || GAIN) gain.begin<true>(b);
+    if (OPERATION == LAYER_NORM) bias.begin<true>(c);
     wait_for_launches();
     row.begin(x);
     float mean = 0.f;
-    if (OPERATION == LAYER_NORM) mean = row_sum(row, parts, [](float v) { return v; }) / DIM;
-    float squares = row_sum(row, parts, [&](float v) { return (v - mean) * (v - mean); });
+    if (OPERATION == LAYER_NORM) mean = row_sum(row, parts[0], [](float v) { return v; }) / DIM;
+    float squares = row_sum(row, parts[1], [&](float v) { return (v - mean) * (v - mean); });
     float inverse = __fdiv_rn(1.f, __fsqrt_rn(squares / DIM + EPS));
     store_row(out, [&](int time) {
       Near near = row.get(time), factor = {}, added = {};
@@ -75,8 +76,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(PARAMETERS) {
 #pragma unroll
         for (int i = 0; i < NEAR; ++i) most = fmaxf(most, near.v[i]);
     }
-    most = block_max<THREADS / 32>(most, parts);
-    float inverse = __fdiv_rn(1.f, row_sum(row, parts, [&](float v) { return expf(v - most); }));
+    most = block_max<THREADS / 32>(most, parts[0]);
+    float inverse = __fdiv_rn(1.f, row_sum(row, parts[1], [&](float v) { return expf(v - most); }));
     store_row(out, [&](int time) {
       Near near = row.get(time);
 #pragma unroll
