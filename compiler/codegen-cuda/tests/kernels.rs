@@ -342,7 +342,9 @@ fn products_of_few_rows_and_large_matrices_agree_with_the_reference() {
             }
         }
     }
-    agree(&cases);
+    for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
+        agree_on(target, &cases);
+    }
 }
 
 /// What is wrong with a row stays in that row.

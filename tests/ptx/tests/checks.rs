@@ -320,6 +320,23 @@ fn asynchronous_copies_are_waited_for() {
     );
 }
 
+/// What is fetched into a cache changes nothing, but must be there.
+#[test]
+fn bounds_of_what_is_fetched_ahead() {
+    let body =
+        |offset: i32, bytes: u32| format!("cp.async.bulk.prefetch.L2.global [%rd1+{offset}], {bytes};");
+    sound(&body(16, 240), 1, 1);
+    let behind = error(run_written(&body(16, 256), 1, 1, &[7; 256], 4));
+    assert!(
+        matches!(behind.kind, ErrorKind::OutOfBounds { offset: 16, len: 256, size: 256, .. }),
+        "{behind}"
+    );
+    for odd in [body(8, 16), body(0, 24)] {
+        let odd = error(run_written(&odd, 1, 1, &[7; 256], 4));
+        assert!(matches!(odd.kind, ErrorKind::Misaligned { align: 16, .. }), "{odd}");
+    }
+}
+
 /// A warp that feeds itself by bulk copies, longer than a deadlock takes to be noticed.
 #[test]
 fn long_pipelines_are_no_deadlocks() {

@@ -116,6 +116,7 @@ KERNEL(X_PARAMETERS, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAM
   if constexpr (!W::BF16_SCALES) row_scale[0] = ((const float *)block)[2 * g], row_scale[1] = ((const float *)block)[2 * g + 1];
 #pragma unroll
   for (int stage = 0; stage < STAGES; ++stage) source.ask(stage, has_work ? W::GROUPS - (split + stage * SPLITS) * 4 : 0);
+  if (has_work) fetch_groups_ahead(block, (SPLITS + split) * STAGES * 4, STAGES * 4);
   fill_up(shared.row);
   X_ROW
   // Where the sums go that they multiply.

@@ -42,13 +42,14 @@ __device__ __forceinline__ void copy_word_async(u32 to, const void *from, bool t
 /// Where a lane copies its part of the next four of groups from.
 struct Source {
   const u8 *codes, *fields, *row_codes, *row_scales;
-  /// Blocks of channels that are there.
+  /// The first of the blocks of channels that are there, and how many are.
+  const u8 *block;
   int owned;
 
   __device__ __forceinline__ Source(const u8 *packed, const u8 *x, int first_block, int first) {
     const int lane = threadIdx.x % 32;
     owned = min(OWN, (W::N + 15) / 16 - first_block);
-    const u8 *block = packed + W::HEADER + (size_t)(owned > 0 ? first_block : 0) * W::BLOCK;
+    block = packed + W::HEADER + (size_t)(owned > 0 ? first_block : 0) * W::BLOCK;
     codes = block + W::CODES + first * GROUP_CODES + lane * 16;
     fields = block + W::FIELDS + first * GROUP_FIELDS + lane * 16;
     // Eight lanes have the codes of a row. Two have its scales and sums where they begin at multiples of 16 bytes, else eight.
@@ -242,6 +243,9 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
     const int there = W::GROUPS - (split + stage * SPLITS) * 4;
     if (there > 0) source.ask_for_weights(shared.stages[warp][stage], there);
   }
+#pragma unroll
+  for (int own = 0; own < OWN; ++own)
+    if (own < source.owned) fetch_groups_ahead(source.block + own * W::BLOCK, (SPLITS + split) * STAGES * 4, STAGES * 4);
   wait_for_launches();
   // The residual is on its way while products are.
   constexpr int TIMES = (ROWS * CHANNELS + WARPS * 32 - 1) / (WARPS * 32);

@@ -11,6 +11,19 @@ constexpr bool WHOLE = W::GROUPS % 4 == 0;
 /// Bytes of a group's codes, and of its scales.
 constexpr int GROUP_CODES = W::GROUP_ROWS * 64, GROUP_FIELDS = W::BF16_SCALES ? 32 : 16;
 
+/// Blocks of a grid of which most begin before the launch before has ended.
+constexpr int MOST_EARLY_BLOCKS = 1024;
+
+/// Asks for up to `most` groups of a block of channels, from group `first` on, so that they are in the L2 cache when they are
+/// copied. A warp asks for what it will copy next, behind what it has asked for already: otherwise memory would be idle until the
+/// launches before have ended and activations are there.
+__device__ __forceinline__ void fetch_groups_ahead(const u8 *block, int first, int most) {
+  const int groups = min(most, W::GROUPS - first);
+  if (groups <= 0 || gridDim.x > MOST_EARLY_BLOCKS || threadIdx.x % 32 != 0) return;
+  fetch_ahead(block + W::CODES + first * GROUP_CODES, groups * GROUP_CODES);
+  fetch_ahead(block + W::FIELDS + first * GROUP_FIELDS, groups * GROUP_FIELDS);
+}
+
 /// sums = a b + from, of 16 channels and 8 columns.
 __device__ __forceinline__ void multiply(int (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&from)[4]) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"

@@ -96,8 +96,16 @@ impl Decoder<'_> {
             if m.take("tensor") {
                 m.parse(dimensions);
                 m.take("tile");
+                return Ok(Op::Nop);
             }
-            return Ok(Op::Nop);
+            if m.take("L2::cache_hint") {
+                return Err(m.unsupported("with a policy"));
+            }
+            let [from, bytes] = self.exactly(o)?;
+            return Ok(op(AsyncOp::Prefetch {
+                from: self.address(from)?,
+                bytes: self.src(bytes, Type::U32)?,
+            }));
         }
         if m.take("tensor") {
             return self.tile(m, o);

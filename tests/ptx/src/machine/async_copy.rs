@@ -56,6 +56,11 @@ pub(crate) enum AsyncOp {
         at: Vec<Src>,
         mbarrier: Option<Address>,
     },
+    /// Into the L2 cache, which changes nothing; but what is asked for must be there.
+    Prefetch {
+        from: Address,
+        bytes: Src,
+    },
     BulkCommit,
     /// `read`: until their sources have been read.
     BulkWait {
@@ -234,6 +239,21 @@ impl Block<'_> {
                     if !self.is_eager() {
                         warp.queues(lane).bulk.open.push(copy);
                     }
+                }
+            }
+            AsyncOp::Prefetch { from, bytes } => {
+                let from = self.addresses(warp, *from, mask)?;
+                let mut scratch = [0; WARP];
+                let sizes = *warp.get(&self.fixed, *bytes, mask, &mut scratch)?;
+                for lane in each(mask) {
+                    let (address, len) = (from[lane], (sizes[lane] & 0xffff_ffff) as usize);
+                    let fault = |kind| Fault(kind, Some(lane));
+                    if let Some(odd) = [address, len as u64].into_iter().find(|v| !v.is_multiple_of(16)) {
+                        let (access, space) = (Access::Read, Space::Global);
+                        let address = odd;
+                        return Err(fault(ErrorKind::Misaligned { access, space, len, align: 16, address }));
+                    }
+                    self.memory.read(address, len).map_err(fault)?;
                 }
             }
             AsyncOp::Tile { shared, map, at, mbarrier } => {
