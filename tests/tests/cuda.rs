@@ -362,6 +362,12 @@ fn code_of_one_architecture_says_what_the_cpu_says() {
     for entry in own {
         assert!(launches.contains(&entry.kernel), "{} was never launched", entry.kernel);
     }
+    // Of many rows, too, a step whose size comes again is a graph: three in each mode.
+    let graphs = launches.split("graph\t").skip(1).filter(|graph| {
+        let (items, launches) = graph.split_once('\n').expect("a line");
+        launches.lines().take(items.parse().expect("a number")).any(|launch| launch.contains("_rn_"))
+    });
+    assert!(graphs.count() >= 6, "steps of many rows are no graphs");
 }
 
 #[test]

@@ -390,6 +390,9 @@ impl Driver {
         let device = self.stream_device(stream, current)?;
         self.working(device)?;
         let work = self.graphs.get(&graph).ok_or(codes::INVALID_HANDLE)?.clone();
+        if let Some(path) = &self.settings.log {
+            log(path, &format!("graph\t{}", work.len()));
+        }
         for item in &work {
             self.perform(device, item)?;
         }
@@ -481,7 +484,7 @@ impl Driver {
         match result {
             Ok(stats) => {
                 if let Some(path) = &self.settings.log {
-                    log(path, launch, &stats);
+                    log_launch(path, launch, &stats);
                 }
             }
             Err(error) => {
@@ -501,9 +504,9 @@ fn report(what: &str) {
     eprintln!("fake CUDA driver (PTX interpreter): {what}");
 }
 
-fn log(path: &str, launch: &Launch<'_>, stats: &Stats) {
+fn log_launch(path: &str, launch: &Launch<'_>, stats: &Stats) {
     let line = format!(
-        "{}\t{:?}\t{:?}\t{}\t{}\t{}\n",
+        "{}\t{:?}\t{:?}\t{}\t{}\t{}",
         launch.kernel,
         launch.grid,
         launch.block,
@@ -511,11 +514,12 @@ fn log(path: &str, launch: &Launch<'_>, stats: &Stats) {
         stats.global_read.bytes,
         stats.global_written.bytes
     );
-    let written = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .and_then(|mut f| f.write_all(line.as_bytes()));
+    log(path, &line);
+}
+
+fn log(path: &str, line: &str) {
+    let written =
+        OpenOptions::new().create(true).append(true).open(path).and_then(|mut f| writeln!(f, "{line}"));
     if let Err(error) = written {
         report(&format!("{path}: {error}"));
     }

@@ -16,7 +16,8 @@ pub const FAIL_COPY: &str = "ATTAR_FAKE_CUDA_FAIL_COPY";
 pub const LOSE_AFTER: &str = "ATTAR_FAKE_CUDA_LOSE_AFTER";
 /// Asynchronous copies and the order of turns: `lazy` or `eager`; `lazy` where not said.
 pub const MODE: &str = "ATTAR_FAKE_CUDA_MODE";
-/// A file that gets a line for every launch: kernel, grid, block, warp instructions, bytes read and written.
+/// A file that gets a line for every launch: kernel, grid, block, warp instructions, bytes read and written; and one before those
+/// of a graph: `graph`, and how many items of work it has.
 pub const LOG: &str = "ATTAR_FAKE_CUDA_LOG";
 
 #[derive(Debug, Clone)]
