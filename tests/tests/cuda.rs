@@ -182,6 +182,24 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
             engine.truncate(second, before)?;
         }
     }
+    // Two engines at once, each on a thread of its own, of sizes that are captured and that are not yet.
+    let alone = |engine: &mut Engine| -> attar_runtime::Result<Vec<f32>> {
+        let sequence = engine.add_sequence()?;
+        let (mut batch, mut all) = (StepBatch::default(), Vec::new());
+        for count in [1u32, 17, 3, 17, 17, 1, 3, 17] {
+            batch.clear();
+            (0..count).for_each(|i| batch.push(sequence, (5 + 7 * i) % vocab, true));
+            all.extend_from_slice(engine.step(&batch)?);
+            engine.truncate(sequence, 0)?;
+        }
+        Ok(all)
+    };
+    let said = std::thread::scope(|scope| {
+        let threads = [(); 2].map(|()| scope.spawn(|| alone(&mut Engine::new(model.clone(), 64, 1)?)));
+        threads.map(|thread| thread.join().expect("a thread that ends"))
+    });
+    let [one, other] = said;
+    assert_eq!(one?, other?, "two engines at once");
     // A GPU takes more tokens in a step than it gives rows of logits.
     batch.clear();
     (0..513).for_each(|_| batch.push(second, 1, true));

@@ -20,7 +20,7 @@ const UPLOAD_CHUNKS: usize = 8;
 /// A GPU that a model was opened on.
 pub(crate) struct Device {
     pub(super) index: usize,
-    pub(super) stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
     pub(crate) target: String,
     /// By name.
     pub(super) kernels: BTreeMap<String, Kernel>,
@@ -159,7 +159,7 @@ impl Memory {
         let len =
             usize::try_from(bytes.max(1)).map_err(|_| fail(DriverError(Code::CUDA_ERROR_OUT_OF_MEMORY)))?;
         let whole = stream.alloc_zeros(len).map_err(fail)?;
-        // Nobody but the one stream uses it, so there is nothing to wait for.
+        // It is used on this stream alone, so there is nothing to wait for.
         let address = whole.device_ptr(stream).0;
         Ok(Memory { whole: Arc::new(whole), index, address, len: len as u64 })
     }
@@ -179,22 +179,32 @@ impl Memory {
         at.ok_or(DriverError(Code::CUDA_ERROR_INVALID_VALUE))
     }
 
-    /// The stream that all of it is used on, whose context the thread has then.
-    fn stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
+    /// The stream that it is used on.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        self.whole.stream()
+    }
+
+    /// The same for the driver, whose context the thread has then.
+    fn raw_stream(&self) -> std::result::Result<sys::CUstream, DriverError> {
         self.whole.context().bind_to_thread()?;
-        Ok(self.whole.stream().cu_stream())
+        Ok(self.stream().cu_stream())
     }
 
     /// Copies bytes from the host to a place in it. The copy is over when the stream is done.
-    pub(super) fn receive(&mut self, at: usize, from: &[u8]) -> std::result::Result<(), DriverError> {
+    ///
+    /// # Safety
+    /// Pinned bytes stay as they are until then; others are read before this returns.
+    pub(super) unsafe fn receive(&mut self, at: usize, from: &[u8]) -> std::result::Result<(), DriverError> {
         let to = self.place(at, from.len())?;
-        // SAFETY: the place is in this memory. Whoever calls leaves the bytes alone until the stream is done; what is
-        // not pinned is read before the call returns.
-        unsafe { result::memcpy_htod_async(to, from, self.stream()?) }
+        // SAFETY: the place is in this memory; the rest is the caller's word.
+        unsafe { result::memcpy_htod_async(to, from, self.raw_stream()?) }
     }
 
     /// Copies numbers from a place in it to the host. They are there when the stream is done.
-    pub(super) fn send<T: bytemuck::Pod>(
+    ///
+    /// # Safety
+    /// Nobody uses pinned numbers until then; others are there when this returns.
+    pub(super) unsafe fn send<T: bytemuck::Pod>(
         &self,
         at: usize,
         to: &mut [T],
@@ -202,7 +212,7 @@ impl Memory {
         let to = bytemuck::cast_slice_mut::<T, u8>(to);
         let from = self.place(at, to.len())?;
         // SAFETY: as in `receive`.
-        unsafe { result::memcpy_dtoh_async(to, from, self.stream()?) }
+        unsafe { result::memcpy_dtoh_async(to, from, self.raw_stream()?) }
     }
 
     pub(crate) fn address(&self) -> u64 {
@@ -221,7 +231,7 @@ impl Memory {
                 return Err(DriverError(Code::CUDA_ERROR_INVALID_VALUE));
             }
             // SAFETY: both places are in this memory and do not overlap.
-            unsafe { result::memcpy_dtod_async(places.1, places.0, len, self.stream()?) }
+            unsafe { result::memcpy_dtod_async(places.1, places.0, len, self.raw_stream()?) }
         };
         copy().map_err(|e| failed(self.index, "copying a page", e))
     }
@@ -262,7 +272,8 @@ impl Device {
                 ErrorKind::DeviceUnsupported { device, name, compute, needed: LEAST_COMPUTE, have }.into()
             );
         }
-        // SAFETY: everything is used on the one stream alone. Events of single allocations would make capturing graphs fail.
+        // SAFETY: what an engine has is used on its own stream alone, and weights are there before it is made. Events of single
+        // allocations would make capturing graphs fail.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(fail)?;
         let (target, kernels) = load_any(artifact, &context, index, &candidates)?;
@@ -277,10 +288,11 @@ impl Device {
         // What this is compiled to in machine code for compute capability 9.0 and later is not there in other code.
         let generation = target.strip_prefix("cuda:sm_").map(|name| name.trim_end_matches('a'));
         let overlaps = generation.and_then(|g| g.parse::<u32>().ok()).is_some_and(|g| g >= 90);
-        Ok(Device { index, stream, target, kernels, weights, programs, overlaps })
+        Ok(Device { index, context, target, kernels, weights, programs, overlaps })
     }
 
-    /// One arena of zeroed memory on this device, in two parts of so many bytes.
+    /// One arena of zeroed memory on this device, in two parts of so many bytes, with a stream of its own: several engines may
+    /// run at once.
     pub(crate) fn arena(
         &self,
         [first, second]: [u64; 2],
@@ -290,7 +302,8 @@ impl Device {
         // What is too much is more than any device has.
         let first = first.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
         let all = first.saturating_add(second);
-        Ok(Memory::zeroed(self.index, &self.stream, all, what, hint)?.split(first))
+        let stream = self.context.new_stream().map_err(|e| failed(self.index, "making a stream", e))?;
+        Ok(Memory::zeroed(self.index, &stream, all, what, hint)?.split(first))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`Device`] is a GPU with a model's kernels and weights on it; [`Runner`] runs steps of an engine there. What is
 //! allocated is allocated when they are made: the weights, and for each engine one arena with its KV cache, activations, inputs and
-//! logits. Steps are captured as graphs, one for each size, and replayed: what changes from step to step stands in device memory.
+//! logits. Each has a stream of its own, so that engines of one model may run at once. Steps are captured as graphs, one for each
+//! size, larger ones when their size comes again, and replayed: what changes from step to step stands in device memory.
 
 mod device;
 mod runner;

@@ -8,7 +8,7 @@ use attar_artifact::program::{
     ARGMAX, ARGMAX_THREADS, Arg, Program, StepBuffer, StepSize, TOP_K, TOP_K_MOST, TOP_K_THREADS,
 };
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaGraph, DriverError, PinnedHostSlice};
+use cudarc::driver::{CudaGraph, CudaStream, DriverError, PinnedHostSlice};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// mostly has the next launch ready before the one before is over: they become graphs when their size comes again, as that of
 /// many sequences, a token each, does.
 const GRAPH_TOKENS: u64 = 16;
-/// Graphs kept; the one that was made first gives way.
+/// Graphs kept; the one that was used the longest time ago gives way.
 const MOST_GRAPHS: usize = 64;
 /// Sizes of larger steps that are remembered.
 const MOST_SEEN: usize = 16;
@@ -50,6 +50,8 @@ pub(crate) struct Runner {
     device: Arc<Device>,
     /// Activations, then a step's inputs, its logits, and what was chosen of them.
     memory: Memory,
+    /// That of the memory, on which nothing else runs.
+    stream: Arc<CudaStream>,
     places: Places,
     vocab: u64,
     stride: u64,
@@ -60,6 +62,9 @@ pub(crate) struct Runner {
     answers: PinnedHostSlice<f32>,
     /// What was chosen on its way back.
     chosen: PinnedHostSlice<u8>,
+    /// Whether a step was started whose results were not received.
+    under_way: bool,
+    /// The one used last at the end.
     graphs: Vec<(StepKind, CudaGraph)>,
     /// Larger steps of which there is no graph, the last one at the end.
     seen: VecDeque<StepKind>,
@@ -135,7 +140,8 @@ impl Runner {
     /// `memory` has [`Runner::bytes`].
     pub(crate) fn new(device: Arc<Device>, sizes: &RunnerSizes, memory: Memory) -> Result<Runner> {
         let places = Places::of(&device, sizes);
-        let context = device.stream.context();
+        let stream = memory.stream().clone();
+        let context = stream.context();
         let fail = |e| failed(device.index, "allocating memory", e);
         let rows = PINNED_ROWS.min(sizes.rows as usize);
         // SAFETY: numbers of any value; they are written before they are read.
@@ -152,6 +158,7 @@ impl Runner {
         Ok(Runner {
             device,
             memory,
+            stream,
             places,
             vocab,
             stride,
@@ -159,6 +166,7 @@ impl Runner {
             staging,
             answers,
             chosen,
+            under_way: false,
             graphs,
             seen,
         })
@@ -189,17 +197,18 @@ impl Runner {
         let fail = |e| failed(device.index, "running a step", e);
         let program = device.programs.get(index).ok_or(ErrorKind::NoCudaCode)?;
         if let Some(times) = times {
-            device.stream.synchronize().map_err(fail)?;
+            self.stream.synchronize().map_err(fail)?;
             for call in self.calls(program, size, &places, keys, wanted)? {
                 let start = Instant::now();
-                self.launch(&call, false).and_then(|()| device.stream.synchronize()).map_err(fail)?;
+                self.launch(&call, false).and_then(|()| self.stream.synchronize()).map_err(fail)?;
                 times.push(start.elapsed());
             }
             return Ok(());
         }
         let kind = (index, size, wanted);
-        if let Some((_, graph)) = self.graphs.iter().find(|(k, _)| *k == kind) {
-            return graph.launch().map_err(fail);
+        if let Some(at) = self.graphs.iter().position(|(k, _)| *k == kind) {
+            self.graphs[at..].rotate_left(1);
+            return self.graphs.last().map_or(Ok(()), |(_, graph)| graph.launch()).map_err(fail);
         }
         let calls = self.calls(program, size, &places, keys, wanted)?;
         if size.tokens > GRAPH_TOKENS && !self.seen.contains(&kind) {
@@ -234,7 +243,10 @@ impl Runner {
         let parts = parts.chain(inputs.rope.iter().copied()).chain([inputs.block_tables]);
         let start = self.memory.address() + self.places.inputs;
         let (mut at, mut places) = (0u64, Vec::with_capacity(5 + inputs.rope.len()));
-        // Waits for the copy before, which a step's end has waited for already.
+        if std::mem::replace(&mut self.under_way, true) {
+            // A step that failed left its copy alone.
+            self.stream.synchronize().map_err(fail)?;
+        }
         let staging = self.staging.as_mut_slice().map_err(fail)?;
         for part in parts {
             let to = staging.get_mut(at as usize..at as usize + part.len());
@@ -246,7 +258,8 @@ impl Runner {
             at = (at + part.len() as u64).next_multiple_of(ALIGN);
         }
         let sent = staging.get(..at as usize).unwrap_or_default();
-        self.memory.receive(self.places.inputs as usize, sent).map_err(fail)?;
+        // SAFETY: the next step's inputs wait for this copy, see above.
+        unsafe { self.memory.receive(self.places.inputs as usize, sent) }.map_err(fail)?;
         Ok(places)
     }
 
@@ -255,14 +268,15 @@ impl Runner {
     pub(crate) fn receive_chosen<T: bytemuck::Pod>(&mut self, count: u64) -> Result<&[T]> {
         let index = self.device.index;
         let fail = |e| failed(index, "running a step", e);
-        let stream = self.device.stream.clone();
         let to = self.chosen.as_mut_slice().map_err(fail)?;
         let to = to.get_mut(..count as usize * size_of::<T>()).unwrap_or_default();
         if !to.is_empty() {
-            self.memory.send(self.places.choices as usize, to).map_err(fail)?;
+            // SAFETY: nobody uses them before the stream is done.
+            unsafe { self.memory.send(self.places.choices as usize, to) }.map_err(fail)?;
         }
         // Errors of kernels show here.
-        stream.synchronize().map_err(fail)?;
+        self.stream.synchronize().map_err(fail)?;
+        self.under_way = false;
         // Pinned memory begins at a page.
         Ok(bytemuck::cast_slice(to))
     }
@@ -272,16 +286,17 @@ impl Runner {
     pub(crate) fn receive_logits<'a>(&'a mut self, rows: u64, many: &'a mut [f32]) -> Result<&'a [f32]> {
         let index = self.device.index;
         let fail = |e| failed(index, "running a step", e);
-        let stream = self.device.stream.clone();
         let count = (rows * self.vocab) as usize;
         let small = rows as usize <= PINNED_ROWS;
         let to = if small { self.answers.as_mut_slice().map_err(fail)? } else { many };
         let to = to.get_mut(..count).unwrap_or_default();
         if count > 0 {
-            self.memory.send(self.places.logits as usize, to).map_err(fail)?;
+            // SAFETY: as above.
+            unsafe { self.memory.send(self.places.logits as usize, to) }.map_err(fail)?;
         }
         // Errors of kernels show here.
-        stream.synchronize().map_err(fail)?;
+        self.stream.synchronize().map_err(fail)?;
+        self.under_way = false;
         Ok(to)
     }
 
@@ -352,7 +367,7 @@ impl Runner {
     fn launch(&self, call: &Call<'_>, early: bool) -> std::result::Result<(), DriverError> {
         // SAFETY: the reader has checked that every range lies in the memory it is in, for this step; kernels write nothing
         // else, which is the compiler's word, covered by the section's hash. A kernel takes 8 bytes for each argument.
-        unsafe { call.kernel.launch(&self.device.stream, call.grid, call.threads, &call.args, early) }
+        unsafe { call.kernel.launch(&self.stream, call.grid, call.threads, &call.args, early) }
     }
 
     /// Launches a step, each launch as early as it may.
@@ -363,7 +378,7 @@ impl Runner {
     }
 
     fn capture(&self, calls: &[Call<'_>]) -> std::result::Result<Option<CudaGraph>, DriverError> {
-        let stream = &self.device.stream;
+        let stream = &self.stream;
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let launched = self.launch_all(calls);
         // The capture must be ended, whatever happened in it.
