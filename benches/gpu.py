@@ -238,7 +238,13 @@ def main():
     parser.add_argument("--minutes", type=float, default=8, help="after which nothing is timed but Attar")
     parser.add_argument("--llama-batched-bench", default=shutil.which("llama-batched-bench"), help="of a llama.cpp with CUDA")
     options = parser.parse_args()
-    deadline = time.monotonic() + 60 * options.minutes
+    shapes = options.shapes.split(",")
+    started, other = time.monotonic(), options.llama_batched_bench
+    if other and not llama_cpp.has_cuda(other):
+        print(f"{other} shows no GPU and is not timed")
+        other = None
+    elif not other:
+        print("without llama-batched-bench: llama.cpp is not timed")
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         import torch
@@ -249,7 +255,7 @@ def main():
         torch, copy, matrix = None, None, None
         print(f"without PyTorch ({problem}): no limits, nothing to compare with")
     results, right = {"copy_bytes_per_second": copy, "matrix_flops": matrix}, True
-    for name in options.shapes.split(","):
+    for place, name in enumerate(shapes):
         config, folder = SHAPES[name], options.folder / name
         print(f"\n{name}: making the checkpoint and compiling it")
         write_checkpoint(folder, config)
@@ -271,23 +277,26 @@ def main():
                 rows.append({"batch": batch, "context": context, "ms": tests[-1]["step_ms"]})
                 print(f"    batch {batch}, context {context}: {tests[-1]['step_ms']:.3f} ms", flush=True)
         prompt = bench(options.attar, model, "--prompt", PROMPT, "--generate", 0)[0]["step_ms"]
+        # Of the time, each shape gets its share, and of that each of two peers.
+        share = 60 * options.minutes / len(shapes)
+        until = started + share * (place + 1)
         theirs = {}
         if torch:
             try:
-                theirs = torch_steps(torch, config, deadline)
+                theirs = torch_steps(torch, config, until - (share / 2 if other else 0))
             except Exception as problem:  # What is timed beside must not cost what was timed already.
                 print(f"  torch: {problem}")
             torch.cuda.empty_cache()
         others, other_prompt = {}, None
-        if options.llama_batched_bench:
-            other = options.folder / f"{name}.gguf"
+        if other and time.monotonic() < until:
+            path = options.folder / f"{name}.gguf"
             try:
-                llama_cpp.write_gguf(other, config, tensors(config))
-                others, other_prompt = llama_cpp.steps(options.llama_batched_bench, other, CONTEXTS, BATCHES, PROMPT,
-                                                       lambda: deadline - time.monotonic(), ("-ngl", 99, "-fa", "on"))
+                llama_cpp.write_gguf(path, config, tensors(config))
+                others, other_prompt = llama_cpp.steps(other, path, CONTEXTS, BATCHES, PROMPT, lambda: until - time.monotonic(),
+                                                       ("-ngl", 99, "-fa", "on"))
             except Exception as problem:  # As above.
                 print(f"  llama.cpp: {problem}")
-            other.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         for row in rows:
             case = row["batch"], row["context"]
             row["of_copy"] = weights / (row["ms"] / 1e3) / copy if copy else None
@@ -296,9 +305,9 @@ def main():
         # The head is multiplied with the last row only.
         matrices = sum(int(np.prod(d)) for n, d, _ in tensors(config) if len(d) == 2 and ".layers." in n)
         rate = 2 * matrices * PROMPT / (prompt / 1e3)
-        share = f", {rate / matrix:.0%} of the product's rate" if matrix else ""
+        fraction = f", {rate / matrix:.0%} of the product's rate" if matrix else ""
         beside = f", llama.cpp {other_prompt:.1f} ms" if other_prompt else ""
-        print(f"  prompt of {PROMPT}: {prompt:.1f} ms, {rate / 1e12:.0f} TFLOP/s{share}{beside}")
+        print(f"  prompt of {PROMPT}: {prompt:.1f} ms, {rate / 1e12:.0f} TFLOP/s{fraction}{beside}")
         results[name] = {"weight_bytes": weights, "steps": rows, "prompt_ms": prompt, "prompt_flops": rate,
                          "llama_cpp_prompt_ms": other_prompt}
         model.unlink()

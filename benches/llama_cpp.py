@@ -49,6 +49,12 @@ def write_gguf(path, config, tensors):
     writer.close()
 
 
+def has_cuda(program):
+    """Whether it shows a GPU of CUDA; without one it would time the CPU."""
+    said = subprocess.run([str(program), "--list-devices"], capture_output=True, text=True)
+    return "CUDA0" in said.stdout + said.stderr
+
+
 def bench(program, path, context, prompt, batches, tokens, seconds, options=()):
     """Lines of the benchmark, a dictionary each: behind `prompt` tokens, which sequences share, `tokens` of each sequence."""
     command = [program, "-m", path, "-c", context, "-b", 2048, "-ub", 2048, "-npp", prompt, "-ntg", tokens]
@@ -62,19 +68,25 @@ def bench(program, path, context, prompt, batches, tokens, seconds, options=()):
 
 
 def steps(program, path, contexts, batches, prompt, remaining, options=()):
-    """Milliseconds of a step by batch and context, and of a prompt, as far as the `remaining()` seconds allow."""
+    """Milliseconds of a step by batch and context, and of a prompt, as far as the `remaining()` seconds allow. Everything is done
+    twice in a process, and the second time counts."""
     out, tokens = {}, 32
+
+    def timed(what, *arguments):
+        if remaining() <= 0:
+            return None
+        try:
+            return bench(program, path, *arguments, remaining(), options)[-1]
+        except (RuntimeError, subprocess.TimeoutExpired) as problem:
+            print(f"  llama.cpp, {what}: {problem}")
+            return None
+
+    # In calls of their own: what has no room must not cost the rest.
     for context in contexts:
-        # With everything in one call, what has no room costs the rest.
         for batch in batches:
-            if remaining() <= 0:
-                return out, None
-            try:
-                said = bench(program, path, batch * (context + tokens), context, [batch], tokens, remaining(), options)
-                out[batch, context] = said[-1]["t_tg"] / tokens * 1e3
-            except (RuntimeError, subprocess.TimeoutExpired) as problem:
-                print(f"  llama.cpp, batch {batch}, context {context}: {problem}")
-    if remaining() <= 0:
-        return out, None
-    said = bench(program, path, prompt + 64, prompt, [1], 1, remaining(), options)
-    return out, said[-1]["t_pp"] * 1e3
+            what = f"batch {batch}, context {context}"
+            said = timed(what, batch * (context + tokens), context, [batch, batch], tokens)
+            if said:
+                out[batch, context] = said["t_tg"] / tokens * 1e3
+    said = timed(f"prompt of {prompt}", prompt + 64, prompt, [1, 1], 1)
+    return out, said and said["t_pp"] * 1e3

@@ -41,13 +41,13 @@ impl CudaTarget {
         self == CudaTarget::Sm { compute: 90, specific: true }
     }
 
-    /// Shared memory of a block that asks for as much as serves it: half of a multiprocessor's, where that is more than
-    /// what every GPU gives a block.
+    /// Shared memory of a block of which two should find room on a multiprocessor, where one has more than it must give a block.
     pub(crate) fn shared_bytes(self) -> usize {
-        /// Of 228 KiB two blocks have half each, but for what each is charged beside.
-        const HALF: usize = (114 << 10) - 1024;
+        // A block is charged 1 KiB beside.
+        let of_two = |kib: usize| (kib << 10) / 2 - 1024;
         match self {
-            CudaTarget::Sm { compute: 90 | 100, .. } => HALF,
+            CudaTarget::Sm { compute: 80, .. } => of_two(164),
+            CudaTarget::Sm { compute: 90 | 100, .. } => of_two(228),
             CudaTarget::Sm { .. } | CudaTarget::Ptx => CudaTarget::LEAST_SHARED,
         }
     }

@@ -20,6 +20,7 @@ type Shape = (usize, usize, usize, usize, usize);
 
 const SMOLLM2_135M: Shape = (576, 1536, 9, 3, 64);
 const LLAMA_3_8B: Shape = (4096, 14336, 32, 8, 128);
+const LLAMA_3_70B: Shape = (8192, 28672, 64, 8, 128);
 
 fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
     let mut all = Vec::new();
@@ -81,6 +82,11 @@ fn kernels((dim, ffn, heads, kv_heads, head_dim): Shape) -> Vec<CudaSpec> {
         all.push(CudaSpec::Plain(KernelSpec::Elementwise { op, dim }));
     }
     all
+}
+
+/// Those of [`kernels`] that norm a row, of which a thread keeps the more the longer it is.
+fn norms(shape: Shape) -> Vec<CudaSpec> {
+    kernels(shape).into_iter().filter(|spec| matches!(spec, CudaSpec::NormLinear { .. })).collect()
 }
 
 /// Attention at every shape of its tiles: what is unrolled there takes most registers of all.
@@ -176,6 +182,17 @@ fn check(spec: &CudaSpec, kernel: &CompiledKernel, target: CudaTarget) {
         // Few enough for four blocks at a time, three with the largest table, so that loads of many threads are under way.
         let most = if l.format.code_bits() == 6 { 80 } else { 64 };
         assert!(used.registers <= most, "{at}: {used:?}");
+        if target.has_wgmma() && l.format.code_bits() <= 4 && l.k <= 14336 {
+            // Of shared memory there is enough for as many, each of which is charged 1 KiB beside.
+            assert!(4 * (used.shared + given + 1024) <= 228 << 10, "{at}: {used:?} and {given}");
+        }
+    }
+    if let CudaSpec::Linear(l) = spec
+        && l.rows == RowTile::Small
+        && l.format.wants_int8_activations()
+        && target.has_wgmma()
+    {
+        assert!(2 * (used.shared + given + 1024) <= 228 << 10, "{at}: {used:?} and {given}");
     }
 }
 
@@ -187,6 +204,7 @@ fn kernels_of_real_shapes_keep_within_the_machine() {
     for (target, specs) in [
         ("cuda:sm_80", kernels(SMOLLM2_135M)),
         ("cuda:sm_90a", kernels(LLAMA_3_8B)),
+        ("cuda:sm_90a", norms(LLAMA_3_70B)),
         ("cuda:sm_80", attention()),
         ("cuda:sm_90a", attention()),
     ] {

@@ -11,7 +11,7 @@ constexpr int CHANNELS = 16 * BLOCKS;
 constexpr int STRIDE = CHANNELS + 1;
 /// A four of groups, codes and then scales. Codes of neighbouring groups stand so far apart that a row of each of the four lies in
 /// other banks.
-constexpr int GROUP_STRIDE = GROUP_CODES + 32, FIELDS_AT = 4 * GROUP_STRIDE;
+constexpr int GROUP_STRIDE = GROUP_CODES + 32, FIELDS_AT = 4 * GROUP_STRIDE - 32;
 constexpr int PIECE = FIELDS_AT + 4 * GROUP_FIELDS;
 
 /// Where a lane copies its part of a warp's next four of groups from, and where to.

@@ -28,9 +28,13 @@ struct Stage {
   alignas(16) Piece pieces[OWN];
   Slice rows[TILES_OF_ROWS * 8];
 };
-union Shared {
-  Stage stages[WARPS][STAGES];
-  float parts[SPLITS][ROWS][STRIDE];
+struct Shared {
+  union {
+    Stage stages[WARPS][STAGES];
+    float parts[SPLITS][ROWS][STRIDE];
+  };
+  /// By which sums of a channel are multiplied.
+  float channel_scales[CHANNELS];
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "as much as the launch gives");
 
@@ -39,29 +43,24 @@ __device__ __forceinline__ void copy_word_async(u32 to, const void *from, bool t
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
 }
 
-/// Where a lane copies its part of the next four of groups from.
+/// What a warp copies fours of groups from.
 struct Source {
-  const u8 *codes, *fields, *row_codes, *row_scales;
-  /// The first of the blocks of channels that are there, and how many are.
+  const u8 *x;
+  int rows;
+  /// The first of its blocks of channels that are there, and how many are.
   const u8 *block;
   int owned;
 
-  __device__ __forceinline__ Source(const u8 *packed, const u8 *x, int first_block, int first) {
-    const int lane = threadIdx.x % 32;
+  __device__ __forceinline__ Source(const u8 *packed, const u8 *x, int rows, int first_block) : x(x), rows(rows) {
     owned = min(OWN, (W::N + 15) / 16 - first_block);
     block = packed + W::HEADER + (size_t)(owned > 0 ? first_block : 0) * W::BLOCK;
-    codes = block + W::CODES + first * GROUP_CODES + lane * 16;
-    fields = block + W::FIELDS + first * GROUP_FIELDS + lane * 16;
-    // Eight lanes have the codes of a row. Two have its scales and sums where they begin at multiples of 16 bytes, else eight.
-    row_codes = x + (size_t)(lane / 8) * X::STRIDE + first * 32 + lane % 8 * 16;
-    row_scales = WHOLE ? x + (size_t)(lane / 2) * X::STRIDE + (lane % 2 ? X::SUMS : X::SCALES) + first * 4
-                       : x + (size_t)(lane / 8) * X::STRIDE + (lane % 8 / 4 ? X::SUMS : X::SCALES) + (first + lane % 4) * 4;
   }
 
-  /// Asks for weights; there are `there` more groups.
-  __device__ __forceinline__ void ask_for_weights(const Stage &stage, int there) {
-    const int lane = threadIdx.x % 32;
+  /// Asks for the weights of the four that begins with group `first`.
+  __device__ __forceinline__ void ask_for_weights(const Stage &stage, int first) const {
+    const int lane = threadIdx.x % 32, there = W::GROUPS - first;
     const u32 to = shared_address(&stage) + lane * 16;
+    const u8 *codes = block + W::CODES + lane * 16 + first * GROUP_CODES, *fields = block + W::FIELDS + lane * 16 + first * GROUP_FIELDS;
 #pragma unroll
     for (int own = 0; own < OWN; ++own) {
       const int bytes = W::N % CHANNELS == 0 || own < owned ? 16 : 0;
@@ -73,30 +72,34 @@ struct Source {
       if (lane * 16 < 4 * GROUP_FIELDS)
         copy_async(to + own * sizeof(Piece) + 4 * GROUP_CODES, fields + own * W::BLOCK, WHOLE || lane * 16 < there * GROUP_FIELDS ? bytes : 0);
     }
-    codes += SPLITS * 4 * GROUP_CODES, fields += SPLITS * 4 * GROUP_FIELDS;
   }
 
-  /// Asks for what `rows` rows, of up to `TILES` times eight, have there.
+  /// Asks for what rows, up to `TILES` times eight, have there.
   template <int TILES>
-  __device__ __forceinline__ void ask_for_rows(const Stage &stage, int rows, int there) {
-    const int lane = threadIdx.x % 32;
+  __device__ __forceinline__ void ask_for_rows(const Stage &stage, int first) const {
+    const int lane = threadIdx.x % 32, there = W::GROUPS - first;
     const u32 to = shared_address(stage.rows);
+    // Eight lanes have the codes of a row.
+    const u8 *codes = x + (lane / 8 * X::STRIDE + lane % 8 * 16 + first * 32);
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) {
       const bool has = i * 4 + lane / 8 < rows && (WHOLE || lane % 8 < 2 * there);
-      copy_async(to + (i * 4 + lane / 8) * sizeof(Slice) + lane % 8 * 16, row_codes + i * 4 * X::STRIDE, has ? 16 : 0);
+      copy_async(to + (i * 4 + lane / 8) * sizeof(Slice) + lane % 8 * 16, codes + i * 4 * X::STRIDE, has ? 16 : 0);
     }
     constexpr int SCALES_AT = sizeof(Slice::codes);
     if constexpr (WHOLE) {
+      // Two have its scales and sums.
+      const u8 *scales = x + (lane / 2 * X::STRIDE + (lane % 2 ? X::SUMS : X::SCALES) + first * 4);
       if (TILES == 2 || lane < 16)
-        copy_async(to + lane / 2 * sizeof(Slice) + SCALES_AT + lane % 2 * 16, row_scales, lane / 2 < rows ? 16 : 0);
+        copy_async(to + lane / 2 * sizeof(Slice) + SCALES_AT + lane % 2 * 16, scales, lane / 2 < rows ? 16 : 0);
     } else {
+      // Sums need not begin at a multiple of 16 bytes.
+      const u8 *scales = x + (lane / 8 * X::STRIDE + (lane % 8 / 4 ? X::SUMS : X::SCALES) + (first + lane % 4) * 4);
 #pragma unroll
       for (int i = 0; i < 2 * TILES; ++i)
-        copy_word_async(to + (i * 4 + lane / 8) * sizeof(Slice) + SCALES_AT + lane % 8 * 4, row_scales + i * 4 * X::STRIDE,
+        copy_word_async(to + (i * 4 + lane / 8) * sizeof(Slice) + SCALES_AT + lane % 8 * 4, scales + i * 4 * X::STRIDE,
                         i * 4 + lane / 8 < rows && lane % 4 < there);
     }
-    row_codes += SPLITS * 128, row_scales += SPLITS * 16;
   }
 };
 
@@ -131,15 +134,8 @@ __device__ __forceinline__ void add(Sums<TILES> &sums, const Table &table, const
     if (!WHOLE && t >= there) fields[own].clear();
     pair[own] = fields[own].scales();
   }
-  float scales[TILES][2][4];
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const Four four = *(const Four *)stage.rows[tile * 8 + 2 * t + c].scales;
-      scales[tile][c][0] = bits_to_float(four.x), scales[tile][c][1] = bits_to_float(four.y);
-      scales[tile][c][2] = bits_to_float(four.z), scales[tile][c][3] = bits_to_float(four.w);
-    }
     if constexpr (!W::BF16_SCALES) {
       const Slice &row = stage.rows[tile * 8 + g];
       const float added = row.scales[t] * (float)row.codes_sums[t], high = shortened(added);
@@ -148,8 +144,16 @@ __device__ __forceinline__ void add(Sums<TILES> &sums, const Table &table, const
         multiply_floats(sums.of[own][tile], fields[own].added(table, 0), fields[own].added(table, 1), high, added - high);
     }
   }
+  // Of two groups at a time.
+  Two scales[TILES][2];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
+    if (i % 2 == 0) {
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) scales[tile][c] = *(const Two *)(stage.rows[tile * 8 + 2 * t + c].scales + i);
+    }
     Two eight[TILES];
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) eight[tile] = activations(stage.rows[tile * 8 + g].codes, i, t);
@@ -169,7 +173,8 @@ __device__ __forceinline__ void add(Sums<TILES> &sums, const Table &table, const
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           float product = fmaf(__int_as_float(products[c]), scale[c / 2], start[c / 2]);
-          sums.of[own][tile][c] = fmaf(product, scales[tile][c % 2][i], sums.of[own][tile][c]);
+          const Two &both_scales = scales[tile][c % 2];
+          sums.of[own][tile][c] = fmaf(product, bits_to_float(i % 2 ? both_scales.y : both_scales.x), sums.of[own][tile][c]);
         }
       }
     }
@@ -179,30 +184,28 @@ __device__ __forceinline__ void add(Sums<TILES> &sums, const Table &table, const
 /// All of a warp's products, from group `split` * 4 on, which it leaves where stages were. The weights of the first stages are
 /// asked for already.
 template <bool SPLIT_SIGNS, int TILES>
-__device__ __forceinline__ void multiply_all(Shared &shared, const Table &table, Source &source, int rows,
-                                             const float (&row_scales)[OWN][2]) {
+__device__ __forceinline__ void multiply_all(Shared &shared, const Table &table, const Source &source) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int split = warp / COLUMNS, column = warp % COLUMNS;
   Stage *const stages = shared.stages[warp];
   Sums<TILES> sums = {};
-  int there = W::GROUPS - split * 4;
 #pragma unroll
   for (int stage = 0; stage < STAGES; ++stage) {
-    const int later = there - stage * SPLITS * 4;
-    if (later > 0) source.ask_for_rows<TILES>(stages[stage], rows, later);
+    const int first = (split + stage * SPLITS) * 4;
+    if (first < W::GROUPS) source.ask_for_rows<TILES>(stages[stage], first);
     commit_copies();
   }
   int at = 0;
 #pragma unroll 1
-  for (; there > 0; there -= SPLITS * 4) {
+  for (int first = split * 4; first < W::GROUPS; first += SPLITS * 4) {
     Stage &stage = stages[at];
     wait_for_copies<STAGES - 1>();
     __syncwarp();
-    add<SPLIT_SIGNS, TILES>(sums, table, stage, there);
+    add<SPLIT_SIGNS, TILES>(sums, table, stage, W::GROUPS - first);
     __syncwarp();
-    if (const int later = there - STAGES * SPLITS * 4; later > 0) {
-      source.ask_for_weights(stage, later);
-      source.ask_for_rows<TILES>(stage, rows, later);
+    if (const int next = first + STAGES * SPLITS * 4; next < W::GROUPS) {
+      source.ask_for_weights(stage, next);
+      source.ask_for_rows<TILES>(stage, next);
     }
     commit_copies();
     at = at + 1 == STAGES ? 0 : at + 1;
@@ -215,7 +218,7 @@ __device__ __forceinline__ void multiply_all(Shared &shared, const Table &table,
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int row = tile * 8 + 2 * t + c % 2, channel = (column * OWN + own) * 16 + 2 * g + c / 2;
-        if (ROWS % 8 == 0 || row < ROWS) shared.parts[split][row][channel] = sums.of[own][tile][c] * row_scales[own][c / 2];
+        if (ROWS % 8 == 0 || row < ROWS) shared.parts[split][row][channel] = sums.of[own][tile][c];
       }
   __syncthreads();
 }
@@ -224,24 +227,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
 KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   extern __shared__ Four given[];
   Shared &shared = *(Shared *)given;
-  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, rows = (int)row_count;
+  const int warp = threadIdx.x / 32, rows = (int)row_count;
   const int first_channel = blockIdx.x * CHANNELS;
   let_next_launch_begin();
   Table table;
   table.load(packed);
   const int first_block = blockIdx.x * BLOCKS + warp % COLUMNS * OWN, split = warp / COLUMNS;
-  Source source(packed, x, first_block, split * 4);
-  float row_scales[OWN][2];
-#pragma unroll
-  for (int own = 0; own < OWN; ++own) {
-    const float *scales = (const float *)(packed + W::HEADER + (size_t)min(first_block + own, (W::N + 15) / 16 - 1) * W::BLOCK);
-#pragma unroll
-    for (int c = 0; c < 2; ++c) row_scales[own][c] = W::BF16_SCALES ? 1.f : scales[2 * g + c];
-  }
+  const Source source(packed, x, rows, first_block);
+  // A thread finishes one channel, of one row after the other.
+  static_assert(WARPS * 32 % CHANNELS == 0, "the same channel each time");
+  const int c = threadIdx.x % CHANNELS, n = first_channel + c;
+  if (!W::BF16_SCALES && threadIdx.x < CHANNELS)
+    shared.channel_scales[c] = n < W::N ? ((const float *)(packed + W::HEADER + (size_t)(n / 16) * W::BLOCK))[n % 16] : 0.f;
 #pragma unroll
   for (int stage = 0; stage < STAGES; ++stage) {
-    const int there = W::GROUPS - (split + stage * SPLITS) * 4;
-    if (there > 0) source.ask_for_weights(shared.stages[warp][stage], there);
+    const int first = (split + stage * SPLITS) * 4;
+    if (first < W::GROUPS) source.ask_for_weights(shared.stages[warp][stage], first);
   }
 #pragma unroll
   for (int own = 0; own < OWN; ++own)
@@ -254,24 +255,25 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
   if (from) {
 #pragma unroll
     for (int time = 0; time < TIMES; ++time) {
-      const int i = time * WARPS * 32 + threadIdx.x, m = i / CHANNELS, n = first_channel + i % CHANNELS;
+      const int m = (time * WARPS * 32 + threadIdx.x) / CHANNELS;
       if (m < rows && n < W::N) before[time] = from[(size_t)m * W::N + n];
     }
   }
   if (table.has_split_signs()) {
-    if (TILES_OF_ROWS == 1 || rows <= 8) multiply_all<true, 1>(shared, table, source, rows, row_scales);
-    else multiply_all<true, TILES_OF_ROWS>(shared, table, source, rows, row_scales);
+    if (TILES_OF_ROWS == 1 || rows <= 8) multiply_all<true, 1>(shared, table, source);
+    else multiply_all<true, TILES_OF_ROWS>(shared, table, source);
   } else {
-    if (TILES_OF_ROWS == 1 || rows <= 8) multiply_all<false, 1>(shared, table, source, rows, row_scales);
-    else multiply_all<false, TILES_OF_ROWS>(shared, table, source, rows, row_scales);
+    if (TILES_OF_ROWS == 1 || rows <= 8) multiply_all<false, 1>(shared, table, source);
+    else multiply_all<false, TILES_OF_ROWS>(shared, table, source);
   }
 #pragma unroll
   for (int time = 0; time < TIMES; ++time) {
-    const int i = time * WARPS * 32 + threadIdx.x, m = i / CHANNELS, c = i % CHANNELS, n = first_channel + c;
+    const int m = (time * WARPS * 32 + threadIdx.x) / CHANNELS;
     if (m >= rows) break;
     float sum = shared.parts[0][m][c];
 #pragma unroll
     for (int s = 1; s < SPLITS; ++s) sum += shared.parts[s][m][c];
+    if (!W::BF16_SCALES) sum *= shared.channel_scales[c];
     if constexpr (EPILOGUE == STORE || EPILOGUE == RESIDUAL) {
       const float *added = BIAS_ARGUMENT;
       if (n < W::N) ((float *)out)[(size_t)m * W::N + n] = before[time] + (sum + (added ? added[n] : 0.f));

@@ -160,7 +160,8 @@ const RING_BYTES: usize = 4608;
 
 /// Most fours of groups that a warp has on their way beside rows.
 const MOST_STAGES: usize = 4;
-/// Channels of a matrix of whose pairs of blocks there are enough for the multiprocessors of a large GPU.
+/// Channels of a matrix of which there are about as many pairs of blocks as multiprocessors of a large GPU. With fewer pairs some
+/// would have nothing to do; with single blocks what is read of the rows would be twice as much, and more than the weights.
 const TALL: usize = 4096;
 
 /// Bytes of a four of groups of a block of channels.
@@ -171,8 +172,8 @@ fn piece_bytes(format: FormatRef) -> usize {
 
 /// Fours of groups of a product with one row that a warp has on their way, and bytes of one.
 fn ring(linear: &LinearSpec) -> (usize, usize) {
-    // Groups' codes stand apart.
-    let piece = piece_bytes(linear.format) + 4 * 32;
+    // Between groups' codes are 32 bytes.
+    let piece = piece_bytes(linear.format) + 3 * 32;
     ((RING_BYTES.div_ceil(piece)).clamp(2, 8), piece)
 }
 
@@ -196,8 +197,9 @@ const SLICE_BYTES: usize = 160;
 
 /// Whether shared memory has room for two stages with two blocks of channels each.
 fn two_fit(format: FormatRef) -> bool {
-    let stages = SMALL_WARPS * 2 * (2 * piece_bytes(format) + 16 * SLICE_BYTES);
-    !format.is_uncompressed() && stages <= CudaTarget::LEAST_SHARED
+    // Beside them are the scales of up to four blocks.
+    let shared = SMALL_WARPS * 2 * (2 * piece_bytes(format) + 16 * SLICE_BYTES) + 4 * 64;
+    !format.is_uncompressed() && shared <= CudaTarget::LEAST_SHARED
 }
 
 /// How a product with a few rows is shared out.
@@ -217,12 +219,20 @@ impl FewRows {
     fn of(linear: &LinearSpec, target: CudaTarget) -> FewRows {
         let blocks = small_blocks(linear);
         let tiles = if linear.rows == RowTile::One { 1 } else { 2 };
-        let own = if blocks > 1 && two_fit(linear.format) { 2 } else { 1 };
-        let stage = own * piece_bytes(linear.format) + tiles * 8 * SLICE_BYTES;
-        let stages = (target.shared_bytes() / (SMALL_WARPS * stage)).clamp(1, MOST_STAGES);
+        let stage = |own: usize| SMALL_WARPS * (own * piece_bytes(linear.format) + tiles * 8 * SLICE_BYTES);
+        let (room, scales) = (target.shared_bytes(), 4 * 16 * blocks);
+        // More registers would be needed for four blocks of wider codes.
+        let four = blocks == 4 && linear.format.code_bits() <= 4 && 2 * stage(4) + scales <= room;
+        let own = match blocks {
+            _ if four => 4,
+            2.. if two_fit(linear.format) => 2,
+            _ => 1,
+        };
+        // Two stages find room for a block everywhere.
+        let stages = ((room - scales) / stage(own)).clamp(2, MOST_STAGES);
         let splits = SMALL_WARPS * own / blocks;
         let parts = 4 * splits * tiles * 8 * (16 * blocks + 1);
-        let shared = (SMALL_WARPS * stages * stage).max(parts).next_multiple_of(16);
+        let shared = (stages * stage(own)).max(parts).next_multiple_of(16) + scales;
         FewRows { own, tiles, stages, shared }
     }
 }

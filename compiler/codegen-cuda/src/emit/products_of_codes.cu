@@ -15,8 +15,8 @@ constexpr int GROUP_CODES = W::GROUP_ROWS * 64, GROUP_FIELDS = W::BF16_SCALES ? 
 constexpr int MOST_EARLY_BLOCKS = 1024;
 
 /// Asks for up to `most` groups of a block of channels, from group `first` on, so that they are in the L2 cache when they are
-/// copied. A warp asks for what it will copy next, behind what it has asked for already: otherwise memory would be idle until the
-/// launches before have ended and activations are there.
+/// copied. The warps of a block share out what all of them will copy behind what they have asked for already: otherwise memory
+/// would be idle until the launches before have ended and activations are there.
 __device__ __forceinline__ void fetch_groups_ahead(const u8 *block, int first, int most) {
   const int groups = min(most, W::GROUPS - first);
   if (groups <= 0 || gridDim.x > MOST_EARLY_BLOCKS || threadIdx.x % 32 != 0) return;

@@ -108,8 +108,9 @@ struct Quantized {
 /// Quantizes a row of which `value` gives the numbers of a time; `take` gets a time's codes, their scale and their sum.
 template <typename Value, typename Take>
 __device__ __forceinline__ void quantize_row(Value value, Take take) {
-  constexpr int COUNT = TIMES < 4 ? TIMES : 4;
-#pragma unroll
+  constexpr int MOST = NEAR == 8 ? 2 : 4, COUNT = TIMES < MOST ? TIMES : MOST;
+  // A row that is kept has no more than are quantized at once.
+#pragma unroll 1
   for (int first = 0; first < TIMES; first += COUNT) {
     Near near[COUNT] = {};
 #pragma unroll
