@@ -116,7 +116,7 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
     let on_gpu = model.target().starts_with("cuda");
     assert_eq!(heard.load(Ordering::Relaxed), if on_gpu { 1000 } else { 0 }, "all weights were copied");
     let vocab = model.manifest().model.vocab;
-    let mut engine = Engine::new(model.clone(), 64, 3)?;
+    let mut engine = Engine::new(model.clone(), 96, 3)?;
     let top = |logits: &[f32]| -> String {
         let top: Vec<String> = top_logits(logits, 5).iter().map(|(id, x)| format!("{id}:{x:.3}")).collect();
         top.join(" ")
@@ -154,7 +154,7 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
         after.extend(logits.chunks_exact(vocab as usize).map(top));
     }
     // The likeliest tokens, of few rows and of more than come back through pinned memory, are those of the logits.
-    for rows in [1, 3, 17] {
+    for rows in [1, 3, 17, 33] {
         let before = engine.len(second);
         batch.clear();
         for i in 0..rows {
@@ -186,7 +186,7 @@ fn speak(artifact: &Path, device: DeviceChoice) -> attar_runtime::Result<String>
     let alone = |engine: &mut Engine| -> attar_runtime::Result<Vec<f32>> {
         let sequence = engine.add_sequence()?;
         let (mut batch, mut all) = (StepBatch::default(), Vec::new());
-        for count in [1u32, 17, 3, 17, 17, 1, 3, 17] {
+        for count in [1u32, 33, 3, 33, 17, 33, 1, 3, 33] {
             batch.clear();
             (0..count).for_each(|i| batch.push(sequence, (5 + 7 * i) % vocab, true));
             all.extend_from_slice(engine.step(&batch)?);

@@ -25,6 +25,11 @@ const MOST_NORMS: usize = 1024;
 
 /// Most tokens of a step of a prompt: enough that products of 4096 channels fill a large GPU twice over.
 const PREFILL_TOKENS: u32 = 2048;
+/// Most tokens of a program for few: twice as many rows as its products take at a time. With that many the products of the program
+/// for many would take longer, whose tiles have 64 rows, and its attention, which has blocks for many tokens of a sequence.
+const SMALL_BATCH_TOKENS: u32 = 32;
+/// Rows that products with few take at a time.
+pub(crate) const FEW_ROWS: usize = 16;
 
 /// One kernel of the GPU, completely described.
 #[derive(Clone, Debug, PartialEq)]
@@ -196,7 +201,8 @@ pub fn translate(specs: &[KernelSpec], programs: &[Program]) -> Result<CudaProgr
         });
         let max_tokens = match program.kind {
             ProgramKind::Prefill => program.max_tokens.max(PREFILL_TOKENS),
-            ProgramKind::Decode | ProgramKind::SmallBatch => program.max_tokens,
+            ProgramKind::SmallBatch => program.max_tokens.max(SMALL_BATCH_TOKENS),
+            ProgramKind::Decode => program.max_tokens,
         };
         out.push(Program { launches: launches.collect(), arena, max_tokens, ..program.clone() });
     }
@@ -457,7 +463,9 @@ impl Translation {
         let blocks = match linear.rows {
             RowTile::One | RowTile::Small => {
                 let per = CHANNELS * small_blocks(linear);
-                (Tiles { extent: Extent::fixed(linear.n as u64), per: per as u32 }, Tiles::one())
+                let x = Tiles { extent: Extent::fixed(linear.n as u64), per: per as u32 };
+                let few = Tiles { extent: rows, per: FEW_ROWS as u32 };
+                (x, if linear.rows == RowTile::One { Tiles::one() } else { few })
             }
             RowTile::Many => {
                 let per = if linear.format.code_bits() == 32 { 64 } else { 128 };

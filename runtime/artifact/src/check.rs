@@ -310,7 +310,7 @@ fn program(
 ) -> Result<(), LaunchFault> {
     let most = match p.kind {
         ProgramKind::Decode => 1,
-        ProgramKind::SmallBatch => 16,
+        ProgramKind::SmallBatch => 32,
         ProgramKind::Prefill => MAX_TOKENS,
     };
     if !(1..=most).contains(&p.max_tokens) {

@@ -68,7 +68,7 @@ impl Extent {
 pub enum ProgramKind {
     /// One token.
     Decode,
-    /// 2 to 16 tokens: batched decode and verification of drafts.
+    /// 2 to 16 tokens, 32 on GPUs: batched decode and verification of drafts.
     SmallBatch,
     /// Any number of tokens up to the program's limit.
     Prefill,

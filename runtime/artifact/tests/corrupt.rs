@@ -373,7 +373,7 @@ fn hostile_programs() {
         (Box::new(move |p| p[0].launches[1].grid = Extent::fixed(1 << 40)), "a grid of more than"),
         (Box::new(move |p| p[0].arena = huge), "an arena of more than"),
         (Box::new(move |p| p[0].max_tokens = 2), "max_tokens is 2, allowed are 1 to 1"),
-        (Box::new(move |p| p[1].max_tokens = 17), "max_tokens is 17, allowed are 1 to 16"),
+        (Box::new(move |p| p[1].max_tokens = 33), "max_tokens is 33, allowed are 1 to 32"),
         (Box::new(move |p| p[2].max_tokens = 0), "max_tokens is 0"),
         (Box::new(move |p| p[2].max_tokens = u32::MAX), "max_tokens is 4294967295"),
         (Box::new(move |p| p[2].kind = ProgramKind::Decode), "two programs of kind Decode"),

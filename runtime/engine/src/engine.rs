@@ -704,12 +704,12 @@ fn put(region: &mut Region, index: usize, value: i32) {
 
 /// The program for a step of that many tokens: the one meant for it, else the smallest that takes it.
 fn pick(programs: &[Runnable], tokens: usize) -> Option<usize> {
+    let fits = |p: &Runnable| p.max_tokens >= tokens;
     let meant = match tokens {
         1 => ProgramKind::Decode,
-        2..=16 => ProgramKind::SmallBatch,
+        _ if programs.iter().any(|p| p.kind == ProgramKind::SmallBatch && fits(p)) => ProgramKind::SmallBatch,
         _ => ProgramKind::Prefill,
     };
-    let fits = |p: &Runnable| p.max_tokens >= tokens;
     programs.iter().position(|p| p.kind == meant && fits(p)).or_else(|| {
         let smallest = programs.iter().enumerate().filter(|(_, p)| fits(p)).min_by_key(|(_, p)| p.max_tokens);
         smallest.map(|(i, _)| i)

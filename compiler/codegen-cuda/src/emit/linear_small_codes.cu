@@ -1,4 +1,4 @@
-// y[m, n] = sum_k x[m, k] w[n, k] for up to 16 rows of int8 activations and weights of 2 to 8 bits.
+// y[m, n] = sum_k x[m, k] w[n, k] for a few rows of int8 activations and weights of 2 to 8 bits, up to 16 by a block.
 //
 // Rows are the columns of byte-wise products, whose sums over a group are whole numbers p. With a channel's scale w of the group
 // and a row's scale x, what a group adds is x w (p + c s): s is the sum of the row's codes, and c what the group's choice adds to
@@ -7,7 +7,8 @@
 //
 // A warp has `OWN` blocks of channels, which share the rows that it loads; warps of a thread block share out fours of groups. Both
 // are copied to shared memory by the warp that needs them, `STAGES` fours ahead, weights before what other launches leave is
-// waited for. What is not there, rows or groups, is zeros, or has scales of zero.
+// waited for. What is not there, rows or groups, is zeros, or has scales of zero. Blocks of the same channels follow each other, so that
+// weights are in the L2 cache when they are asked for again.
 
 constexpr int COLUMNS = BLOCKS / OWN, SPLITS = WARPS / COLUMNS;
 constexpr int CHANNELS = 16 * BLOCKS;
@@ -227,13 +228,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
 KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAMETER, void *out, u64 row_count, u64) {
   extern __shared__ Four given[];
   Shared &shared = *(Shared *)given;
-  const int warp = threadIdx.x / 32, rows = (int)row_count;
-  const int first_channel = blockIdx.x * CHANNELS;
+  const int warp = threadIdx.x / 32;
+  const int id = blockIdx.y * gridDim.x + blockIdx.x, tile = id / gridDim.y, first_row = id % gridDim.y * ROWS;
+  const int rows = min(ROWS, (int)row_count - first_row), first_channel = tile * CHANNELS;
   let_next_launch_begin();
   Table table;
   table.load(packed);
-  const int first_block = blockIdx.x * BLOCKS + warp % COLUMNS * OWN, split = warp / COLUMNS;
-  const Source source(packed, x, rows, first_block);
+  const int first_block = tile * BLOCKS + warp % COLUMNS * OWN, split = warp / COLUMNS;
+  const Source source(packed, x + (size_t)first_row * X::STRIDE, rows, first_block);
   // A thread finishes one channel, of one row after the other.
   static_assert(WARPS * 32 % CHANNELS == 0, "the same channel each time");
   const int c = threadIdx.x % CHANNELS, n = first_channel + c;
@@ -246,7 +248,7 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
   }
 #pragma unroll
   for (int own = 0; own < OWN; ++own)
-    if (own < source.owned) fetch_groups_ahead(source.block + own * W::BLOCK, (SPLITS + split) * STAGES * 4, STAGES * 4);
+    if (own < source.owned && first_row == 0) fetch_groups_ahead(source.block + own * W::BLOCK, (SPLITS + split) * STAGES * 4, STAGES * 4);
   wait_for_launches();
   // The residual is on its way while products are.
   constexpr int TIMES = (ROWS * CHANNELS + WARPS * 32 - 1) / (WARPS * 32);
@@ -256,7 +258,7 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
 #pragma unroll
     for (int time = 0; time < TIMES; ++time) {
       const int m = (time * WARPS * 32 + threadIdx.x) / CHANNELS;
-      if (m < rows && n < W::N) before[time] = from[(size_t)m * W::N + n];
+      if (m < rows && n < W::N) before[time] = from[(size_t)(first_row + m) * W::N + n];
     }
   }
   if (table.has_split_signs()) {
@@ -276,13 +278,13 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
     if (!W::BF16_SCALES) sum *= shared.channel_scales[c];
     if constexpr (EPILOGUE == STORE || EPILOGUE == RESIDUAL) {
       const float *added = BIAS_ARGUMENT;
-      if (n < W::N) ((float *)out)[(size_t)m * W::N + n] = before[time] + (sum + (added ? added[n] : 0.f));
+      if (n < W::N) ((float *)out)[(size_t)(first_row + m) * W::N + n] = before[time] + (sum + (added ? added[n] : 0.f));
     } else {
       shared.parts[0][m][c] = sum;
     }
   }
   if constexpr (EPILOGUE != STORE && EPILOGUE != RESIDUAL) {
     __syncthreads();
-    finish_tile<CHANNELS, STRIDE, WARPS * 32>(&shared.parts[0][0][0], rows, 0, first_channel, BIAS_ARGUMENT, nullptr, out);
+    finish_tile<CHANNELS, STRIDE, WARPS * 32>(&shared.parts[0][0][0], rows, first_row, first_channel, BIAS_ARGUMENT, nullptr, out);
   }
 }

@@ -1,4 +1,4 @@
-// y[m, n] = sum_k x[m, k] w[n, k] for up to 16 rows of f32 activations and uncompressed weights.
+// y[m, n] = sum_k x[m, k] w[n, k] for a few rows of f32 activations and uncompressed weights, up to 16 by a block.
 //
 // A warp reads eight 64-byte rows of a block of 16 channels at once: a thread has four channels of one of them. Warps of a
 // block share out the rows of codes of `BLOCKS` blocks.
@@ -16,7 +16,8 @@ KERNEL(const float *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PAR
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int split = warp / BLOCKS, local = warp % BLOCKS;
   const int index = blockIdx.x * BLOCKS + local;
-  const int rows = ROWS == 1 ? 1 : (int)row_count;
+  const int first_row = blockIdx.y * ROWS, rows = ROWS == 1 ? 1 : min(ROWS, (int)row_count - first_row);
+  x += (size_t)first_row * W::K;
   float sums[ROWS][4] = {};
   if (index * 16 < W::N) {
     const u8 *codes = packed + (size_t)index * W::BLOCK + W::CODES + lane % 4 * 16;
@@ -65,5 +66,5 @@ KERNEL(const float *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PAR
     parts[0][m][c] = sum;
   }
   __syncthreads();
-  finish_tile<CHANNELS, STRIDE, WARPS * 32>(&parts[0][0][0], rows, 0, blockIdx.x * CHANNELS, BIAS_ARGUMENT, RESIDUAL_ARGUMENT, out);
+  finish_tile<CHANNELS, STRIDE, WARPS * 32>(&parts[0][0][0], rows, first_row, blockIdx.x * CHANNELS, BIAS_ARGUMENT, RESIDUAL_ARGUMENT, out);
 }

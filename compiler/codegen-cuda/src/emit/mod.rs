@@ -6,7 +6,7 @@ mod constants;
 use crate::arch::CudaTarget;
 use crate::attention_tiles::AttentionTiles;
 use crate::error::{Error, Result};
-use crate::spec::{CudaSpec, Widen};
+use crate::spec::{CudaSpec, FEW_ROWS, Widen};
 use attar_artifact::manifest::KvType;
 use attar_artifact::program::EntryBlocks;
 use attar_format::{FormatRef, Scale};
@@ -198,7 +198,7 @@ const SLICE_BYTES: usize = 160;
 /// Whether shared memory has room for two stages with two blocks of channels each.
 fn two_fit(format: FormatRef) -> bool {
     // Beside them are the scales of up to four blocks.
-    let shared = SMALL_WARPS * 2 * (2 * piece_bytes(format) + 16 * SLICE_BYTES) + 4 * 64;
+    let shared = SMALL_WARPS * 2 * (2 * piece_bytes(format) + FEW_ROWS * SLICE_BYTES) + 4 * 64;
     !format.is_uncompressed() && shared <= CudaTarget::LEAST_SHARED
 }
 
@@ -218,7 +218,7 @@ struct FewRows {
 impl FewRows {
     fn of(linear: &LinearSpec, target: CudaTarget) -> FewRows {
         let blocks = small_blocks(linear);
-        let tiles = if linear.rows == RowTile::One { 1 } else { 2 };
+        let tiles = if linear.rows == RowTile::One { 1 } else { FEW_ROWS / 8 };
         let stage = |own: usize| SMALL_WARPS * (own * piece_bytes(linear.format) + tiles * 8 * SLICE_BYTES);
         let (room, scales) = (target.shared_bytes(), 4 * 16 * blocks);
         // More registers would be needed for four blocks of wider codes.
@@ -251,7 +251,7 @@ fn linear_parts(
         if floats || linear.rows == RowTile::Many { String::new() } else { PRODUCTS.to_owned() };
     let template = match linear.rows {
         RowTile::One | RowTile::Small => {
-            let rows = if linear.rows == RowTile::One { 1 } else { 16 };
+            let rows = if linear.rows == RowTile::One { 1 } else { FEW_ROWS };
             c.int("ROWS", rows).int("WARPS", SMALL_WARPS).int("BLOCKS", small_blocks(linear));
             let one = linear.rows == RowTile::One && takes_one_row(linear);
             if one {

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 /// Most tokens of a step whose launches become a graph at once. Larger steps come in many sizes, and take so long that the processor
 /// mostly has the next launch ready before the one before is over: they become graphs when their size comes again, as that of
 /// many sequences, a token each, does.
-const GRAPH_TOKENS: u64 = 16;
+const GRAPH_TOKENS: u64 = 32;
 /// Graphs kept; the one that was used the longest time ago gives way.
 const MOST_GRAPHS: usize = 64;
 /// Sizes of larger steps that are remembered.
 const MOST_SEEN: usize = 16;
 /// Rows of logits that come back through pinned memory.
-const PINNED_ROWS: usize = 16;
+const PINNED_ROWS: usize = 32;
 
 /// What a step reads, in host memory.
 pub(crate) struct Inputs<'a> {
