@@ -104,12 +104,12 @@ fn main_loop(listing: &str) -> Option<Loop> {
 /// Instructions for each one of tensor cores that the loop of a product may have, a tenth more than it has: with one row, with a
 /// few, with many by `mma` and by `wgmma`.
 const MOST: &[(&str, [f64; 4])] = &[
-    ("w8", [20.8, 27.7, 7.6, 69.0]),
-    ("n6", [124.0, 64.5, 12.4, 103.0]),
-    ("n5", [75.2, 44.8, 11.1, 79.0]),
-    ("n4", [18.5, 15.1, 9.6, 60.0]),
-    ("n3", [33.5, 28.5, 9.7, 59.0]),
-    ("n2", [29.7, 25.6, 9.3, 54.0]),
+    ("w8", [20.8, 28.7, 7.6, 69.0]),
+    ("n6", [124.0, 71.6, 12.4, 103.0]),
+    ("n5", [75.2, 55.0, 11.1, 79.0]),
+    ("n4", [18.5, 15.7, 9.6, 60.0]),
+    ("n3", [33.5, 29.2, 9.7, 59.0]),
+    ("n2", [29.7, 27.0, 9.3, 54.0]),
 ];
 
 fn most(format: FormatRef, rows: RowTile, target: CudaTarget) -> f64 {

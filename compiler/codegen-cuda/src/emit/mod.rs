@@ -51,8 +51,8 @@ const WGMMA_BLOCKS: EntryBlocks = EntryBlocks { shared_bytes: EntryBlocks::MOST_
 pub(crate) fn small_blocks(linear: &LinearSpec) -> usize {
     match linear.epilogue {
         Epilogue::Store | Epilogue::Residual | Epilogue::Qkv(_) => {
-            let tall = linear.rows == RowTile::Small && linear.n >= TALL && two_fit(linear.format);
-            1 + usize::from(tall)
+            let tall = linear.n >= TALL && !linear.format.is_uncompressed();
+            1 + usize::from(linear.rows == RowTile::Small && tall)
         }
         Epilogue::Swiglu { out: Activation::F32, .. } => 2,
         Epilogue::Swiglu { out: Activation::Int8, .. } => 4,
@@ -195,13 +195,6 @@ pub(crate) fn takes_one_row(linear: &LinearSpec) -> bool {
 /// Bytes of a row's activations of four groups beside weights: codes, scales and sums.
 const SLICE_BYTES: usize = 160;
 
-/// Whether shared memory has room for two stages with two blocks of channels each.
-fn two_fit(format: FormatRef) -> bool {
-    // Beside them are the scales of up to four blocks.
-    let shared = SMALL_WARPS * 2 * (2 * piece_bytes(format) + FEW_ROWS * SLICE_BYTES) + 4 * 64;
-    !format.is_uncompressed() && shared <= CudaTarget::LEAST_SHARED
-}
-
 /// How a product with a few rows is shared out.
 #[derive(Clone, Copy, Debug)]
 struct FewRows {
@@ -221,14 +214,10 @@ impl FewRows {
         let tiles = if linear.rows == RowTile::One { 1 } else { FEW_ROWS / 8 };
         let stage = |own: usize| SMALL_WARPS * (own * piece_bytes(linear.format) + tiles * 8 * SLICE_BYTES);
         let (room, scales) = (target.shared_bytes(), 4 * 16 * blocks);
-        // More registers would be needed for four blocks of wider codes.
-        let four = blocks == 4 && linear.format.code_bits() <= 4 && 2 * stage(4) + scales <= room;
-        let own = match blocks {
-            _ if four => 4,
-            2.. if two_fit(linear.format) => 2,
-            _ => 1,
-        };
-        // Two stages find room for a block everywhere.
+        // As many as two stages have room for; four of wide codes would take too many registers.
+        let most = if linear.format.code_bits() <= 4 { 4 } else { 2 };
+        let fits = |own: usize| own <= most && 2 * stage(own) + scales <= room;
+        let own = [4, 2].into_iter().find(|own| blocks.is_multiple_of(*own) && fits(*own)).unwrap_or(1);
         let stages = ((room - scales) / stage(own)).clamp(2, MOST_STAGES);
         let splits = SMALL_WARPS * own / blocks;
         let parts = 4 * splits * tiles * 8 * (16 * blocks + 1);
