@@ -60,7 +60,7 @@ pub struct Group {
 /// Those of the engine.
 pub fn measure(model: &Model, plan: ProfilePlan, mut progress: impl FnMut(&str)) -> Result<Vec<StepProfile>> {
     let mut out = Vec::new();
-    let small = plan.batch.clamp(2, 16);
+    let small = plan.batch.clamp(2, model.small_batch_tokens().max(2));
     let prompt = plan.prompt.min(model.max_step_tokens());
     for (sequences, tokens, context) in [(1, 1, plan.context), (small, 1, plan.context), (1, prompt, 0)] {
         if tokens == 0 {

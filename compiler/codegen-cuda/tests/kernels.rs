@@ -343,6 +343,17 @@ fn products_of_few_rows_and_large_matrices_agree_with_the_reference() {
             }
         }
     }
+    // Of uncompressed weights, too, a block has 16 rows.
+    for (f, format) in formats::ALL.iter().copied().filter(|f| f.is_uncompressed()).enumerate() {
+        for (e, (epilogue, n)) in linear_cases::epilogues().into_iter().take(5).enumerate() {
+            let spec = LinearSpec { format, n, k: 96, rows: RowTile::Small, bias: e % 2 == 0, epilogue };
+            cases.push(linear_cases::case((10 * f + e) as u64, spec, [17, 32, 23][(e + f) % 3]));
+        }
+    }
+    // A row that has no room beside weights.
+    let (format, epilogue) = (formats::by_name("n4").expect("a format"), Epilogue::Residual);
+    let longest = LinearSpec { format, n: 21, k: 53248, rows: RowTile::One, bias: true, epilogue };
+    cases.push(linear_cases::case(7, longest, 1));
     for target in [CudaTarget::Ptx, CudaTarget::by_name("cuda:sm_90a").expect("a target")] {
         agree_on(target, &cases);
     }

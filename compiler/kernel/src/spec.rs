@@ -157,7 +157,7 @@ pub enum Elementwise {
 pub enum RowTile {
     /// Exactly one row.
     One,
-    /// 1 to 16 rows, the weights of a block decoded once for all of them.
+    /// A few rows, 1 to 16 on CPUs and to 32 on GPUs: the weights of a block are decoded once for 16 of them.
     Small,
     /// Any number of rows.
     Many,

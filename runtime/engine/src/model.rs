@@ -443,6 +443,12 @@ impl Model {
         self.inner.programs.iter().map(|p| p.max_tokens).max().unwrap_or(0)
     }
 
+    /// Most tokens of a step that runs the program for few: batched decode, drafts to verify. 0 without such a program.
+    pub fn small_batch_tokens(&self) -> usize {
+        let small = self.inner.programs.iter().filter(|p| p.kind == ProgramKind::SmallBatch);
+        small.map(|p| p.max_tokens).max().unwrap_or(0)
+    }
+
     /// Most rows of logits of one step.
     pub fn max_step_rows(&self) -> usize {
         self.max_step_tokens().min(MOST_ROWS)

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Most tokens of a step whose launches become a graph at once. Larger steps come in many sizes, and take so long that the processor
 /// mostly has the next launch ready before the one before is over: they become graphs when their size comes again, as that of
 /// many sequences, a token each, does.
-const GRAPH_TOKENS: u64 = 32;
+const GRAPH_TOKENS: u64 = 16;
 /// Graphs kept; the one that was used the longest time ago gives way.
 const MOST_GRAPHS: usize = 64;
 /// Sizes of larger steps that are remembered.
@@ -84,6 +84,15 @@ impl std::fmt::Debug for Runner {
 unsafe impl Send for Runner {}
 // SAFETY: as above.
 unsafe impl Sync for Runner {}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // After a step that failed some of its launches may still run, on weights and with kernels that the stream knows nothing of.
+        if self.under_way {
+            let _ = self.stream.synchronize();
+        }
+    }
+}
 
 /// Sizes that the memory of an engine follows from.
 pub(crate) struct RunnerSizes {
