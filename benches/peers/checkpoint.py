@@ -206,6 +206,20 @@ def llama3_factors(config):
     return factors.astype(np.float32)
 
 
+def add_shape(writer, config):
+    """What a GGUF says of the shape of a Llama with that `config.json`."""
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_vocab_size(config["vocab_size"])
+
+
 def gguf_from_folder(folder, tokenizer, path):
     """`tokenizer`: a GGUF whose tokens are taken; rows of the embedding beyond them get unused tokens."""
     config = json.loads((folder / "config.json").read_text())
@@ -217,16 +231,7 @@ def gguf_from_folder(folder, tokenizer, path):
     meta = fields(gguf.GGUFReader(tokenizer))
     writer = gguf.GGUFWriter(path, "llama", use_temp_file=False)
     writer.add_name(folder.name)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_vocab_size(config["vocab_size"])
+    add_shape(writer, config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     tokens, types = list(meta["tokenizer.ggml.tokens"]), list(meta["tokenizer.ggml.token_type"])
     extra = config["vocab_size"] - len(tokens)

@@ -26,7 +26,7 @@ const MOST_NORMS: usize = 1024;
 /// Most tokens of a step of a prompt: enough that products of 4096 channels fill a large GPU twice over.
 const PREFILL_TOKENS: u32 = 2048;
 /// Most tokens of a program for few: twice as many rows as its products take at a time. With that many the products of the program
-/// for many would take longer, whose tiles have 64 rows, and its attention, which has blocks for many tokens of a sequence.
+/// for many should take longer, whose tiles have 64 rows, and its attention, which has blocks for many tokens of a sequence.
 const SMALL_BATCH_TOKENS: u32 = 32;
 /// Rows that products with few take at a time.
 pub(crate) const FEW_ROWS: usize = 16;

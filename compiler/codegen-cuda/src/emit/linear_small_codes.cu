@@ -239,8 +239,9 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
   // A thread finishes one channel, of one row after the other.
   static_assert(WARPS * 32 % CHANNELS == 0, "the same channel each time");
   const int c = threadIdx.x % CHANNELS, n = first_channel + c;
-  if (!W::BF16_SCALES && threadIdx.x < CHANNELS)
-    shared.channel_scales[c] = n < W::N ? ((const float *)(packed + W::HEADER + (size_t)(n / 16) * W::BLOCK))[n % 16] : 0.f;
+  const bool brings_scale = !W::BF16_SCALES && threadIdx.x < CHANNELS;
+  float channel_scale = 0.f;
+  if (brings_scale && n < W::N) channel_scale = ((const float *)(packed + W::HEADER + (size_t)(n / 16) * W::BLOCK))[n % 16];
 #pragma unroll
   for (int stage = 0; stage < STAGES; ++stage) {
     const int first = (split + stage * SPLITS) * 4;
@@ -249,6 +250,7 @@ KERNEL(const u8 *x, const u8 *__restrict__ packed BIAS_PARAMETER RESIDUAL_PARAME
 #pragma unroll
   for (int own = 0; own < OWN; ++own)
     if (own < source.owned && first_row == 0) fetch_groups_ahead(source.block + own * W::BLOCK, (SPLITS + split) * STAGES * 4, STAGES * 4);
+  if (brings_scale) shared.channel_scales[c] = channel_scale;
   wait_for_launches();
   // The residual is on its way while products are.
   constexpr int TIMES = (ROWS * CHANNELS + WARPS * 32 - 1) / (WARPS * 32);

@@ -52,7 +52,7 @@ pub(crate) struct Runner {
     memory: Memory,
     /// That of the memory, on which nothing else runs.
     stream: Arc<CudaStream>,
-    places: Places,
+    layout: Layout,
     vocab: u64,
     stride: u64,
     most_spans: u64,
@@ -117,7 +117,7 @@ struct Call<'a> {
 
 /// Offsets in the memory of a runner.
 #[derive(Clone, Copy)]
-struct Places {
+struct Layout {
     /// A step's inputs, behind activations.
     inputs: u64,
     logits: u64,
@@ -125,8 +125,8 @@ struct Places {
     end: u64,
 }
 
-impl Places {
-    fn of(device: &Device, sizes: &RunnerSizes) -> Places {
+impl Layout {
+    fn of(device: &Device, sizes: &RunnerSizes) -> Layout {
         let arena = device.programs.iter().map(|p| {
             let most = u64::from(p.max_tokens);
             p.arena.at(StepSize { tokens: most, rows: most, spans: sizes.spans }).unwrap_or(0)
@@ -136,31 +136,31 @@ impl Places {
         let logits = inputs + (sizes.input_bytes + 64 * ALIGN).next_multiple_of(ALIGN);
         let choices = logits + sizes.rows * sizes.vocab * 4;
         let end = choices + sizes.rows.max(1) * TOP_K_MOST * size_of::<TokenLogit>() as u64;
-        Places { inputs, logits, choices, end }
+        Layout { inputs, logits, choices, end }
     }
 }
 
 impl Runner {
     /// Bytes of device memory that a runner needs.
     pub(crate) fn bytes(device: &Device, sizes: &RunnerSizes) -> u64 {
-        Places::of(device, sizes).end
+        Layout::of(device, sizes).end
     }
 
     /// `memory` has [`Runner::bytes`].
     pub(crate) fn new(device: Arc<Device>, sizes: &RunnerSizes, memory: Memory) -> Result<Runner> {
-        let places = Places::of(&device, sizes);
+        let layout = Layout::of(&device, sizes);
         let stream = memory.stream().clone();
         let context = stream.context();
         let fail = |e| failed(device.index, "allocating memory", e);
         let rows = PINNED_ROWS.min(sizes.rows as usize);
         // SAFETY: numbers of any value; they are written before they are read.
         let staging =
-            unsafe { context.alloc_pinned((places.logits - places.inputs) as usize) }.map_err(fail)?;
+            unsafe { context.alloc_pinned((layout.logits - layout.inputs) as usize) }.map_err(fail)?;
         // SAFETY: as above. Not write-combined, for the processor reads it.
         let answers =
             unsafe { context.alloc_pinned_with_flags(rows * sizes.vocab as usize, 0) }.map_err(fail)?;
         // SAFETY: as above.
-        let chosen = unsafe { context.alloc_pinned_with_flags((places.end - places.choices) as usize, 0) }
+        let chosen = unsafe { context.alloc_pinned_with_flags((layout.end - layout.choices) as usize, 0) }
             .map_err(fail)?;
         let (vocab, stride, most_spans) = (sizes.vocab, sizes.stride, sizes.spans);
         let (graphs, seen) = (Vec::new(), VecDeque::new());
@@ -168,7 +168,7 @@ impl Runner {
             device,
             memory,
             stream,
-            places,
+            layout,
             vocab,
             stride,
             most_spans,
@@ -250,7 +250,7 @@ impl Runner {
         let fail = |e| failed(index, "sending a step's inputs", e);
         let parts = [inputs.tokens, inputs.positions, inputs.seqs, inputs.rows].into_iter();
         let parts = parts.chain(inputs.rope.iter().copied()).chain([inputs.block_tables]);
-        let start = self.memory.address() + self.places.inputs;
+        let start = self.memory.address() + self.layout.inputs;
         let (mut at, mut places) = (0u64, Vec::with_capacity(5 + inputs.rope.len()));
         if std::mem::replace(&mut self.under_way, true) {
             // A step that failed left its copy alone.
@@ -268,7 +268,7 @@ impl Runner {
         }
         let sent = staging.get(..at as usize).unwrap_or_default();
         // SAFETY: the next step's inputs wait for this copy, see above.
-        unsafe { self.memory.receive(self.places.inputs as usize, sent) }.map_err(fail)?;
+        unsafe { self.memory.receive(self.layout.inputs as usize, sent) }.map_err(fail)?;
         Ok(places)
     }
 
@@ -281,7 +281,7 @@ impl Runner {
         let to = to.get_mut(..count as usize * size_of::<T>()).unwrap_or_default();
         if !to.is_empty() {
             // SAFETY: nobody uses them before the stream is done.
-            unsafe { self.memory.send(self.places.choices as usize, to) }.map_err(fail)?;
+            unsafe { self.memory.send(self.layout.choices as usize, to) }.map_err(fail)?;
         }
         // Errors of kernels show here.
         self.stream.synchronize().map_err(fail)?;
@@ -301,7 +301,7 @@ impl Runner {
         let to = to.get_mut(..count).unwrap_or_default();
         if count > 0 {
             // SAFETY: as above.
-            unsafe { self.memory.send(self.places.logits as usize, to) }.map_err(fail)?;
+            unsafe { self.memory.send(self.layout.logits as usize, to) }.map_err(fail)?;
         }
         // Errors of kernels show here.
         self.stream.synchronize().map_err(fail)?;
@@ -332,7 +332,7 @@ impl Runner {
                 Arg::Step(StepBuffer::Rows) => *rows,
                 Arg::Step(StepBuffer::BlockTables) => *tables,
                 Arg::Step(StepBuffer::Rope { table }) => rope.get(table as usize).copied().unwrap_or(0),
-                Arg::Step(StepBuffer::Logits) => base + self.places.logits,
+                Arg::Step(StepBuffer::Logits) => base + self.layout.logits,
                 Arg::Keys { layer } => keys(layer as usize).0,
                 Arg::Values { layer } => keys(layer as usize).1,
                 Arg::Imm(value) => value,
@@ -357,7 +357,7 @@ impl Runner {
                 args: launch.args.iter().map(resolve).collect(),
             });
         }
-        let mut args = vec![base + self.places.logits, base + self.places.choices, self.vocab];
+        let mut args = vec![base + self.layout.logits, base + self.layout.choices, self.vocab];
         let chooser = match wanted {
             Wanted::Logits => None,
             Wanted::Likeliest => Some((ARGMAX, ARGMAX_THREADS)),
